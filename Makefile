@@ -1,0 +1,40 @@
+# Every target calls plain commands that the README shows. Needed from the system: Python >= 3.10 with venv, a C compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test lint test-official smoke-official clean
+.DEFAULT_GOAL := setup
+
+setup: .venv/.complete
+
+.venv/.complete: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed; make PYTHON=python3.11 names another one" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "setup: a C compiler is missing: apt-get install gcc" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -e '.[dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	  echo "setup: opencv-python needs libGL, which this system lacks: opencv-python-headless takes its place"; \
+	  $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install --force-reinstall --no-deps opencv-python-headless; }
+	@touch $@
+
+demo: setup
+	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json
+	$(BIN)/python launch/evaluate.py --run runs/demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-official: setup
+	$(BIN)/python -m pytest -m official tests/official
+
+smoke-official: setup
+	$(BIN)/python launch/smoke_official.py --data $(DATA)
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

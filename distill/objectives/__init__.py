@@ -1,0 +1,20 @@
+"""The objectives by name. Each class has a ``Config`` dataclass and is built as ``Class(config, schedule)``."""
+
+from __future__ import annotations
+
+from distill.objectives.autoencode import Autoencode
+from distill.objectives.base import FullWeightObjective, LossOutput, Objective, Roles, StepInput
+from distill.objectives.consistency import Consistency
+from distill.objectives.denoise import Denoise
+from distill.objectives.recognize import Recognize
+from distill.objectives.x0_regression import X0Regression
+
+OBJECTIVES: dict[str, type] = {
+    "consistency": Consistency,
+    "x0_regression": X0Regression,
+    "denoise": Denoise,
+    "autoencode": Autoencode,
+    "recognize": Recognize,
+}
+
+__all__ = ["OBJECTIVES", "FullWeightObjective", "LossOutput", "Objective", "Roles", "StepInput"]

@@ -1,0 +1,135 @@
+"""Training of a teacher: AnyText2's noise prediction loss (AnyText2 code, ``p_losses``; Ho et al. 2020, eq. 14).
+
+Differences to the released training code, both meant: the mask of ignored text is resized to the latent's own size
+instead of 64 x 64, and the context can be dropped in a share of the samples, so that guidance has something to
+compare with.
+
+Shape legend: B batch, L lines, C channels, H/W pixels, h/w latent cells, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytext2.batch import Batch, Conditions
+from distill import losses
+from distill.objectives.base import (
+    LossOutput,
+    Roles,
+    StepInput,
+    Trains,
+    loss_output,
+    masked_latent_of,
+    named_parameters_of,
+    predict_noise,
+    require_latent,
+)
+from distill.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from anytext2.model import AnyText2
+
+SCOPES = {
+    "official": ("control_model", "embedding_manager"),
+    "all": ("control_model", "embedding_manager", "model.diffusion_model", "cond_stage_model"),
+}
+
+
+@dataclass
+class DenoiseConfig:
+    """``context_dropout``: share of samples whose two captions are replaced by the unconditional ones.
+
+    ``text_weight``: extra weight of the cells inside the text boxes (0: none, as AnyText2).
+    ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
+    whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
+    """
+
+    context_dropout: float = 0.0
+    text_weight: float = 0.0
+    scope: str = "official"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.context_dropout < 1.0:
+            raise ValueError(f"denoise.context_dropout = {self.context_dropout}: must be in [0, 1)")
+        if self.text_weight < 0:
+            raise ValueError(f"denoise.text_weight = {self.text_weight}: must be >= 0")
+        if self.scope not in SCOPES:
+            raise ValueError(f"denoise.scope = '{self.scope}': choose one of {', '.join(SCOPES)}")
+
+
+class Denoise:
+    """Predicts the noise in ``latent`` at t ~ U{0..T-1}."""
+
+    Config = DenoiseConfig
+    trains: Trains = "teacher"
+    needs_latents = True
+
+    def __init__(self, config: DenoiseConfig, schedule: NoiseSchedule) -> None:
+        self.config = config
+        self.schedule = schedule
+
+    def trainable(self, model: AnyText2) -> Iterable[tuple[str, nn.Parameter]]:
+        yield from named_parameters_of(model, SCOPES[self.config.scope])
+        if self.config.scope == "official":
+            for name, parameter in named_parameters_of(model, ("model.diffusion_model",)):
+                if "attn1x" in name or "attn2x" in name:
+                    yield name, parameter
+
+    def loss(self, roles: Roles, item: StepInput) -> LossOutput:
+        """Report: ``loss_text`` is the unweighted loss inside the text boxes, ``loss_plain`` that over everything."""
+        model, latent = roles.model, require_latent(item)
+        t = item.draws.integers("denoise/t", 0, self.schedule.timesteps, device=latent.device)
+        noise = item.draws.normal("denoise/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
+        noisy = self.schedule.to(latent.device).add_noise(latent, noise, t)
+
+        conditions = model.condition(item.batch, masked_latent_of(model, item))
+        conditions = self._drop_context(model, conditions, item)
+        eps = predict_noise(model, noisy, t, conditions, model.write(conditions))
+
+        allowed, inside = allowed_and_text(item.batch, *latent.shape[-2:])
+        per_sample = losses.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
+        with torch.no_grad():
+            error = (eps - noise).square()
+            text_error = (error * inside).sum() / (inside.sum() * error.shape[1]).clamp_min(1.0)
+        return loss_output(per_sample, loss_plain=error.mean(), loss_text=text_error)
+
+    def _drop_context(self, model: AnyText2, conditions: Conditions, item: StepInput) -> Conditions:
+        """Captions of the drawn samples replaced by the unconditional ones; hints stay, as in guided sampling."""
+        # decided on the CPU: a batch in which nothing is dropped pays for no unconditional encoding
+        dropped = item.draws.uniform("denoise/drop", 0.0, 1.0) < self.config.context_dropout
+        if not dropped.any():
+            return conditions
+        without = model.unconditional(conditions, item.batch)
+        rows = dropped.to(conditions.image_context.device).reshape(-1, 1, 1)
+        return replace(
+            conditions,
+            image_context=torch.where(
+                rows, _repeat_tokens(without.image_context, conditions.image_context), conditions.image_context
+            ),
+            text_context=torch.where(
+                rows, _repeat_tokens(without.text_context, conditions.text_context), conditions.text_context
+            ),
+        )
+
+
+def _repeat_tokens(context_BTD: Tensor, like_BTD: Tensor) -> Tensor:
+    """The context repeated to the token count of a longer caption.
+
+    Attention over k copies of the same tokens equals attention over one, so this changes nothing but the shape.
+    """
+    copies, rest = divmod(like_BTD.shape[1], context_BTD.shape[1])
+    assert rest == 0, f"{like_BTD.shape[1]} tokens are no multiple of {context_BTD.shape[1]}"
+    return context_BTD.repeat(1, copies, 1)
+
+
+def allowed_and_text(batch: Batch, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Maps [B,1,h,w] of latent size: 1 outside ignored text (nearest, as AnyText2), share of each cell inside boxes."""
+    ignored = F.interpolate(batch.inverse_mask.float(), size=(height, width), mode="nearest")
+    boxes = batch.position.amax(dim=1, keepdim=True).float()
+    return 1.0 - ignored, F.adaptive_avg_pool2d(boxes, (height, width))

@@ -1,0 +1,217 @@
+"""Training of the line recogniser: CTC on rendered glyph lines and on the lines cropped from the pictures.
+
+Both views go through one forward pass, so that the batch statistics kept for evaluation are those of what the model
+will see: plain glyph lines (AnyText2's text features) and photographed lines (its OCR loss and score).
+
+Shape legend: B batch, N lines of the batch (line-major: first lines of all samples, then second lines, ...), H/W
+pixels, T = 40 columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytext2.batch import Batch
+from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
+from anytext2.randomness import Draws
+from anytext2.recognizer import BLANK, COLUMNS, Recognizer, ctc_targets, load_charset
+from distill.objectives.base import (
+    LossOutput,
+    Roles,
+    StepInput,
+    Trains,
+    loss_output,
+    named_parameters_of,
+    rows_of,
+)
+from distill.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from anytext2.model import AnyText2
+
+
+@dataclass
+class RecognizeConfig:
+    """``glyph_weight`` and ``photo_weight``: of the two views. ``recolor_prob``: share of the glyph lines that get
+    random ink and paper instead of white on black. ``augment``: strength of noise, blur, contrast and crop jitter (0:
+    none, 1: strong but readable).
+    """
+
+    glyph_weight: float = 1.0
+    photo_weight: float = 1.0
+    recolor_prob: float = 0.5
+    augment: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.glyph_weight, self.photo_weight) < 0 or self.glyph_weight + self.photo_weight == 0:
+            raise ValueError("recognize: glyph_weight and photo_weight must be >= 0 and not both 0")
+        if not 0.0 <= self.recolor_prob <= 1.0:
+            raise ValueError(f"recognize.recolor_prob = {self.recolor_prob}: must be between 0 and 1")
+        if not 0.0 <= self.augment <= 1.0:
+            raise ValueError(f"recognize.augment = {self.augment}: must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class LineView:
+    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], its sample's row, text and weight."""
+
+    image: Tensor
+    row: int
+    text: str
+    weight: float
+
+
+class Recognize:
+    """Reads every line of the batch twice: as a glyph line and in the picture."""
+
+    Config = RecognizeConfig
+    trains: Trains = "recognizer"
+    needs_latents = False
+
+    def __init__(self, config: RecognizeConfig, schedule: NoiseSchedule) -> None:
+        self.config = config
+
+    def trainable(self, model: AnyText2) -> Iterable[tuple[str, nn.Parameter]]:
+        return named_parameters_of(model, ("text_predictor",))
+
+    def loss(self, roles: Roles, item: StepInput) -> LossOutput:
+        """Per line CTC / 40 as AnyText2 scales it; per sample the weighted mean of its lines (0 without any).
+
+        Report: ``lines`` seen and ``lines_skipped`` (blank, too long for CTC, or less than a pixel in the picture).
+        """
+        batch, recognizer = item.batch, roles.model.text_predictor
+        views, skipped = self._views(batch, item.draws)
+        device = batch.image.device
+        counts = {
+            "lines": torch.tensor(float(len(views)), device=device),
+            "lines_skipped": torch.tensor(float(skipped), device=device),
+        }
+        if not views:
+            nothing = sum(parameter.sum() for parameter in recognizer.parameters()) * 0.0
+            return loss_output(nothing * torch.ones(batch.size, device=device), **counts)
+        with _mode(recognizer, training=roles.model.training):
+            logits = recognizer(torch.stack([view.image for view in views])).logits
+        values = ctc(logits, [view.text for view in views], _charset(recognizer))
+        rows = torch.tensor([view.row for view in views], device=device)
+        weights = torch.tensor([view.weight for view in views], device=device)
+        totals = torch.zeros(batch.size, device=device).index_add(0, rows, weights * values)
+        per_sample = totals / torch.zeros(batch.size, device=device).index_add(0, rows, weights).clamp_min(1e-12)
+        return loss_output(per_sample, **counts)
+
+    def _views(self, batch: Batch, draws: Draws) -> tuple[list[LineView], int]:
+        """The views of all readable lines, and how many (line, view) pairs are not."""
+        lines = [(row, line) for line in range(max(batch.n_lines, default=0)) for row in _rows_with(batch, line)]
+        views, skipped = [], 0
+        for name, weight in (("glyph", self.config.glyph_weight), ("photo", self.config.photo_weight)):
+            if weight == 0 or not lines:
+                continue
+            style = torch.special.ndtr(_line_normals(batch, draws, f"recognize/{name}/style", (12,)))
+            noise = _line_normals(batch, draws, f"recognize/{name}/noise", (1, 48, 320))
+            jitter = _line_normals(batch, draws, f"recognize/{name}/jitter", (4, 2))
+            for at, (row, line) in enumerate(lines):
+                text = batch.texts[row][line]
+                crop = None
+                if text.strip() and columns_needed(text) <= COLUMNS:
+                    crop = self._glyph(batch, row, line, style[at]) if name == "glyph" else None
+                    crop = self._photo(batch, row, line, jitter[at]) if name == "photo" else crop
+                if crop is None:
+                    skipped += 1
+                else:
+                    views.append(LineView(self._finish(crop, style[at], noise[at]), row, text, weight))
+        return views, skipped
+
+    def _glyph(self, batch: Batch, row: int, line: int, style: Tensor) -> Tensor:
+        """The rendered line [3, 80, 512] in [0, 1], white on black or in random colours."""
+        ink = batch.glyph_line[row, line].float().expand(3, -1, -1)
+        if style[0] >= self.config.recolor_prob:
+            return ink
+        paper, ink_color = contrasting_colors(style[1:7])
+        return paper.to(ink.device) + ink * (ink_color - paper).to(ink.device)
+
+    def _photo(self, batch: Batch, row: int, line: int, jitter: Tensor) -> Tensor | None:
+        """The line as it stands in the picture, upright [3, h, w] in [0, 1]; its corners a little off."""
+        quad = quad_of_points(batch.polygons[row][line])
+        height = float(((quad[0] - quad[3]) ** 2).sum() ** 0.5)
+        shift = jitter.clamp(-2, 2).numpy() * 0.04 * height * self.config.augment
+        return crop_line((batch.image[row].float() + 1) / 2, quad + shift.astype(quad.dtype))
+
+    def _finish(self, crop: Tensor, style: Tensor, noise: Tensor) -> Tensor:
+        """The recogniser's input [3, 48, 320] with contrast, blur and noise inside the line; the padding stays 0."""
+        x = recognizer_input(crop.unsqueeze(0))
+        inside = recognizer_input(torch.ones_like(crop[:1]).unsqueeze(0))
+        strength = self.config.augment
+        blur, gain, offset, grain = style[8:12].tolist()
+        blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        x = torch.lerp(x, blurred, strength * blur)
+        contrast = 1.0 - 0.6 * strength * gain
+        x = contrast * x + (1.0 - contrast) * (2.0 * offset - 1.0)
+        x = x + 0.15 * strength * grain * noise.to(x.device)
+        return (x.clamp(-1, 1) * inside).squeeze(0)
+
+
+def ctc(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Tensor:
+    """CTC loss per line divided by the number of columns, float32 [N]; every text must fit the columns."""
+    device = logits_NTK.device
+    targets, lengths = ctc_targets(texts, charset)
+    log_probs_TNK = logits_NTK.float().log_softmax(dim=-1).transpose(0, 1)
+    columns = torch.full((logits_NTK.shape[0],), logits_NTK.shape[1], dtype=torch.int64)
+    values = F.ctc_loss(
+        log_probs_TNK, targets.to(device), columns.to(device), lengths.to(device), blank=BLANK, reduction="none"
+    )
+    return values / logits_NTK.shape[1]
+
+
+def columns_needed(text: str) -> int:
+    """Columns of the shortest CTC path: one a character and a blank between equal neighbours."""
+    return len(text) + sum(first == second for first, second in zip(text, text[1:], strict=False))
+
+
+def contrasting_colors(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Paper and ink [3, 1, 1] in [0, 1] from six uniform numbers; their grey values differ by at least a quarter."""
+    paper, ink = numbers[:3].reshape(3, 1, 1), numbers[3:6].reshape(3, 1, 1)
+    if (paper.mean() - ink.mean()).abs() < 0.25:
+        # Squeeze the ink into the quarter at the far end of the grey scale
+        ink = ink * 0.25 + (0.75 if paper.mean() < 0.5 else 0.0)
+    return paper, ink
+
+
+def _rows_with(batch: Batch, line: int) -> list[int]:
+    return [row for row, count in enumerate(batch.n_lines) if count > line]
+
+
+def _line_normals(batch: Batch, draws: Draws, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    """Normal numbers [N, *shape] on the CPU, line-major; a line's numbers do not depend on the other lines."""
+    return torch.cat(
+        [
+            rows_of(draws, _rows_with(batch, line)).normal(f"{purpose}/{line}", shape)
+            for line in range(max(batch.n_lines))
+        ]
+    )
+
+
+@lru_cache(maxsize=4)
+def _load_charset(charset: str, n_classes: int) -> tuple[str, ...]:
+    return load_charset(charset, n_classes)
+
+
+def _charset(recognizer: Recognizer) -> tuple[str, ...]:
+    return _load_charset(recognizer.cfg.charset, recognizer.cfg.n_classes)
+
+
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """``module`` in training or evaluation mode for the block: AnyText2 keeps its recognisers in evaluation mode."""
+    before = module.training
+    module.train(training)
+    try:
+        yield
+    finally:
+        module.train(before)

@@ -1,0 +1,57 @@
+"""One-step regression: the student's unguided x0 is to equal the teacher's guided x0 at the same noise and time.
+
+The simplest way to distil guidance, and a baseline: at high noise the teacher's x0 is the mean of all pictures that
+fit, so a student of few steps learns blur there. ``consistency`` does not have that fault.
+
+Shape legend: B batch, C channels, h/w latent cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, require_latent
+from distill.objectives.guidance import GuidedConfig, estimate_noise, guided_teacher, root_mean_square
+from distill.schedule import NoiseSchedule, ddim_timesteps
+
+
+@dataclass
+class X0RegressionConfig(GuidedConfig):
+    """``timesteps``: the times t is drawn from, uniformly; empty means the grid of ``solver_steps`` steps."""
+
+    w_min: float = 6.5
+    w_max: float = 6.5
+    loss: str = "l2"
+    solver_steps: int = 50
+    timesteps: list[int] = field(default_factory=list)
+
+
+class X0Regression:
+    """Regression of x0 into the active adapter."""
+
+    Config = X0RegressionConfig
+    trains: Trains = "lora"
+    needs_latents = True
+
+    def __init__(self, config: X0RegressionConfig, schedule: NoiseSchedule) -> None:
+        for t in config.timesteps:
+            if not 0 <= t < schedule.timesteps:
+                raise ValueError(f"timesteps: {t} is not in the schedule, choose 0 to {schedule.timesteps - 1}")
+        self.config = config
+        self.schedule = schedule
+        chosen = torch.tensor(list(config.timesteps), dtype=torch.int64)
+        self.grid = chosen if config.timesteps else ddim_timesteps(config.solver_steps, schedule.timesteps)
+
+    def loss(self, roles: Roles, item: StepInput) -> LossOutput:
+        """Report: ``teacher_distance``, RMS between the student's and the teacher's x0."""
+        latent = require_latent(item)
+        schedule = self.schedule.to(latent.device)
+        t = self.grid[item.draws.integers("x0_regression/t", 0, len(self.grid))].to(latent.device)
+        noise = item.draws.normal("x0_regression/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
+        noisy = schedule.add_noise(latent, noise, t)
+        teacher = guided_teacher(roles, item, self.config, schedule, noisy, t)
+        prediction = schedule.eps_to_x0(noisy, estimate_noise(roles.model, noisy, t, teacher.conditions), t)
+        per_sample = self.config.distance(prediction, teacher.x0)
+        return loss_output(per_sample, teacher_distance=root_mean_square(prediction - teacher.x0))

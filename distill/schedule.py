@@ -1,0 +1,92 @@
+"""The noise schedule: alpha/sigma tables, the x0 <-> eps algebra, timestep grids and boundary scalings.
+
+Conventions (Ho et al. 2020, eq. 4; Song et al. 2021, eq. 12): ``x_t = alpha_t x_0 + sigma_t eps`` with
+``alpha_t = sqrt(abar_t)`` and ``sigma_t = sqrt(1 - abar_t)``. Tables are float64; every result has the precision of
+the tensor it is applied to, but never less than float32.
+
+Shape legend: B batch, C channels, h/w latent cells, T timesteps of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A discrete variance-preserving schedule: ``alphas_cumprod``, float64 [T], falls strictly within (0, 1)."""
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        table = self.alphas_cumprod
+        if table.ndim != 1 or table.dtype != torch.float64:
+            raise ValueError(
+                f"alphas_cumprod: expected a float64 vector, got {table.dtype} of shape {tuple(table.shape)}"
+            )
+
+    @classmethod
+    def scaled_linear(cls, start: float = 0.00085, end: float = 0.0120, timesteps: int = 1000) -> NoiseSchedule:
+        """Stable Diffusion's schedule: the square root of beta rises linearly from ``start`` to ``end``."""
+        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
+        return cls(torch.cumprod(1.0 - betas, dim=0))
+
+    @property
+    def timesteps(self) -> int:
+        return self.alphas_cumprod.shape[0]
+
+    def to(self, device: torch.device | str) -> NoiseSchedule:
+        """The same schedule with its table on ``device`` (itself when it is there already)."""
+        moved = self.alphas_cumprod.to(device)
+        return self if moved is self.alphas_cumprod else NoiseSchedule(moved)
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) for integer ``t`` [B], shaped [B, 1, ...] to broadcast over ``like`` [B, ...]."""
+        abar = self.alphas_cumprod.to(like.device)[t.to(like.device)]
+        return expand_like(abar.sqrt(), like), expand_like((1.0 - abar).sqrt(), like)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t noise."""
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def eps_to_x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_0 = (x_t - sigma_t eps) / alpha_t."""
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        return (x_t - sigma * eps) / alpha
+
+    def x0_to_eps(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """eps = (x_t - alpha_t x_0) / sigma_t."""
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        return (x_t - alpha * x0) / sigma
+
+
+def expand_like(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` [B] as [B, 1, ...] with the rank of ``like``, in its precision but at least float32."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return values.to(device=like.device, dtype=dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def ddim_timesteps(n_steps: int, timesteps: int = 1000) -> Tensor:
+    """The solver's grid of consistency distillation, int64 [n] ascending: 50 of 1000 gives 19, 39, ..., 999.
+
+    Luo et al. 2023 (LCM), section 4.3. ``round(i T / n) - 1`` for i = 1..n, so the last step is always T - 1.
+    """
+    if not 1 <= n_steps <= timesteps:
+        raise ValueError(f"solver steps: {n_steps} is impossible, choose 1 to {timesteps}")
+    upper_edges = torch.arange(1, n_steps + 1, dtype=torch.float64) * timesteps / n_steps
+    return upper_edges.round().to(torch.int64) - 1
+
+
+def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> tuple[Tensor, Tensor]:
+    """(c_skip, c_out), float64 [B], of the consistency function ``f = c_skip x_t + c_out x_0``.
+
+    Song et al. 2023 (consistency models), appendix C, over the scaled time ``tau = timestep_scaling * t`` as LCM uses
+    it: f is the identity at t = 0, whatever the network says there.
+    """
+    tau = t.to(torch.float64) * timestep_scaling
+    variance = tau.square() + sigma_data**2
+    return sigma_data**2 / variance, tau / variance.sqrt()

@@ -1,0 +1,153 @@
+"""The endless order of samples, and its share for one rank.
+
+Position p = 0, 1, 2, ... counts samples of the whole run. Epoch e is one shuffled pass; batches may straddle two epochs, so
+that nothing is dropped. Global batch b is positions [b*E, (b+1)*E) for effective batch E. Which rank computes a position
+depends on the world size; which sample stands there, and every random draw for it, does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from anytext2.batch import Batch, Sample, collate
+from anytext2.dataset import AnyWordDataset, SampleError
+from anytext2.randomness import Draws, numpy_rng
+
+SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The batch arithmetic of one run: effective = micro x accumulation x world.
+
+    Raises ValueError, naming what would work, where the numbers do not divide.
+    """
+
+    effective: int
+    micro: int
+    world: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("train.effective_batch", self.effective), ("train.micro_batch", self.micro)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.effective % (self.micro * self.world):
+            fitting = [m for m in range(1, self.effective + 1) if self.effective % (m * self.world) == 0]
+            hint = (
+                f"with {self.world} rank(s) train.micro_batch may be {', '.join(map(str, fitting))}"
+                if fitting
+                else f"{self.effective} does not divide by {self.world} ranks: train.effective_batch="
+                f"{self.effective // self.world * self.world or self.world} or {(self.effective // self.world + 1) * self.world} would"
+            )
+            raise ValueError(
+                f"train.effective_batch={self.effective} is not micro_batch={self.micro} x ranks={self.world} x an integer; {hint}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        return self.effective // (self.micro * self.world)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One position of the stream: which pass over the data, and which sample of it."""
+
+    epoch: int
+    index: int
+
+
+class Order:
+    """Maps a position of the endless stream to its Key. Pure in (seed, n_samples, position)."""
+
+    def __init__(self, n_samples: int, seed: int) -> None:
+        if n_samples < 1:
+            raise ValueError("data.sources: no usable sample is left; launch with data that has at least one image")
+        self.n_samples, self.seed = n_samples, seed
+        self._permutation = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return numpy_rng(self.seed, epoch, 0, "order").permutation(self.n_samples)
+
+    def at(self, position: int) -> Key:
+        epoch, offset = divmod(position, self.n_samples)
+        return Key(epoch, int(self._permutation(epoch)[offset]))
+
+
+def micro_batches(order: Order, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[Key]]:
+    """Endless micro-batches of one rank, from the beginning of global batch `first_batch` on."""
+    for batch in itertools.count(first_batch):
+        for step in range(plan.accumulation):
+            start = batch * plan.effective + (step * plan.world + rank) * plan.micro
+            yield [order.at(position) for position in range(start, start + plan.micro)]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A micro-batch with the keys of its random draws and what had to be passed over, by reason."""
+
+    batch: Batch
+    keys: tuple[Key, ...]
+    skipped: Counter[str]
+
+    def pin_memory(self) -> Loaded:
+        return Loaded(self.batch.pin_memory(), self.keys, self.skipped)
+
+    def draws(self, seed: int) -> Draws:
+        return Draws(seed, tuple(k.epoch for k in self.keys), tuple(k.index for k in self.keys))
+
+
+class _Positions(Dataset[tuple[Key, Sample, Counter[str]]]):
+    """Reads the sample of a key; an unreadable one is replaced by another, chosen by its index alone, and counted."""
+
+    def __init__(self, dataset: AnyWordDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> tuple[Key, Sample, Counter[str]]:
+        skipped: Counter[str] = Counter()
+        n = len(self.dataset)
+        for attempt in range(SUBSTITUTES):
+            index = (key.index + attempt * (n // 2 + 1)) % n if attempt else key.index
+            try:
+                return key, self.dataset.sample(index, key.epoch), skipped
+            except SampleError as error:
+                skipped[error.reason] += 1
+        raise ValueError(
+            f"data.sources: {SUBSTITUTES} samples in a row, from item {key.index} on, cannot be read ({dict(skipped)}); "
+            "check that data_root of the annotation file points to the images"
+        )
+
+
+def _collate(rows: Sequence[tuple[Key, Sample, Counter[str]]]) -> Loaded:
+    skipped: Counter[str] = Counter()
+    for _, _, counts in rows:
+        skipped.update(counts)
+    return Loaded(collate([sample for _, sample, _ in rows]), tuple(key for key, _, _ in rows), skipped)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def loader(dataset: AnyWordDataset, batches: Iterator[list[Key]], workers: int, pin: bool) -> Iterator[Loaded]:
+    """Reads the given micro-batches ahead in `workers` processes (0: in this one), in order."""
+    return iter(
+        DataLoader(
+            _Positions(dataset),
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
+            collate_fn=_collate,
+            num_workers=workers,
+            worker_init_fn=_one_thread,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+        )
+    )

@@ -1,0 +1,47 @@
+"""Draws a synthetic dataset in the AnyWord format: python launch/make_dataset.py --out DIR --count 1000."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from anytext2.fonts import DEFAULT_FONT_TABLE
+from anytext2.synthetic import SyntheticConfig, write_dataset
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draws the pictures; returns the exit status (2 with one line on stderr for a user's mistake)."""
+    args = _parser().parse_args(argv)
+    began = time.perf_counter()
+    try:
+        config = SyntheticConfig(size=args.size, image_format=args.format, fonts=args.fonts)
+        counts = write_dataset(args.out, args.count, config, args.seed, args.first_index, args.workers)
+    except (ValueError, OSError) as error:
+        print(f"make_dataset: {error}", file=sys.stderr)
+        return 2
+    seconds = time.perf_counter() - began
+    by_kind = ", ".join(f"{name} {n}" for name, n in sorted(counts.items()) if name not in ("pictures", "lines"))
+    print(
+        f"{args.out}/data.json: {counts['pictures']} pictures, {counts['lines']} lines in {seconds:.1f} s ({by_kind})"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, help="folder for data.json and imgs/")
+    parser.add_argument("--count", type=int, required=True, help="number of pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=128, help="side of a picture in pixels")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the pictures do not depend on it")
+    parser.add_argument(
+        "--first-index", type=int, default=0, help="index of the first picture (another part of a seed)"
+    )
+    parser.add_argument("--format", choices=("png", "jpg"), default="png")
+    parser.add_argument("--fonts", default=str(DEFAULT_FONT_TABLE), help="font table (YAML)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from stub_roles import StubRoles, make_sample
+
+from anytext2.batch import collate
+from distill.evaluate import EvaluationSection, evaluate
+from distill.painting import paint, set_scene
+from distill.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+TEXTS = (("AB",), ("CD", "EF"), (" ",), ("GH",), ("AB", "CD"))
+
+
+class StubReader:
+    """Reads 'AB' in every line, whatever the picture shows; does not know the letter G."""
+
+    name = "stub"
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def read_lines(self, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
+        assert image.dtype == np.uint8 and image.shape == (32, 32, 3)
+        self.lines += len(polygons)
+        return ["AB"] * len(polygons)
+
+    def can_write(self, text: str) -> bool:
+        return "G" not in text
+
+
+def section(**changes) -> EvaluationSection:
+    values = dict(
+        batch=2, teacher_steps=[8, 4], undistilled_steps=[2], student_steps=[1, 2], guidance=2.0, resamples=200, shown=3
+    )
+    return EvaluationSection(**{**values, **changes})
+
+
+def samples() -> list:
+    return [make_sample(10 + i, texts) for i, texts in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return evaluate(StubRoles(), samples(), SCHEDULE, section(), StubReader())
+
+
+def test_rows_and_their_cost(found):
+    assert [(row.key, row.nfe, row.guidance) for row in found.rows] == [
+        ("teacher-ddim-8", 16, 2.0),
+        ("teacher-ddim-4", 8, 2.0),
+        ("undistilled-ddim-2", 4, 2.0),
+        ("undistilled-consistency-2", 2, 1.0),
+        ("student-consistency-1", 1, 1.0),
+        ("student-consistency-2", 2, 1.0),
+    ]
+    assert all(row.seconds_per_image > 0 for row in found.rows)
+    assert (found.pictures, found.seed) == (5, 0)
+    with pytest.raises(ValueError, match="no row 'student-ddim-9'.*student-consistency-2"):
+        found.row("student-ddim-9")
+
+
+def test_distances_are_to_the_first_row(found):
+    assert found.rows[0].latent_rmse == 0.0 and found.rows[0].psnr_db is None
+    roles = StubRoles()
+    roles.model.eval()
+    scene = set_scene(roles, collate(samples()), seed=0, negative_prompt="")
+    reference, *others = (p.latent for p in paint(roles, scene, section().rows(), SCHEDULE))
+    for row, latent in zip(found.rows[1:], others, strict=True):
+        each = (latent - reference).square().mean(dim=(1, 2, 3)).sqrt()
+        assert row.latent_rmse == pytest.approx(float(each.mean()), rel=1e-5)
+        low, high = row.latent_rmse_95
+        assert low <= row.latent_rmse <= high and row.psnr_db > 0
+
+
+def test_an_undistilled_student_is_the_undistilled_model():
+    found = evaluate(StubRoles(difference=0.0), samples(), SCHEDULE, section(), None)
+    student, undistilled = found.row("student-consistency-2"), found.row("undistilled-consistency-2")
+    assert student.latent_rmse == undistilled.latent_rmse and student.psnr_db == undistilled.psnr_db
+    against = {(c.row, c.other): c for c in found.comparisons}
+    assert set(against) == {
+        ("student-consistency-2", "undistilled-ddim-2"),
+        ("student-consistency-2", "undistilled-consistency-2"),
+    }
+    assert against["student-consistency-2", "undistilled-consistency-2"].rmse_difference == 0.0
+    assert found.originals is None and found.rows[0].text is None and found.ocr_engine is None
+
+
+def test_results_do_not_depend_on_the_batch(found):
+    other = evaluate(StubRoles(), samples(), SCHEDULE, section(batch=5), StubReader())
+    for one, two in zip(found.rows, other.rows, strict=True):
+        assert one.latent_rmse == pytest.approx(two.latent_rmse, rel=1e-5, abs=1e-7)
+        assert one.text == two.text
+
+
+def test_lines_are_scored_against_their_texts(found):
+    reader = StubReader()
+    found = evaluate(StubRoles(), samples(), SCHEDULE, section(), reader)
+    assert reader.lines == 6 * 8  # six lines that hold text; originals, reconstructions and six rows
+    assert (found.lines_not_scored, found.lines_beyond_charset) == (1, 1)
+    for score in (found.originals, found.reconstructions, *(row.text for row in found.rows)):
+        assert (score.lines, score.exact_match) == (6, pytest.approx(2 / 6))
+        assert score.exact_match_95[0] <= 2 / 6 <= score.exact_match_95[1]
+
+
+def test_the_first_pictures_are_kept_for_the_grid(found):
+    assert [one.name for one in found.shown] == ["picture-10", "picture-11", "picture-12"]
+    for one, sample in zip(found.shown, samples(), strict=False):
+        assert np.abs(one.original / 127.5 - 1.0 - sample.image.permute(1, 2, 0).numpy()).max() < 0.01
+        assert set(one.rows) == {row.key for row in found.rows}
+        ink, boxes = sample.glyph[0].numpy() > 0, sample.position.amax(dim=0).numpy() > 0
+        assert (one.hint[ink] == 255).all() and (one.hint[~boxes] == 0).all()
+    assert not np.array_equal(
+        found.shown[0].rows["student-consistency-2"], found.shown[1].rows["student-consistency-2"]
+    )
+
+
+def test_json_is_complete_and_plain(found):
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["reference"] == "teacher-ddim-8" and "shown" not in plain
+    assert [row["role"] for row in plain["rows"]] == ["teacher"] * 2 + ["undistilled"] * 2 + ["student"] * 2
+    wanted = {"steps", "nfe", "latent_rmse", "psnr_db", "exact_match", "exact_match_95", "ned", "seconds_per_image"}
+    assert all(wanted <= set(row) for row in plain["rows"])
+    assert plain["originals"]["lines"] == 6
+
+
+def test_evaluation_mode_inside_and_as_before_afterwards():
+    roles = StubRoles()
+    roles.model.train()
+    roles.model.dropout.eval()  # a part with a mode of its own
+    seen: list[tuple[int, int, bool]] = []
+    evaluate(
+        roles,
+        samples(),
+        SCHEDULE,
+        section(),
+        None,
+        progress=lambda done, total: seen.append((done, total, roles.model.training)),
+    )
+    assert seen == [(2, 5, False), (4, 5, False), (5, 5, False)]
+    assert roles.model.training and not roles.model.dropout.training
+    assert roles.model.gain.grad is None and not torch.is_inference(roles.model.gain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "evaluation.batch=0"),
+        ({"teacher_steps": []}, "evaluation.teacher_steps"),
+        ({"guidance": 0.5}, "evaluation.guidance=0.5"),
+        ({"student_steps": [4, 4]}, "student_steps.*twice"),
+    ],
+)
+def test_impossible_options_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        section(**change)
+
+
+def test_no_samples_is_an_error():
+    with pytest.raises(ValueError, match="no samples"):
+        evaluate(StubRoles(), [], SCHEDULE, section(), None)

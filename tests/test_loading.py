@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from stub_roles import make_sample
+
+from anytext2.batch import collate
+from distill.checkpoint import save_checkpoint
+from distill.config import EMBEDDED_DEFAULT
+from distill.loading import Opened, open_model
+from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
+from distill.run_state import MODEL_WEIGHTS
+from distill.schedule import NoiseSchedule
+
+SCRATCH = ["model.weights=scratch"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Opened:
+    return open_model(None, EMBEDDED_DEFAULT, SCRATCH, "fp32", "cpu")
+
+
+def test_the_recipe_alone_gives_a_frozen_teacher(plain):
+    assert not plain.has_student and plain.checkpoint is None and plain.run_dir is None
+    model = plain.roles.model
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert plain.run_facts() == {}
+
+
+def test_weights_of_a_trained_teacher_are_laid_over(plain, tmp_path):
+    key = "model.diffusion_model.input_blocks.0.0.bias"
+    before = plain.roles.model.state_dict()[key]
+    save_checkpoint(tmp_path, 5, lambda folder: save_file({key: before + 1.0}, folder / MODEL_WEIGHTS), keep=1)
+    opened = open_model(tmp_path, EMBEDDED_DEFAULT, SCRATCH, "fp32", "cpu")
+    assert torch.equal(opened.roles.model.state_dict()[key], before + 1.0)
+    assert not opened.has_student and opened.checkpoint == tmp_path / "checkpoint-5"
+
+
+def test_the_sampler_follows_the_objective(plain):
+    assert plain.consistency == ConsistencyOptions()
+    changes = ["objective.solver_steps=25", "objective.lcm_step=40", "objective.timestep_scaling=5"]
+    other = open_model(None, EMBEDDED_DEFAULT, [*SCRATCH, *changes], "fp32", "cpu")
+    assert other.consistency == ConsistencyOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
+
+
+@pytest.mark.parametrize(("low", "high", "scale"), [(5.0, 15.0, 7.5), (2.0, 4.0, 4.0), (8.0, 10.0, 10.0)])
+def test_the_teacher_is_guided_as_it_was_distilled(plain, low, high, scale):
+    plain.recipe.objective.update(w_min=low, w_max=high)
+    assert plain.guidance == scale
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_draws_nearly_the_same_picture(plain, precision):
+    half = open_model(None, EMBEDDED_DEFAULT, SCRATCH, precision, "cpu")
+    assert half.roles.model.dtype in (torch.bfloat16, torch.float16)
+    pictures = []
+    for opened in (plain, half):
+        scene = set_scene(opened.roles, collate([make_sample(3, size=64)]), seed=1, negative_prompt="blurred")
+        (painting,) = paint(opened.roles, scene, [RowSpec("teacher", "ddim", 2, 3.0)], NoiseSchedule.scaled_linear())
+        assert painting.latent.dtype == torch.float32
+        pictures.append(painting.image)
+    assert (pictures[0] - pictures[1]).abs().mean() < 0.02 and pictures[0].std() > 0.0
+
+
+def test_a_folder_of_something_else_is_an_error(tmp_path: Path):
+    save_checkpoint(tmp_path, 1, lambda folder: (folder / "notes.txt").write_text("x") and None, keep=1)
+    with pytest.raises(ValueError, match="holds neither an adapter .* nor model.safetensors"):
+        open_model(tmp_path, EMBEDDED_DEFAULT, SCRATCH)
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(ValueError, match="precision='int8'.*bf16"):
+        open_model(None, EMBEDDED_DEFAULT, SCRATCH, "int8")

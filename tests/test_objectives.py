@@ -1,0 +1,235 @@
+"""The diffusion objectives in value and gradient against plain formulas, on a stub with the model's contract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from stub_model import ABAR, CELLS, SCHEDULE, SIZE, Stub, StubRoles, coefficients, sample, step_input
+from torch import nn
+
+from anytext2.batch import Conditions, collate
+from anytext2.randomness import Draws
+from distill.objectives import OBJECTIVES
+from distill.objectives.base import StepInput
+from distill.objectives.consistency import Consistency, ConsistencyConfig
+from distill.objectives.denoise import Denoise, DenoiseConfig, allowed_and_text
+from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
+
+
+def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros(()) if g is None else g for g in found]
+
+
+def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool) -> torch.Tensor:
+    """Luo et al. 2023 written down once more, sample-wise constants and all, straight from the formulas."""
+    z0, draws = item.latent.clone(), item.draws
+    t = 20 * draws.integers("consistency/t", 0, 50) + 19
+    s = torch.where(t - k < 0, torch.zeros_like(t), t - k)
+    w = draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
+    noise = draws.normal("consistency/noise", z0.shape[1:]).double()
+    (alpha, sigma), (s_alpha, s_sigma) = coefficients(t), coefficients(s)
+    z_t = alpha * z0 + sigma * noise
+
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    uncond = model.unconditional(cond, item.batch)
+
+    def eps_at(z: torch.Tensor, time: torch.Tensor, c: Conditions, adapters: bool) -> torch.Tensor:
+        model.adapters = adapters
+        eps = model.predict_noise(z, time, c.image_context, model.write(c))
+        model.adapters = True
+        return eps
+
+    def f(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        a, b = coefficients(time)
+        tau = 10.0 * time.double().reshape(-1, 1, 1, 1)
+        x0 = (z - b * eps_at(z, time, cond, adapters=True)) / a
+        return 0.25 / (tau**2 + 0.25) * z + tau / (tau**2 + 0.25) ** 0.5 * x0
+
+    with torch.no_grad():
+        eps_c, eps_u = eps_at(z_t, t, cond, False), eps_at(z_t, t, uncond, False)
+        x0_c, x0_u = (z_t - sigma * eps_c) / alpha, (z_t - sigma * eps_u) / alpha
+        z_s = s_alpha * (x0_c + w * (x0_c - x0_u)) + s_sigma * (eps_c + w * (eps_c - eps_u))
+        target = f(z_s, s)
+    difference = f(z_t, t) - target
+    if use_l2:
+        return difference.square().mean((1, 2, 3))
+    return ((difference.square() + 1e-6).sqrt() - 1e-3).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(("k", "name"), [(20, "huber"), (20, "l2"), (100, "huber")])
+def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, name: str) -> None:
+    roles, item = StubRoles(), step_input()
+    ours = Consistency(ConsistencyConfig(lcm_step=k, loss=name), SCHEDULE).loss(roles, item)
+    plain = plain_consistency(roles.model, item, k, name == "l2")
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.loss, plain.mean(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+    )
+
+
+def test_consistency_computes_the_writer_once_a_role_and_the_conditions_once() -> None:
+    roles = StubRoles()
+    Consistency(ConsistencyConfig(), SCHEDULE).loss(roles, step_input())
+    calls = roles.model.calls
+    counts = {name: calls.count(name) for name in ("condition", "unconditional", "write", "unet")}
+    assert counts == {"condition": 1, "unconditional": 1, "write": 4, "unet": 4}
+
+
+def test_on_the_exact_path_only_the_boundary_is_left() -> None:
+    """Data at zero, no guidance, the true noise predicted: x0 is 0 from everywhere, but f at s = 0 is the identity."""
+    roles, item = StubRoles(), step_input(24, seed=4)
+    item = replace(item, latent=torch.zeros_like(item.latent.clone()))
+
+    class Exact(Stub):
+        def predict_noise(self, x: torch.Tensor, t: torch.Tensor, *_: Any) -> torch.Tensor:
+            return x / coefficients(t)[1]
+
+    roles.model = Exact()
+    ours = Consistency(ConsistencyConfig(w_min=0, w_max=0, loss="l2"), SCHEDULE).loss(roles, item).per_sample
+    noise = item.draws.normal("consistency/noise", item.latent.shape[1:]).double()
+    at_edge = item.draws.integers("consistency/t", 0, 50) == 0
+    assert 0 < at_edge.sum() < 24, "the seed must draw the lowest time for some samples"
+    assert ours[~at_edge].max() < 1e-12
+    expected = (1 - ABAR[0]) * noise[at_edge].square().mean((1, 2, 3))
+    torch.testing.assert_close(ours[at_edge], expected, rtol=1e-3, atol=0)
+    assert "unconditional" not in roles.model.calls
+
+
+def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
+    for objective in (
+        Consistency(ConsistencyConfig(), SCHEDULE),
+        X0Regression(X0RegressionConfig(), SCHEDULE),
+        Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0), SCHEDULE),
+    ):
+        roles, whole = StubRoles(), step_input(4)
+        together = objective.loss(roles, whole).per_sample
+        for row in range(4):
+            alone = StepInput(collate([sample(row)]), Draws(7, (0,), (row,)), whole.latent[row : row + 1].clone())
+            torch.testing.assert_close(objective.loss(roles, alone).per_sample, together[row : row + 1])
+
+
+def test_x0_regression_equals_the_formula_in_value_and_gradient() -> None:
+    roles, item = StubRoles(), step_input()
+    config = X0RegressionConfig(w_min=6.5, w_max=6.5, timesteps=[999, 599, 299, 50])
+    ours = X0Regression(config, SCHEDULE).loss(roles, item)
+
+    model, z0 = roles.model, item.latent.clone()
+    t = torch.tensor([999, 599, 299, 50])[item.draws.integers("x0_regression/t", 0, 4)]
+    noise = item.draws.normal("x0_regression/noise", z0.shape[1:]).double()
+    alpha, sigma = coefficients(t)
+    z_t = alpha * z0 + sigma * noise
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    uncond = model.unconditional(cond, item.batch)
+    with torch.no_grad():
+        model.adapters = False
+        eps_c = model.predict_noise(z_t, t, cond.image_context, model.write(cond))
+        eps_u = model.predict_noise(z_t, t, uncond.image_context, model.write(uncond))
+        model.adapters = True
+    teacher = (z_t - sigma * (eps_u + 7.5 * (eps_c - eps_u))) / alpha  # the usual guidance scale is w + 1
+    student = (z_t - sigma * model.predict_noise(z_t, t, cond.image_context, model.write(cond))) / alpha
+    plain = (student - teacher).square().mean((1, 2, 3))
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-8, atol=1e-12)
+
+
+def test_teacher_without_guidance_gives_an_equal_student_no_loss() -> None:
+    roles = StubRoles()
+    for layer in (roles.model.unet_lora, roles.model.writer_lora):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    output = X0Regression(X0RegressionConfig(w_min=0, w_max=0), SCHEDULE).loss(roles, step_input())
+    assert output.loss.item() == 0.0
+
+
+@pytest.mark.parametrize("text_weight", [0.0, 2.0])
+def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float) -> None:
+    roles, item = StubRoles(), step_input()
+    ours = Denoise(DenoiseConfig(text_weight=text_weight), SCHEDULE).loss(roles, item)
+    model, z0, batch = roles.model, item.latent.clone(), item.batch
+    t = item.draws.integers("denoise/t", 0, 1000)
+    noise = item.draws.normal("denoise/noise", z0.shape[1:]).double()
+    alpha, sigma = coefficients(t)
+    cond = model.condition(batch, model.masked_latents(batch))
+    eps = model.predict_noise(alpha * z0 + sigma * noise, t, cond.image_context, model.write(cond))
+    step = SIZE // CELLS
+    inverse = batch.inverse_mask[:, :, ::step, ::step].double()  # nearest: the first pixel of each cell
+    boxes = (batch.position.sum(1, keepdim=True) > 0).double()
+    inside = boxes.reshape(3, 1, CELLS, step, CELLS, step).mean((3, 5))
+    plain = ((eps - noise).square() * (1 - inverse) * (1 + text_weight * inside)).mean((1, 2, 3))
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+
+
+def test_ignored_text_has_no_gradient() -> None:
+    batch = collate([sample(0), sample(1)])
+    allowed, inside = allowed_and_text(batch, CELLS, CELLS)
+    assert allowed.shape == inside.shape == (2, 1, CELLS, CELLS)
+    assert allowed[0, 0, 3].tolist() == [0, 1, 1, 1] and allowed[1, 0, 3].tolist() == [0, 0, 1, 1]
+    assert allowed[:, :, :3].min() == 1
+    # an odd latent size is served too, where the released code insists on 64 x 64
+    assert allowed_and_text(batch, 5, 7)[0].shape == (2, 1, 5, 7)
+
+
+def test_dropped_context_is_the_unconditional_one_for_the_drawn_samples_only() -> None:
+    roles, item = StubRoles(), step_input(6)
+    config = DenoiseConfig(context_dropout=0.5)
+    conditions = roles.model.condition(item.batch, roles.model.masked_latents(item.batch))
+    mixed = Denoise(config, SCHEDULE)._drop_context(roles.model, conditions, item)
+    without = roles.model.unconditional(conditions, item.batch)
+    dropped = (item.draws.uniform("denoise/drop", 0, 1) < 0.5).tolist()
+    assert 0 < sum(dropped) < 6, "the seed must drop some and keep some"
+    for row, drop in enumerate(dropped):
+        expected = without.image_context[row].expand(2, -1) if drop else conditions.image_context[row]
+        assert torch.equal(mixed.image_context[row], expected)
+        assert torch.equal(mixed.text_context[row], (without if drop else conditions).text_context[row])
+    assert torch.equal(mixed.glyph, conditions.glyph)
+
+
+def test_nothing_dropped_costs_no_unconditional_encoding() -> None:
+    roles = StubRoles()
+    Denoise(DenoiseConfig(), SCHEDULE).loss(roles, step_input())
+    assert "unconditional" not in roles.model.calls
+
+
+def test_reports_are_detached_scalars() -> None:
+    roles = StubRoles()
+    for name in ("consistency", "x0_regression", "denoise"):
+        objective = OBJECTIVES[name](OBJECTIVES[name].Config(), SCHEDULE)
+        report = objective.loss(roles, step_input()).report
+        assert set(report) > {"loss"}
+        assert all(value.ndim == 0 and not value.requires_grad and value.isfinite() for value in report.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "named"),
+    [
+        (ConsistencyConfig, {"w_min": 9.0, "w_max": 5.0}, "w_min = 9.0"),
+        (ConsistencyConfig, {"loss": "l3"}, "'l3'"),
+        (ConsistencyConfig, {"huber_c": 0.0}, "huber_c = 0.0"),
+        (ConsistencyConfig, {"sigma_data": 0.0}, "sigma_data = 0.0"),
+        (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
+        (DenoiseConfig, {"scope": "unet"}, "'unet'"),
+        (DenoiseConfig, {"text_weight": -1.0}, "text_weight = -1.0"),
+    ],
+)
+def test_impossible_options_are_named(config: type, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        config(**options)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
+        (lambda: Consistency(ConsistencyConfig(lcm_step=30), SCHEDULE), "lcm_step = 30.*multiple of 20"),
+        (lambda: X0Regression(X0RegressionConfig(timesteps=[999, 1000]), SCHEDULE), "1000 is not in the schedule"),
+    ],
+)
+def test_options_that_do_not_fit_the_schedule_are_named(build: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from stub_roles import TEACHER_GAIN, StubRoles, make_sample
+
+from anytext2.batch import collate
+from anytext2.randomness import Draws
+from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
+from distill.sampler import sample_consistency, sample_ddim
+from distill.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+ROWS = (
+    RowSpec("teacher", "ddim", 5, 3.0),
+    RowSpec("undistilled", "ddim", 2, 3.0),
+    RowSpec("undistilled", "consistency", 2),
+    RowSpec("student", "consistency", 1),
+    RowSpec("student", "consistency", 4),
+)
+
+
+def scene_of(roles: StubRoles, indices: tuple[int, ...], negative_prompt: str | None = "bad"):
+    return set_scene(roles, collate([make_sample(i) for i in indices]), seed=7, negative_prompt=negative_prompt)
+
+
+def eps(gain: float, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """The stub's prediction for the conditions `context` [B, 1, 1, 1], written out."""
+    return torch.tanh(gain * x + context - context * gain + t.reshape(-1, 1, 1, 1) / 1000)
+
+
+def test_rows_are_what_the_samplers_give_for_teacher_and_student():
+    roles = StubRoles(difference=0.2)
+    roles.model.eval()
+    scene = scene_of(roles, (3, 11))
+    found = {p.spec.key: p for p in paint(roles, scene, ROWS, SCHEDULE)}
+    draws = Draws(7, (0, 0), (3, 11))
+    start = draws.normal("start_noise", (2, 4, 4))
+    text = scene.batch.image.mean(dim=(1, 2, 3)).reshape(-1, 1, 1, 1)
+    none = torch.full_like(text, 3.0)  # the length of the negative prompt
+
+    def guided_teacher(x, t):
+        without = eps(TEACHER_GAIN, x, t, none)
+        return without + 3.0 * (eps(TEACHER_GAIN, x, t, text) - without)
+
+    expected = sample_ddim(guided_teacher, start, 5, SCHEDULE)
+    assert torch.allclose(found["teacher-ddim-5"].latent, expected, atol=1e-5)
+    expected = sample_consistency(
+        lambda x, t: eps(TEACHER_GAIN + 0.2, x, t, text),
+        start,
+        4,
+        SCHEDULE,
+        noise=lambda step: draws.normal(f"sampler_noise_{step}", (2, 4, 4)),
+    )
+    assert torch.allclose(found["student-consistency-4"].latent, expected, atol=1e-5)
+    assert not torch.allclose(
+        found["student-consistency-4"].latent, found["undistilled-consistency-2"].latent, atol=1e-2
+    )
+
+
+def test_calls_are_counted_and_maps_made_once_a_role():
+    roles = StubRoles()
+    found = {p.spec.key: p.nfe for p in paint(roles, scene_of(roles, (1,)), ROWS, SCHEDULE)}
+    assert found == {
+        "teacher-ddim-5": 10,
+        "undistilled-ddim-2": 4,
+        "undistilled-consistency-2": 2,
+        "student-consistency-1": 1,
+        "student-consistency-4": 4,
+    }
+    assert roles.model.calls == sum(found.values())
+    assert roles.model.writes == 3  # teacher with and without text, student with text
+
+
+def test_without_guidance_nothing_unconditional_is_computed():
+    roles = StubRoles()
+    scene = scene_of(roles, (1, 2), negative_prompt=None)
+    assert scene.unconditional is None
+    (painting,) = paint(roles, scene, [RowSpec("teacher", "ddim", 3)], SCHEDULE)
+    assert (painting.nfe, roles.model.writes) == (3, 1)
+
+
+def test_a_sample_is_painted_alike_in_every_batch():
+    roles = StubRoles()
+    roles.model.eval()
+    together = list(paint(roles, scene_of(roles, (4, 9, 2)), ROWS, SCHEDULE))
+    alone = list(paint(roles, scene_of(roles, (9,)), ROWS, SCHEDULE))
+    for many, one in zip(together, alone, strict=True):
+        assert torch.allclose(many.latent[1:2], one.latent, atol=1e-6)
+
+
+def test_options_reach_the_consistency_sampler():
+    roles = StubRoles()
+    roles.model.eval()
+    rows = [RowSpec("student", "consistency", 3)]
+    (usual,) = paint(roles, scene_of(roles, (5,)), rows, SCHEDULE)
+    (other,) = paint(roles, scene_of(roles, (5,)), rows, SCHEDULE, ConsistencyOptions(solver_steps=10))
+    assert not torch.allclose(usual.latent, other.latent, atol=1e-3)
+
+
+def test_paintings_are_pictures_and_leave_the_student_active():
+    roles = StubRoles(difference=0.5)
+    for painting in paint(roles, scene_of(roles, (1, 2)), ROWS, SCHEDULE):
+        assert painting.image.shape == (2, 3, 32, 32) and painting.image.dtype == torch.float32
+        assert float(painting.image.min()) >= 0.0 and float(painting.image.max()) <= 1.0
+        assert painting.seconds > 0.0
+        assert roles.model.gain.item() == pytest.approx(TEACHER_GAIN + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("role", "sampler", "steps", "message"),
+    [
+        ("pupil", "ddim", 4, "role='pupil'.*student"),
+        ("student", "euler", 4, "sampler='euler'.*consistency"),
+        ("student", "ddim", 0, "steps=0"),
+    ],
+)
+def test_impossible_rows_are_named(role, sampler, steps, message):
+    with pytest.raises(ValueError, match=message):
+        RowSpec(role, sampler, steps)
