@@ -220,10 +220,10 @@ def image_caption(caption: str, max_words: int, rng: np.random.Generator) -> str
     first, *others = [sentence.split() for sentence in caption.split(".")]
     words = first[:max_words]
     for number in rng.permutation(len(others)):
-        if others[number]:
-            words = [*words[:-1], words[-1] + ".", *others[number]] if words else others[number]
         if len(words) >= max_words:
             break
+        if others[number]:
+            words = [*words[:-1], words[-1] + ".", *others[number]] if words else others[number]
     return " ".join(words[:max_words]) + ". "
 
 

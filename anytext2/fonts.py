@@ -18,8 +18,8 @@ from yaml import YAMLError
 
 DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[1] / "fonts" / "fonts.yaml"
 
-REFERENCE_SIZE = 100
-"""Size in pixels per em at which a text is measured; every other size is that measure, scaled."""
+REFERENCE_SIZE = 50
+"""Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""
 
 _NEVER_ASSIGNED = "\U0010fffe"  # a noncharacter: a font can only answer with its "missing" glyph
 

@@ -81,6 +81,24 @@ class RecognizerOutput(NamedTuple):
     features: Tensor
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Computes in float32 whatever the network computes in.
+
+    Engines cast a network's weights but leave its running statistics in float32, a mixture that batch norm refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            assert mean.dtype == torch.float32, "train a recogniser with float32 statistics"
+            self.num_batches_tracked.add_(1)
+        else:
+            mean, var = mean.float(), var.float()
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.batch_norm(x.float(), mean, var, weight, bias, self.training, self.momentum, self.eps).to(x.dtype)
+
+
 class ConvNorm(nn.Module):
     """Backbone convolution without bias, batch norm, hard-swish."""
 
@@ -89,7 +107,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self._conv = nn.Conv2d(width_in, width_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        self._batch_norm = nn.BatchNorm2d(width_out)
+        self._batch_norm = BatchNorm(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.hardswish(self._batch_norm(self._conv(x)))
@@ -147,7 +165,7 @@ class NeckConv(nn.Module):
     def __init__(self, width_in: int, width_out: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(width_out)
+        self.norm = BatchNorm(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.norm(self.conv(x)))
@@ -253,7 +271,9 @@ class Recognizer(nn.Module):
 
     def features(self, x_NCHW: Tensor) -> Tensor:
         """Features [N, 40, D] of normalised lines [N, 3, 48, 320] in [-1, 1], right-padded with 0."""
-        return self.neck(self.backbone(x_NCHW.to(self.head.fc.weight.dtype)))
+        # Depthwise convolutions are twice as fast in this layout, on CPUs too.
+        x = x_NCHW.to(self.head.fc.weight.dtype, memory_format=torch.channels_last)
+        return self.neck(self.backbone(x))
 
     def forward(self, x_NCHW: Tensor) -> RecognizerOutput:
         """Logits [N, 40, K] and features [N, 40, D] of normalised lines [N, 3, 48, 320]."""

@@ -24,14 +24,11 @@ from anytext2.backgrounds import PALETTE, Color, paint, pick_color
 from anytext2.batch import TextLine
 from anytext2.fonts import DEFAULT_FONT_TABLE, REFERENCE_SIZE, Font, FontTable, draw_text, load_font_table
 from anytext2.randomness import numpy_rng
+from anytext2.words import chinese_text, latin_text
 
-_CONFIGS = Path(__file__).resolve().parent / "configs"
 _CONTRAST = 80.0  # least distance in brightness (0..255) between a text and what is under it
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # brightness of red, green and blue (ITU-R BT.601)
 _TRIES = 10  # words tried for one line, places tried for one word
-
-# Read alone, these are a stroke or a letter rather than a character.
-_NOT_ALONE = frozenset("一二三十口日工土士人入八己已未末干千了上下")
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _add_line(page: _Page, rng: np.random.Generator, config: SyntheticConfig) ->
     fonts = table.fonts_for(language)
     for _ in range(_TRIES):
         font = fonts[int(rng.integers(len(fonts)))]
-        text = _chinese_text(rng) if language == "Chinese" else _latin_text(rng, font)
+        text = chinese_text(rng) if language == "Chinese" else latin_text(rng, font)
         placed = _place(page, rng, config, text, language, font)
         if placed is not None:
             return _ink_line(page, rng, config, placed)
@@ -256,38 +253,6 @@ def _rotation(degrees: float) -> np.ndarray:
 
 def _luma(color: Color) -> float:
     return float(_LUMA @ np.asarray(color, np.float32))
-
-
-def _latin_text(rng: np.random.Generator, font: Font) -> str:
-    if rng.random() < 0.08:
-        digits = "".join(str(d) for d in rng.integers(0, 10, int(rng.integers(2, 5))))
-        return digits + ("%" if rng.random() < 0.25 else "")
-    words = _words("words_latin.txt")
-    word = words[int(rng.integers(len(words)))]
-    style = rng.random()
-    if font.capitals or (style < 0.3 and not font.script):
-        return word.upper()
-    return word.capitalize() if style < 0.65 else word
-
-
-def _chinese_text(rng: np.random.Generator) -> str:
-    if rng.random() < 0.5:
-        words = _words("words_chinese.txt")
-        return words[int(rng.integers(len(words)))]
-    characters = _chinese_characters()
-    text = "".join(characters[i] for i in rng.integers(0, len(characters), int(rng.integers(1, 4))))
-    return text if len(text) > 1 or text not in _NOT_ALONE else text + characters[int(rng.integers(len(characters)))]
-
-
-@lru_cache
-def _words(name: str) -> tuple[str, ...]:
-    return tuple((_CONFIGS / name).read_text(encoding="utf-8").split())
-
-
-@lru_cache
-def _chinese_characters() -> tuple[str, ...]:
-    charset = (_CONFIGS / "charset_tiny.txt").read_text(encoding="utf-8").split("\n")
-    return tuple(char for char in charset if char > "\u2e80")
 
 
 @lru_cache

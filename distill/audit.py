@@ -57,9 +57,9 @@ def audit_conditions(
 ) -> list[Finding]:
     """Whether `conditions` say what `batch` says, and whether every line's embedding stands at its own placeholder.
 
-    The latter is tried out: one line's glyphs are inverted, everything is encoded again, and the first token that
-    changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other. `max_probes`
-    bounds how many lines are tried; samples with the most lines come first.
+    The latter is tried out: one line's glyphs and colour are inverted, everything is encoded again, and the first token
+    that changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other.
+    `max_probes` bounds how many lines are tried; samples with the most lines come first.
     """
     findings = [
         Finding("conditions", name, "holds values that are not finite")
@@ -95,9 +95,10 @@ def _hints(batch: Batch, conditions: Conditions) -> Iterator[Finding]:
 
 
 def _probe_line(model: ConditionedModel, batch: Batch, base: Conditions, row: int, line: int) -> Iterator[Finding]:
-    glyphs = batch.glyph_line.clone()
+    glyphs, colors = batch.glyph_line.clone(), batch.color.clone()
     glyphs[row, line] = 1 - glyphs[row, line]
-    probed = model.condition(replace(batch, glyph_line=glyphs), base.masked_latent)
+    colors[row, line] = (255 - colors[row, line]).abs()
+    probed = model.condition(replace(batch, glyph_line=glyphs, color=colors), base.masked_latent)
     change_BT = (probed.text_context.float() - base.text_context.float()).abs().amax(dim=2).cpu()
     where, largest = f"{batch.name[row]}, line {line + 1}", float(change_BT.max())
     if largest <= 1e-6 * float(base.text_context.abs().max()):

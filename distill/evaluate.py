@@ -59,7 +59,7 @@ class EvaluationSection:
     ocr_threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "resamples", "ocr_threads"):
+        for name in ("batch", "shown", "resamples", "ocr_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least 1")
         for name in ("teacher_steps", "undistilled_steps", "student_steps"):

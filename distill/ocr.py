@@ -145,8 +145,7 @@ def reading_corners(polygon: np.ndarray) -> np.ndarray:
         first += 2
     corners = np.roll(corners, -first, axis=0)
     across, down = corners[1] - corners[0], corners[3] - corners[0]
-    if across[0] * down[1] - across[1] * down[0] < 0:  # a mirrored walk: y must grow from the first edge to the second
-        corners = corners[[3, 2, 1, 0]]
+    assert across[0] * down[1] > across[1] * down[0], "OpenCV walks a rectangle clockwise on the screen"
     return corners
 
 

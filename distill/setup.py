@@ -91,14 +91,14 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
-    if world.is_main and not 32 <= plan.effective <= 64:
-        print(f"warning: train.effective_batch={plan.effective} is outside 32-64, where this distillation is known to work")
     resume = run_state.resume_from(recipe)
     if world.is_main:
         recipe.run_dir.mkdir(parents=True, exist_ok=True)
         dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
     dataset = make_data(recipe, world)
     objective = make_objective(recipe)
+    if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
+        print(f"warning: train.effective_batch={plan.effective} is outside 32-64, where this distillation is known to work")
     roles, params = make_roles(make_model(recipe.model, recipe.seed), objective, recipe)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)

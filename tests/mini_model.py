@@ -26,8 +26,16 @@ MAX_LINES = 3
 def mini_config() -> AnyText2Config:
     return AnyText2Config(
         unet=UNetConfig(
-            in_channels=3, out_channels=3, model_channels=8, num_res_blocks=1, channel_mult=[1, 2],
-            attention_resolutions=[2], num_heads=2, context_dim=16, norm_groups=4, attnx_levels=[1],
+            in_channels=3,
+            out_channels=3,
+            model_channels=8,
+            num_res_blocks=1,
+            channel_mult=[1, 2],
+            attention_resolutions=[2],
+            num_heads=2,
+            context_dim=16,
+            norm_groups=4,
+            attnx_levels=[1],
         ),
         writenet=WriteNetConfig(glyph_widths=[2, 4, 4, 8], position_widths=[2, 2, 4, 4]),
         vae=VAEConfig(ch=4, ch_mult=[1, 1, 2, 2], num_res_blocks=1, z_channels=3, norm_groups=2, scale_factor=0.5),
@@ -38,7 +46,7 @@ def mini_config() -> AnyText2Config:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, gain: float = 1.5) -> None:
+def fill(module: nn.Module, gain: float = 2.2) -> None:
     """Turns a module to float64 with every tensor random, and large enough that deep parts do not forget their input.
 
     (An untrained model's zero convolutions would hide what passes through them.)
@@ -52,7 +60,8 @@ def fill(module: nn.Module, gain: float = 1.5) -> None:
             tensor.copy_(0.1 * values)
         elif tensor.ndim > 1:
             fan_in = 1 if name.endswith("embedding.weight") else tensor[0].numel()
-            tensor.copy_(gain * values / fan_in**0.5)
+            # a large gain would drive every hard gate of the squeeze-excites to its flat ends
+            tensor.copy_((0.5 if "._se." in name else gain) * values / fan_in**0.5)
         elif tensor.is_floating_point() and "." in name:
             tensor.copy_(1 + 0.1 * values)
 

@@ -107,7 +107,9 @@ def test_fraction_is_exact(tmp_path: Path, fraction: float, kept: int) -> None:
         ([], {"data_list": "x"}, "data_list", "expected a list"),
     ],
 )
-def test_faults_name_file_and_field(tmp_path: Path, items: list[Any], top: dict[str, Any], where: str, what: str) -> None:
+def test_faults_name_file_and_field(
+    tmp_path: Path, items: list[Any], top: dict[str, Any], where: str, what: str
+) -> None:
     path = _write(tmp_path, items, **top)
     with pytest.raises(ValueError) as error:
         load_records(path)

@@ -23,8 +23,9 @@ def rotated(points: np.ndarray, degrees: float) -> np.ndarray:
 
 def picture(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Smooth, different in every direction and channel, within (0, 1)."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height, dtype=dtype), torch.linspace(0, 1, width, dtype=dtype),
-                          indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(0, 1, height, dtype=dtype), torch.linspace(0, 1, width, dtype=dtype), indexing="ij"
+    )
     return torch.stack([x, y, (x * 6).sin() * (y * 5).cos()]) * 0.4 + 0.5
 
 

@@ -176,6 +176,19 @@ def test_what_is_read_does_not_depend_on_the_company(reader):
     assert together[0] == "Moon" and reader.read([]) == []
 
 
+def test_the_engine_sees_bgr_of_a_width_of_the_lines_own(reader, monkeypatch):
+    seen: dict[int, tuple[list[int], float]] = {}
+    original = reader._engine.resize_norm_img
+
+    def spy(image: np.ndarray, elongation: float) -> np.ndarray:
+        seen[image.shape[1]] = (image[0, 0].tolist(), elongation)
+        return original(image, elongation)
+
+    monkeypatch.setattr(reader._engine, "resize_norm_img", spy)
+    reader.read([np.full((48, width, 3), (250, 100, 0), np.uint8) for width in (40, 96, 97, 300)])
+    assert seen == {w: ([0, 100, 250], n) for w, n in ((40, 2.0), (96, 2.0), (97, 3.0), (300, 7.0))}
+
+
 def test_an_empty_picture_reads_as_nothing(reader):
     assert reader.read([np.full((48, 120, 3), 200, np.uint8)]) == [""]
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from stub_roles import TEACHER_GAIN, StubRoles, make_sample
 
 from anytext2.batch import collate
 from anytext2.randomness import Draws
+from distill import painting
 from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
 from distill.sampler import sample_consistency, sample_ddim
 from distill.schedule import NoiseSchedule
@@ -72,6 +75,19 @@ def test_calls_are_counted_and_maps_made_once_a_role():
     assert roles.model.writes == 3  # teacher with and without text, student with text
 
 
+def test_seconds_are_of_maps_and_sampling(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(painting, "_now", lambda device: float(next(ticks)))  # every measured stretch lasts 1
+    found = {p.spec.key: p.seconds for p in paint(StubRoles(), scene_of(StubRoles(), (1,)), ROWS, SCHEDULE)}
+    assert found == {
+        "teacher-ddim-5": 3.0,  # maps with text, maps without, sampling
+        "undistilled-ddim-2": 3.0,  # made of maps that were there already, and would not be if it ran alone
+        "undistilled-consistency-2": 2.0,
+        "student-consistency-1": 2.0,
+        "student-consistency-4": 2.0,
+    }
+
+
 def test_without_guidance_nothing_unconditional_is_computed():
     roles = StubRoles()
     scene = scene_of(roles, (1, 2), negative_prompt=None)
@@ -100,10 +116,10 @@ def test_options_reach_the_consistency_sampler():
 
 def test_paintings_are_pictures_and_leave_the_student_active():
     roles = StubRoles(difference=0.5)
-    for painting in paint(roles, scene_of(roles, (1, 2)), ROWS, SCHEDULE):
-        assert painting.image.shape == (2, 3, 32, 32) and painting.image.dtype == torch.float32
-        assert float(painting.image.min()) >= 0.0 and float(painting.image.max()) <= 1.0
-        assert painting.seconds > 0.0
+    for one in paint(roles, scene_of(roles, (1, 2)), ROWS, SCHEDULE):
+        assert one.image.shape == (2, 3, 32, 32) and one.image.dtype == torch.float32
+        assert float(one.image.min()) >= 0.0 and float(one.image.max()) <= 1.0
+        assert one.seconds > 0.0
         assert roles.model.gain.item() == pytest.approx(TEACHER_GAIN + 0.5)
 
 

@@ -19,7 +19,7 @@ def test_seed_is_the_digest_of_the_tuple() -> None:
 def test_seeds_differ_in_every_argument_and_fit_63_bits() -> None:
     seeds = [seed_for(s, e, i, p) for s in range(4) for e in range(4) for i in range(40) for p in ("a", "b", "1\n2")]
     assert len(set(seeds)) == len(seeds)
-    assert 0 <= min(seeds) and 2**62 < max(seeds) < 2**63
+    assert min(seeds) >= 0 and 2**62 < max(seeds) < 2**63
 
 
 @pytest.mark.parametrize("make", [numpy_rng, torch_generator])
@@ -48,7 +48,7 @@ def test_shapes_dtypes_and_distributions() -> None:
     assert (uniform.shape, uniform.dtype) == ((4000,), torch.float32)
     assert (integers.shape, integers.dtype) == ((4000,), torch.int64)
     assert abs(float(normal.mean())) < 0.05 and abs(float(normal.std()) - 1) < 0.05
-    assert 5 <= float(uniform.min()) and float(uniform.max()) < 15 and abs(float(uniform.mean()) - 10) < 0.2
+    assert float(uniform.min()) >= 5 and float(uniform.max()) < 15 and abs(float(uniform.mean()) - 10) < 0.2
     counts = np.bincount(integers.numpy(), minlength=7)
     assert counts[:3].sum() == 0 and counts[3:].min() > 800
     assert draws.normal("n", (2,), dtype=torch.float16).dtype == torch.float16

@@ -21,7 +21,7 @@ from anytext2.recognizer import (
 CONFIG = RecognizerConfig(scale=0.25, neck_dims=16, neck_hidden=24, depth=2, heads=4, n_classes=30)
 
 
-# --- the network a second time, as functions of its state dict ---------------------------------------------------------
+# --- the network a second time, as functions of its state dict --------------------------------------------------------
 
 
 def conv_norm(state: State, x: Tensor, names: tuple[str, str], stride: int | tuple[int, int] = 1) -> Tensor:
@@ -32,7 +32,8 @@ def conv_norm(state: State, x: Tensor, names: tuple[str, str], stride: int | tup
     def channels(v: Tensor) -> Tensor:
         return v[:, None, None]
 
-    return (x - channels(norm["running_mean"])) / channels(deviation) * channels(norm["weight"]) + channels(norm["bias"])
+    centred = x - channels(norm["running_mean"])
+    return centred / channels(deviation) * channels(norm["weight"]) + channels(norm["bias"])
 
 
 def hard_gate(x: Tensor) -> Tensor:
@@ -160,8 +161,11 @@ def test_ppocr_charset() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scale": 0.0}, "recognizer.scale"), ({"neck_hidden": 121}, "recognizer.neck_hidden = 121"),
-     ({"n_classes": 2}, "recognizer.n_classes = 2")],
+    [
+        ({"scale": 0.0}, "recognizer.scale"),
+        ({"neck_hidden": 121}, "recognizer.neck_hidden = 121"),
+        ({"n_classes": 2}, "recognizer.n_classes = 2"),
+    ],
 )
 def test_impossible_configs(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -51,8 +51,8 @@ def test_the_interval_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = mean_interval(values.tolist(), None, 4000, seed=1)
     half = 1.96 * values.std() / math.sqrt(400)
-    assert low == pytest.approx(values.mean() - half, abs=0.05)
-    assert high == pytest.approx(values.mean() + half, abs=0.05)
+    assert low == pytest.approx(values.mean() - half, abs=0.015)
+    assert high == pytest.approx(values.mean() + half, abs=0.015)
     assert mean_interval(values.tolist(), None, 4000, seed=1) == (low, high)
     assert mean_interval([2.0, 2.0], None, 50, seed=0) == (2.0, 2.0)
 

@@ -78,17 +78,26 @@ def plain_tower(encoder: TextEncoder, embedded: Tensor) -> Tensor:
     """The same weights in torch's own pre-norm encoder layers."""
     state = encoder.tower.state_dict()
     x = embedded + state["positional_embedding"]
-    names = {"self_attn.": "attn.", "norm1.": "ln_1.", "norm2.": "ln_2.", "linear1.": "mlp.c_fc.",
-             "linear2.": "mlp.c_proj."}
+    names = {
+        "self_attn.": "attn.",
+        "norm1.": "ln_1.",
+        "norm2.": "ln_2.",
+        "linear1.": "mlp.c_fc.",
+        "linear2.": "mlp.c_proj.",
+    }
     for i in range(2):
-        layer = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, 0.0, QuickGELU(), batch_first=True, norm_first=True)
-        layer.load_state_dict({
-            theirs + rest: state[f"transformer.resblocks.{i}.{ours}{rest}"]
-            for theirs, ours in names.items()
-            for rest in ("weight", "bias", "in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-            if f"transformer.resblocks.{i}.{ours}{rest}" in state
-        })
-        x = layer.double()(x, src_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype))
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, 2, 4 * WIDTH, 0.0, QuickGELU(), batch_first=True, norm_first=True, dtype=torch.float64
+        )
+        layer.load_state_dict(
+            {
+                theirs + rest: state[f"transformer.resblocks.{i}.{ours}{rest}"]
+                for theirs, ours in names.items()
+                for rest in ("weight", "bias", "in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+                if f"transformer.resblocks.{i}.{ours}{rest}" in state
+            }
+        )
+        x = layer(x, src_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype))
     return nn.functional.layer_norm(x, (WIDTH,), state["ln_final.weight"], state["ln_final.bias"])
 
 
@@ -122,15 +131,16 @@ def test_a_line_reaches_only_what_follows_its_placeholder(encoder: TextEncoder) 
     lines, captions, names = normal(3, WIDTH), ["Text says * , * . ", "Text says * . "], ["p", "q"]
     before = encoder.encode_texts(captions, lines, [2, 1], names)
     changed = lines.clone()
-    changed[1] += 1
+    changed[1] += normal(WIDTH, seed=1)
     difference = (encoder.encode_texts(captions, changed, [2, 1], names) - before).abs().amax(dim=2)
     second = int((tokenize_texts(captions)[0] == PLACEHOLDER_TOKEN).nonzero()[1])
-    assert difference[0, :second].max() < 1e-12 < difference[0, second:].min()
+    assert difference[0, :second].max() < 1e-12 < 1e-6 < difference[0, second:].min()
     assert difference[1].max() < 1e-12
 
 
 @pytest.mark.parametrize(
-    ("caption", "n_lines", "found"), [("Text says *, * . ", 2, 1), ("Text says * . ", 2, 1), ("Text says * , * . ", 1, 2)]
+    ("caption", "n_lines", "found"),
+    [("Text says *, * . ", 2, 1), ("Text says * . ", 2, 1), ("Text says * , * . ", 1, 2)],
 )
 def test_wrong_number_of_placeholders_names_the_sample(
     encoder: TextEncoder, caption: str, n_lines: int, found: int
@@ -141,8 +151,11 @@ def test_wrong_number_of_placeholders_names_the_sample(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"heads": 5}, "text_encoder.width = 768"), ({"layers": 0}, "text_encoder.layers"),
-     ({"image_chunks": -1}, "text_encoder.image_chunks")],
+    [
+        ({"heads": 5}, "text_encoder.width = 768"),
+        ({"layers": 0}, "text_encoder.layers"),
+        ({"image_chunks": -1}, "text_encoder.image_chunks"),
+    ],
 )
 def test_impossible_configs(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

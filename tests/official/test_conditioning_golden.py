@@ -32,28 +32,30 @@ def recorded_batch() -> Batch:
 
     image = chw("img_u8").float() / 127.5 - 1
     glyphs = torch.stack([chw(f"glyphs_{i}_u8") for i in range(N_LINES)])
-    return collate([
-        Sample(
-            index=0,
-            name="recorded",
-            image=image,
-            masked_image=(image - 10 * binary("hint")).clip(-1, 1),
-            # the pages are drawn in colour; the WriteNet is shown where there is ink
-            glyph=glyphs.amax(dim=(0, 1)).gt(0).to(torch.uint8)[None],
-            position=torch.cat([binary(f"positions_{i}") for i in range(N_LINES)]),
-            glyph_line=torch.cat([binary(f"gly_line_{i}") for i in range(N_LINES)]),
-            font_hint=binary("font_hint"),
-            color=torch.stack([golden_tensor(golden, f"color_{i}")[0].float() for i in range(N_LINES)]),
-            inverse_mask=binary("inv_mask"),
-            n_lines=N_LINES,
-            editing=True,
-            image_caption=CAPTIONS["img_caption"][0],
-            text_caption=CAPTIONS["text_caption"][0],
-            texts=tuple(text[0] for text in CAPTIONS["texts"][:N_LINES]),
-            languages=tuple(language[0] for language in CAPTIONS["language"][:N_LINES]),
-            polygons=(),
-        )
-    ])
+    return collate(
+        [
+            Sample(
+                index=0,
+                name="recorded",
+                image=image,
+                masked_image=(image - 10 * binary("hint")).clip(-1, 1),
+                # the pages are drawn in colour; the WriteNet is shown where there is ink
+                glyph=glyphs.amax(dim=(0, 1)).gt(0).to(torch.uint8)[None],
+                position=torch.cat([binary(f"positions_{i}") for i in range(N_LINES)]),
+                glyph_line=torch.cat([binary(f"gly_line_{i}") for i in range(N_LINES)]),
+                font_hint=binary("font_hint"),
+                color=torch.stack([golden_tensor(golden, f"color_{i}")[0].float() for i in range(N_LINES)]),
+                inverse_mask=binary("inv_mask"),
+                n_lines=N_LINES,
+                editing=True,
+                image_caption=CAPTIONS["img_caption"][0],
+                text_caption=CAPTIONS["text_caption"][0],
+                texts=tuple(text[0] for text in CAPTIONS["texts"][:N_LINES]),
+                languages=tuple(language[0] for language in CAPTIONS["language"][:N_LINES]),
+                polygons=(),
+            )
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +111,13 @@ def test_recognizer_features_and_logits(official_model: AnyText2, parts: LinePar
 
 @pytest.mark.parametrize(
     ("name", "attribute"),
-    [("glyph_proj", "glyph"), ("position_enc", "position"), ("style_proj", "style"), ("color_proj", "color"),
-     ("text_embs", "total")],
+    [
+        ("glyph_proj", "glyph"),
+        ("position_enc", "position"),
+        ("style_proj", "style"),
+        ("color_proj", "color"),
+        ("text_embs", "total"),
+    ],
 )
 def test_line_embedding(parts: LineParts, name: str, attribute: str) -> None:
     assert_golden(getattr(parts, attribute), read_golden("b_embedding"), name)
@@ -158,4 +165,3 @@ def test_conditional_and_unconditional(official_model: AnyText2, batch: Batch) -
 def test_long_caption(official_model: AnyText2) -> None:
     context = official_model.cond_stage_model.encode_images([META["longcap"]["text"]])
     assert_golden(context, read_golden("b_longcap"), "img_cond")
-
