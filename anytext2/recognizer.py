@@ -89,6 +89,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
         mean, var = self.running_mean, self.running_var
         if self.training:
             assert mean.dtype == torch.float32, "train a recogniser with float32 statistics"

@@ -1,7 +1,7 @@
 """The recipe of a run: dataclasses, YAML, `key=value` overrides, and what is wrong with them in one line.
 
-Resolution order: the dataclass defaults, the recipe file, the overrides. A recipe is an OmegaConf structured config, so an
-unknown key or a value of the wrong type is an error that names it.
+Resolution order: the dataclass defaults, the recipe file, the overrides. A recipe is an OmegaConf structured config, so
+an unknown key or a value of the wrong type is an error that names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class ModelSection:
     """Which network, and where its weights come from.
 
     config: a name in anytext2/configs (`tiny`, `sd15`) or a YAML file.
-    weights: `embedded` (ships with the tiny config), `scratch` (initialised from the seed), `filled` (pseudo-random by key
-    name, for smoke tests), or a .ckpt / .safetensors file with the official keys.
-    parts: safetensors files with some of the keys, laid over `weights` in order; a `text_predictor` among them also
-    starts the trainable copy in the embedding manager.
+    weights: `embedded` (ships with the tiny config), `scratch` (initialised from the seed), `filled` (pseudo-random by
+    key name, for smoke tests), or a .ckpt / .safetensors file with the official keys.
+    parts: safetensors files with some of the keys, or run folders that trained some, laid over `weights` in order. From
+    scratch, the text embedding's font recogniser then starts as a copy of the glyph recogniser.
     """
 
     config: str = "tiny"
@@ -135,7 +135,7 @@ class TrackingSection:
 
 @dataclass
 class LogSection:
-    """How often, in optimizer updates: numbers, and preview grids (0: none) with samples drawn at preview_steps steps."""
+    """How often, in optimizer updates: numbers, and preview grids (0: none), drawn with preview_steps steps."""
 
     every: int = 10
     preview_every: int = 0

@@ -53,7 +53,9 @@ class StepResult:
 def read_ds_config(path: Path) -> dict[str, Any]:
     """Reads a DeepSpeed JSON. Raises ValueError in one line."""
     if not path.is_file():
-        raise ValueError(f"--deepspeed {path}: no such file (shipped: ds_configs/zero2.json, zero2_bf16.json, zero2_cpu.json)")
+        raise ValueError(
+            f"--deepspeed {path}: no such file (shipped: ds_configs/zero2.json, zero2_bf16.json, zero2_cpu.json)"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -223,7 +225,7 @@ class Engine:
         return moments + sum(m.numel() * m.element_size() for m in self._masters)
 
     def full_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Whole tensors by parameter name: `master`, `exp_avg`, `exp_avg_sq`, `step` and, where it is on, `ema`. Collective.
+        """Whole tensors by parameter name: `master`, `exp_avg`, `exp_avg_sq`, `step`, `ema` where it is on. Collective.
 
         The form does not depend on the world size; tensors are float32 on the CPU, on every rank.
         """
@@ -237,7 +239,9 @@ class Engine:
             for moment in MOMENTS:
                 value = safe_get_full_optimizer_state(p, moment)
                 slots[moment] = torch.zeros(p.shape) if value is None else value
-            state[name] = {slot: value.detach().float().cpu().clone() for slot, value in slots.items()} | {"step": step.clone()}
+            state[name] = {slot: value.detach().float().cpu().clone() for slot, value in slots.items()} | {
+                "step": step.clone()
+            }
         if self._ema:
             with self._masters_are_ema():
                 for name, p in self.params:

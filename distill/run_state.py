@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 
 from distill import checkpoint
-from distill.student import STUDENT
+from distill.student import lora_config
 
 if TYPE_CHECKING:
     from distill.config import Recipe
@@ -58,7 +58,7 @@ def _write_weights(folder: Path, session: Session, state: dict[str, dict[str, to
     weights = {name: slots.get("ema", slots["master"]) for name, slots in state.items()}
     wrapped = session.roles.wrapped
     if isinstance(wrapped, PeftModel):
-        checkpoint.write_adapter(folder, weights, wrapped.peft_config[STUDENT], session.recipe.model.config)
+        checkpoint.write_adapter(folder, weights, lora_config(wrapped), session.recipe.model.config)
     else:
         buffers = {
             name: value.detach().float().cpu().contiguous()
@@ -81,7 +81,8 @@ def resume_from(recipe: Recipe) -> Path | None:
     if wish == "never":
         if any(recipe.run_dir.glob("checkpoint-*")):
             raise ValueError(
-                f"{recipe.run_dir}: holds checkpoints and checkpoint.resume=never; choose another name=... or remove the folder"
+                f"{recipe.run_dir}: holds checkpoints and checkpoint.resume=never; "
+                "choose another name=... or remove the folder"
             )
         return None
     return checkpoint.find_checkpoint(Path(wish))
@@ -97,7 +98,9 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         ("train.effective_batch", state.effective_batch, recipe.train.effective_batch),
     ):
         if found != wanted:
-            raise ValueError(f"{folder}: made with {key}={found}, the recipe says {wanted}; the order of samples would change")
+            raise ValueError(
+                f"{folder}: made with {key}={found}, the recipe says {wanted}; the order of samples would change"
+            )
     if state.extra.get("n_samples") != n_samples and engine.world.is_main:
         print(
             f"warning: {folder} was made on {state.extra.get('n_samples')} samples, there are {n_samples} now: "

@@ -15,12 +15,12 @@ from torch import nn
 
 from anytext2.annotations import load_records
 from anytext2.dataset import AnyWordDataset
+from anytext2.filling import fill_by_name
 from anytext2.fonts import load_font_table
 from anytext2.model import AnyText2, build_model, load_model_config
 from anytext2.synthetic import SyntheticConfig, write_dataset
-from anytext2.weights import EMBEDDED, load_parts, load_weights
-from distill import run_state
-from distill.checkpoint import portable_name
+from anytext2.weights import EMBEDDED, load_parts, load_weights, official_state
+from distill import checkpoint, run_state
 from distill.config import ModelSection, Recipe, dump_recipe, objective_config
 from distill.engine import Engine, World
 from distill.latents import LatentSource
@@ -43,7 +43,9 @@ def make_data(recipe: Recipe, world: World) -> AnyWordDataset:
         sources = [recipe.run_dir / "data" / "data.json"]
         if world.is_main and not sources[0].is_file():
             s = recipe.data.synthetic
-            print(f"data.sources is empty: drawing {s.count} pictures of {s.size} px into {sources[0].parent}", flush=True)
+            print(
+                f"data.sources is empty: drawing {s.count} pictures of {s.size} px into {sources[0].parent}", flush=True
+            )
             write_dataset(sources[0].parent, s.count, SyntheticConfig(size=s.size), s.seed, s.first_index)
         if world.size > 1:
             dist.barrier()
@@ -57,21 +59,43 @@ def make_data(recipe: Recipe, world: World) -> AnyWordDataset:
 def make_model(section: ModelSection, seed: int) -> AnyText2:
     """The network with its weights, in float32 on the CPU. Raises ValueError for weights that do not fit."""
     config = load_model_config(section.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_model(config, activation_checkpointing=section.activation_checkpointing)
-    if section.weights == "embedded":
-        if section.config != "tiny":
-            raise ValueError(f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file")
-        load_weights(model, EMBEDDED)
-    elif section.weights != "scratch":
-        load_weights(model, Path(section.weights))
-    load_parts(model, [Path(p) for p in section.parts])
+    if section.weights == "scratch":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_model(config, activation_checkpointing=section.activation_checkpointing)
+    else:
+        model = build_model(config, "meta", activation_checkpointing=section.activation_checkpointing)
+        model = model.to_empty(device="cpu")
+        if section.weights == "filled":
+            fill_by_name(official_state(model))
+        elif section.weights != "embedded":
+            load_weights(model, Path(section.weights))
+        elif section.config == "tiny":
+            load_weights(model, EMBEDDED)
+        else:
+            raise ValueError(
+                f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file"
+            )
+    parts = [_part_file(Path(p)) for p in section.parts]
+    load_parts(model, parts)
+    if section.weights == "scratch" and parts:
+        # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
+        model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
     return model
 
 
-def make_objective(recipe: Recipe) -> Objective:
-    return OBJECTIVES[recipe.objective["name"]](objective_config(recipe), NoiseSchedule.scaled_linear())
+def _part_file(path: Path) -> Path:
+    return checkpoint.find_checkpoint(path) / run_state.MODEL_WEIGHTS if path.is_dir() else path
+
+
+def make_schedule(model: AnyText2) -> NoiseSchedule:
+    """The noise schedule that the model was trained with, in float64."""
+    s = model.cfg.schedule
+    return NoiseSchedule.scaled_linear(s.linear_start, s.linear_end, s.timesteps)
+
+
+def make_objective(recipe: Recipe, schedule: NoiseSchedule) -> Objective:
+    return OBJECTIVES[recipe.objective["name"]](objective_config(recipe), schedule)
 
 
 def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[Roles, list[tuple[str, nn.Parameter]]]:
@@ -79,7 +103,7 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
     model.requires_grad_(False)
     if objective.trains == "lora":
         wrapped: nn.Module = add_student(model, recipe.lora, recipe.seed)
-        params = [(portable_name(n, STUDENT), p) for n, p in wrapped.named_parameters() if p.requires_grad]
+        params = [(checkpoint.portable_name(n, STUDENT), p) for n, p in wrapped.named_parameters() if p.requires_grad]
     else:
         assert isinstance(objective, FullWeightObjective)
         wrapped, params = model, list(objective.trainable(model))
@@ -96,10 +120,15 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
         recipe.run_dir.mkdir(parents=True, exist_ok=True)
         dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
     dataset = make_data(recipe, world)
-    objective = make_objective(recipe)
+    model = make_model(recipe.model, recipe.seed)
+    schedule = make_schedule(model)
+    objective = make_objective(recipe, schedule)
     if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
-        print(f"warning: train.effective_batch={plan.effective} is outside 32-64, where this distillation is known to work")
-    roles, params = make_roles(make_model(recipe.model, recipe.seed), objective, recipe)
+        print(
+            f"warning: train.effective_batch={plan.effective} is outside 32-64, where distillation is known to work",
+            flush=True,
+        )
+    roles, params = make_roles(model, objective, recipe)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
     progress, tracking_id = Progress(), ""
@@ -114,12 +143,12 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
         (recipe.run_dir / RUN_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         print(
             f"training {facts['trained_parameters']:,} parameters in {facts['trained_tensors']} tensors; optimizer "
-            f"{' + '.join(f'{b:,}' for b in facts['optimizer_bytes_per_rank'])} bytes on {world.size} rank(s); effective batch "
-            f"{plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
+            f"{' + '.join(f'{b:,}' for b in facts['optimizer_bytes_per_rank'])} bytes on {world.size} rank(s); "
+            f"effective batch {plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
             flush=True,
         )
     latents = LatentSource(roles.model, recipe.data.cache_latents)
-    return Session(recipe, engine, objective, roles, dataset, progress, tracker, latents, None)
+    return Session(recipe, engine, objective, roles, dataset, progress, tracker, latents, schedule)
 
 
 def run_facts(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The endless order of samples, and its share for one rank.
 
-Position p = 0, 1, 2, ... counts samples of the whole run. Epoch e is one shuffled pass; batches may straddle two epochs, so
-that nothing is dropped. Global batch b is positions [b*E, (b+1)*E) for effective batch E. Which rank computes a position
-depends on the world size; which sample stands there, and every random draw for it, does not.
+Position p = 0, 1, 2, ... counts samples of the whole run. Epoch e is one shuffled pass; batches may straddle two
+epochs, so that nothing is dropped. Global batch b is positions [b*E, (b+1)*E) for effective batch E. Which rank
+computes a position depends on the world size; which sample stands there, and every random draw for it, does not.
 """
 
 from __future__ import annotations
@@ -41,16 +41,20 @@ class BatchPlan:
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.effective % (self.micro * self.world):
-            fitting = [m for m in range(1, self.effective + 1) if self.effective % (m * self.world) == 0]
-            hint = (
-                f"with {self.world} rank(s) train.micro_batch may be {', '.join(map(str, fitting))}"
-                if fitting
-                else f"{self.effective} does not divide by {self.world} ranks: train.effective_batch="
-                f"{self.effective // self.world * self.world or self.world} or {(self.effective // self.world + 1) * self.world} would"
-            )
             raise ValueError(
-                f"train.effective_batch={self.effective} is not micro_batch={self.micro} x ranks={self.world} x an integer; {hint}"
+                f"train.effective_batch={self.effective} is not micro_batch={self.micro} x ranks={self.world} x an "
+                f"integer; {self._what_would_work()}"
             )
+
+    def _what_would_work(self) -> str:
+        fitting = [m for m in range(1, self.effective + 1) if self.effective % (m * self.world) == 0]
+        if fitting:
+            return f"with {self.world} rank(s) train.micro_batch may be {', '.join(map(str, fitting))}"
+        below = max(1, self.effective // self.world) * self.world
+        return (
+            f"{self.effective} does not divide by {self.world} ranks: "
+            f"train.effective_batch={below} or {below + self.world} would"
+        )
 
     @property
     def accumulation(self) -> int:
@@ -121,8 +125,8 @@ class _Positions(Dataset[tuple[Key, Sample, Counter[str]]]):
             except SampleError as error:
                 skipped[error.reason] += 1
         raise ValueError(
-            f"data.sources: {SUBSTITUTES} samples in a row, from item {key.index} on, cannot be read ({dict(skipped)}); "
-            "check that data_root of the annotation file points to the images"
+            f"data.sources: {SUBSTITUTES} samples in a row, from item {key.index} on, cannot be read "
+            f"({dict(skipped)}); check that data_root of the annotation file points to the images"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -22,7 +23,7 @@ _ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
 # Module paths are the official ones, so the same adapter fits the reference implementation.
 TARGET_PRESETS: dict[str, str] = {
     # Attention of UNet (attn1, attn2, attn1x, attn2x) and WriteNet, and the WriteNet's 1x1 output convolutions.
-    "paper": rf"^(model\.diffusion_model\..*{_ATTENTION}|control_model\..*{_ATTENTION}|control_model\.zero_convs\.\d+\.0)$",
+    "paper": rf"^((model\.diffusion_model|control_model)\..*{_ATTENTION}|control_model\.zero_convs\.\d+\.0)$",
 }
 
 
@@ -31,7 +32,7 @@ class LoraSection:
     """The student's adapter. `targets`: a preset name or a regular expression over official module paths."""
 
     rank: int = 64
-    alpha: float = 64.0
+    alpha: int = 64
     dropout: float = 0.0
     targets: str = "paper"
 
@@ -51,7 +52,7 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
         pattern = re.compile(TARGET_PRESETS.get(targets, targets))
     except re.error as error:
         raise ValueError(
-            f"lora.targets={targets!r} is neither a preset ({', '.join(TARGET_PRESETS)}) nor a regular expression: {error}"
+            f"lora.targets={targets!r}: neither a preset ({', '.join(TARGET_PRESETS)}) nor a pattern: {error}"
         ) from error
     names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and pattern.search(n)]
     if not names:
@@ -105,6 +106,13 @@ def add_student(model: AnyText2, config: LoraSection, seed: int) -> PeftModel:
         return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
 
 
+def lora_config(student: PeftModel) -> LoraConfig:
+    """The configuration of the student's adapter."""
+    config = student.peft_config[STUDENT]
+    assert isinstance(config, LoraConfig)
+    return config
+
+
 def load_student(model: AnyText2, folder: Path) -> PeftModel:
     """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling.
 
@@ -117,7 +125,9 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
     config.inference_mode = True
     try:
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
-        result = set_peft_model_state_dict(student, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT)
+        result: Any = set_peft_model_state_dict(
+            student, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: the adapter does not fit this model: {str(error).splitlines()[0]}") from error
     missing = [key for key in result.missing_keys if "lora_" in key]

@@ -6,17 +6,19 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
+from anytext2.dataset import AnyWordDataset
 from distill import run_state
 from distill.config import Recipe, learning_rate
 from distill.engine import Engine, StepResult
 from distill.latents import LatentSource
 from distill.objectives.base import LossOutput, Objective, StepInput
+from distill.preflight import Previews, audit_first_batch
+from distill.schedule import NoiseSchedule
 from distill.stream import Loaded, Order, loader, micro_batches
 from distill.student import Roles
 from distill.tracking import Tracker, progress_line
@@ -58,11 +60,11 @@ class Session:
     engine: Engine
     objective: Objective
     roles: Roles
-    dataset: Any
+    dataset: AnyWordDataset
     progress: Progress
     tracker: Tracker | None  # rank 0 only
     latents: LatentSource
-    previews: Any  # Callable[[Session], None], rank 0 only
+    schedule: NoiseSchedule
 
     def step_input(self, loaded: Loaded) -> StepInput:
         """The micro-batch on the device, with its latents where the objective wants them."""
@@ -78,6 +80,8 @@ class Session:
 def run(session: Session) -> None:
     """Trains from `session.progress` to the recipe's max_steps."""
     recipe, engine, progress = session.recipe, session.engine, session.progress
+    audit_first_batch(session)
+    previews = Previews(session) if session.tracker is not None and recipe.log.preview_every else None
     order = Order(len(session.dataset), recipe.seed)
     batches = micro_batches(order, engine.plan, engine.world.rank, progress.batches)
     window = _Window(engine)
@@ -95,7 +99,7 @@ def run(session: Session) -> None:
         progress.batches += 1
         _count(session, result, loaded)
         if not result.skipped:
-            _after_update(session, window, result, rate)
+            _after_update(session, window, result, rate, previews)
     if not window.is_empty:
         window.flush(session, None, learning_rate(recipe.train, progress.updates))
 
@@ -120,16 +124,17 @@ def _count(session: Session, result: StepResult, loaded: Loaded) -> None:
         )
 
 
-def _after_update(session: Session, window: _Window, result: StepResult, rate: float) -> None:
+def _after_update(
+    session: Session, window: _Window, result: StepResult, rate: float, previews: Previews | None
+) -> None:
     recipe, updates = session.recipe, session.progress.updates
     last = updates == recipe.train.max_steps
     if last or updates % recipe.log.every == 0:
         window.flush(session, result, rate)
     if last or updates % recipe.checkpoint.save_steps == 0:
         run_state.save(session)
-    every = recipe.log.preview_every
-    if session.previews is not None and every and (last or updates % every == 0):
-        session.previews(session)
+    if previews is not None and (last or updates % recipe.log.preview_every == 0):
+        previews(session)
 
 
 class _Window:
@@ -171,9 +176,7 @@ class _Window:
         if session.tracker is not None:
             session.tracker.log(metrics, progress.updates)
             left = (recipe.train.max_steps - progress.updates) * plan.effective / samples_per_s
-            line = progress_line(
-                progress.updates, recipe.train.max_steps, metrics["loss"], rate, samples_per_s, left
-            )
+            line = progress_line(progress.updates, recipe.train.max_steps, metrics["loss"], rate, samples_per_s, left)
             print(line, flush=True)
         self._reset()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from distill.objectives.autoencode import Autoencode
 from distill.objectives.base import FullWeightObjective, LossOutput, Objective, Roles, StepInput
 from distill.objectives.consistency import Consistency
@@ -9,7 +11,7 @@ from distill.objectives.denoise import Denoise
 from distill.objectives.recognize import Recognize
 from distill.objectives.x0_regression import X0Regression
 
-OBJECTIVES: dict[str, type] = {
+OBJECTIVES: dict[str, Any] = {
     "consistency": Consistency,
     "x0_regression": X0Regression,
     "denoise": Denoise,

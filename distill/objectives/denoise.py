@@ -10,7 +10,7 @@ Shape legend: B batch, L lines, C channels, H/W pixels, h/w latent cells, T toke
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,11 +48,13 @@ class DenoiseConfig:
     ``text_weight``: extra weight of the cells inside the text boxes (0: none, as AnyText2).
     ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
     whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
+    ``frozen``: modules (dotted paths) of the scope that stay as they are.
     """
 
     context_dropout: float = 0.0
     text_weight: float = 0.0
     scope: str = "official"
+    frozen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.context_dropout < 1.0:
@@ -75,6 +77,10 @@ class Denoise:
         self.schedule = schedule
 
     def trainable(self, model: AnyText2) -> Iterable[tuple[str, nn.Parameter]]:
+        frozen = tuple(f"{path}." for path in self.config.frozen)
+        return ((name, parameter) for name, parameter in self._scope(model) if not name.startswith(frozen))
+
+    def _scope(self, model: AnyText2) -> Iterable[tuple[str, nn.Parameter]]:
         yield from named_parameters_of(model, SCOPES[self.config.scope])
         if self.config.scope == "official":
             for name, parameter in named_parameters_of(model, ("model.diffusion_model",)):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from filling import fill_by_name
 
+from anytext2.filling import fill_by_name
 from anytext2.model import AnyText2, build_model, load_model_config
 from anytext2.weights import official_state
 
