@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
+# An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
+DATA ?=
+
 .PHONY: setup demo test lint test-official smoke-official clean
 .DEFAULT_GOAL := setup
 
@@ -34,7 +37,8 @@ test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
 smoke-official: setup
-	$(BIN)/python launch/smoke_official.py --data $(DATA)
+	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/recipes/smoke_official.yaml \
+	  checkpoint.resume=never name=smoke_official_$(shell date +%Y%m%d_%H%M%S) 'data.sources=[$(DATA)]'
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

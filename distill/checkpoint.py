@@ -260,7 +260,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The adapter's float32 tensors by portable name, and its configuration. Raises CheckpointError."""
-    tensors = _load_tensors(folder / ADAPTER_WEIGHTS)
+    tensors = load_tensors(folder / ADAPTER_WEIGHTS)
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}, _read_json(
         folder / ADAPTER_CONFIG
     )
@@ -285,7 +285,7 @@ def read_optimizer(
     """
     path = folder / OPTIMIZER
     state: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in _load_tensors(path).items():
+    for key, tensor in load_tensors(path).items():
         slot, _, name = key.partition("/")
         state.setdefault(name, {})[slot] = tensor
     if expected is not None:
@@ -335,7 +335,7 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if whole else tensor.clone()
 
 
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

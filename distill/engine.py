@@ -25,6 +25,7 @@ from distill.stream import BatchPlan
 
 CPU_CONFIG = "zero2_cpu.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SECTIONS = ("zero_optimization", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def read_ds_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"--deepspeed {path}: not valid JSON: line {error.lineno}: {error.msg}") from error
-    stage = config.get("zero_optimization", {}).get("stage") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name, {}), dict) for name in SECTIONS):
+        raise ValueError(f"--deepspeed {path}: an object is needed, and objects in it as {', '.join(SECTIONS)}")
+    stage = config.get("zero_optimization", {}).get("stage")
     if stage != 2:
         raise ValueError(f"--deepspeed {path}: zero_optimization.stage={stage}; this trainer shards with stage 2")
     return cast(dict[str, Any], config)
@@ -167,6 +170,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, model_parameters=[p for _, p in self.params], config=config
         )
+        self._allocate_moments()
         self._ema_decay = train.ema_decay
         self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
 
@@ -174,6 +178,16 @@ class Engine:
     def _masters(self) -> list[torch.Tensor]:
         """This rank's flat float32 master weights, one tensor a parameter group."""
         return cast(list[torch.Tensor], self._optimizer.single_partition_of_fp32_groups)
+
+    def _allocate_moments(self) -> None:
+        """Adam's moments from the start, not from the first step on: resume writes into them, and they are counted."""
+        inner = self._optimizer.optimizer
+        for master in self._masters:
+            # Fused Adam wants its step counter beside the weights, the plain one on the CPU.
+            step = torch.zeros((), device=master.device if inner.defaults["fused"] else "cpu")
+            inner.state[master] = {"step": step} | {moment: torch.zeros_like(master) for moment in MOMENTS}
+        # DeepSpeed otherwise links the moments to the parameters after its first step.
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def forward(self, item: Any) -> Any:
         return self._engine(item)
@@ -196,7 +210,8 @@ class Engine:
         if skipped:
             return StepResult(True, math.nan, scale)
         if self._ema:
-            torch._foreach_lerp_(self._ema, self._masters, 1.0 - self._ema_decay)
+            # detached: the average would otherwise carry the graph of every step behind it
+            torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - self._ema_decay)
         norm = self._engine.get_global_grad_norm()
         return StepResult(False, float(norm) if norm is not None else math.nan, scale)
 
@@ -211,6 +226,9 @@ class Engine:
         return {n: getattr(scaler, n) for n in names if hasattr(scaler, n)} if self.precision == "fp16" else {}
 
     def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Continues with the counters of `scaler_state`; a precision without loss scaling has no use for them."""
+        if self.precision != "fp16":
+            return
         for name, value in state.items():
             setattr(self._optimizer.loss_scaler, name, value)
 
@@ -231,14 +249,11 @@ class Engine:
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        steps = [s["step"] for s in self._optimizer.optimizer.state.values() if "step" in s]
-        step = torch.as_tensor(float(steps[0]) if steps else 0.0)
+        step = torch.as_tensor(float(self._optimizer.optimizer.state[self._masters[0]]["step"]))
         state: dict[str, dict[str, torch.Tensor]] = {}
         for name, p in self.params:
             slots = {"master": safe_get_full_fp32_param(p)}
-            for moment in MOMENTS:
-                value = safe_get_full_optimizer_state(p, moment)
-                slots[moment] = torch.zeros(p.shape) if value is None else value
+            slots |= {moment: safe_get_full_optimizer_state(p, moment) for moment in MOMENTS}
             state[name] = {slot: value.detach().float().cpu().clone() for slot, value in slots.items()} | {
                 "step": step.clone()
             }
@@ -273,7 +288,7 @@ class Engine:
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(p, state[name][moment].to(device), moment)
         for inner in self._optimizer.optimizer.state.values():
-            inner["step"] = torch.as_tensor(float(state[self.params[0][0]]["step"]))
+            inner["step"].fill_(float(state[self.params[0][0]]["step"]))
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over ranks of a small float tensor. Collective."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import nn
 
 from distill import checkpoint
 from distill.student import lora_config
@@ -68,6 +69,23 @@ def _write_weights(folder: Path, session: Session, state: dict[str, dict[str, to
         save_file(weights | buffers, folder / MODEL_WEIGHTS)
 
 
+def deliverables(session: Session) -> list[Path]:
+    """What a finished run hands over: the newest checkpoint's weights, without what only resume needs."""
+    folder = session.recipe.run_dir / f"checkpoint-{session.progress.updates}"
+    names = (checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, MODEL_WEIGHTS)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _load_statistics(module: nn.Module, weights: Path) -> None:
+    """Batch norm's running statistics, which are trained without being parameters."""
+    if not weights.is_file():
+        return
+    buffers = dict(module.named_buffers())
+    for name, value in checkpoint.load_tensors(weights).items():
+        if "running_" in name:
+            buffers[f"net.{name}"].copy_(value)
+
+
 def resume_from(recipe: Recipe) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start.
 
@@ -108,6 +126,7 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
             flush=True,
         )
     engine.load_full_state(checkpoint.read_optimizer(folder, {name: p.shape for name, p in engine.params}))
+    _load_statistics(engine.module, folder / MODEL_WEIGHTS)
     engine.load_scaler_state(state.loss_scaler)
     progress = Progress(
         updates=state.step,

@@ -100,6 +100,9 @@ def run(session: Session) -> None:
         _count(session, result, loaded)
         if not result.skipped:
             _after_update(session, window, result, rate, previews)
+    if session.tracker is not None:
+        for path in run_state.deliverables(session):
+            session.tracker.artifact(path, "model")
     if not window.is_empty:
         window.flush(session, None, learning_rate(recipe.train, progress.updates))
 

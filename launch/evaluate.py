@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from distill.checkpoint import write_text_atomically
+from distill.checkpoint import read_trainer_state, write_text_atomically
 from distill.evaluate import Evaluation, EvaluationSection, evaluate
 from distill.loading import Opened, held_out_sources, open_model, open_samples, read_samples
 from distill.ocr import LineReader, OcrNotInstalled
 from distill.pictures import picture_grid
-from distill.schedule import NoiseSchedule
-from distill.scores import table
+from distill.scores import row_to_plain, table
+from distill.setup import make_schedule
+from distill.tracking import Tracker
 
 RUN_KEYS = ("mlflow_run_id", "ranks", "precision", "effective_batch", "optimizer_bytes_per_rank")
 
@@ -90,7 +91,7 @@ def measure(args: argparse.Namespace, opened: Opened) -> None:
     def progress(done: int, total: int) -> None:
         print(f"evaluated {done}/{total} pictures, {time.perf_counter() - began:.0f} s", flush=True)
 
-    schedule = NoiseSchedule.scaled_linear()
+    schedule = make_schedule(opened.roles.model)
     found = evaluate(opened.roles, samples, schedule, options, reader, opened.consistency, progress)
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "grid.png"
@@ -107,6 +108,26 @@ def measure(args: argparse.Namespace, opened: Opened) -> None:
             f"nearer to the teacher in {one.wins:.0%} of the pictures"
         )
     print(f"wrote {out / 'summary.json'} and {picture}")
+    _record(opened, found, out)
+
+
+def _record(opened: Opened, found: Evaluation, out: Path) -> None:
+    """Adds the table and the pictures to the MLflow run of the training, where the checkpoint belongs to one."""
+    if opened.run_dir is None or opened.checkpoint is None or not opened.recipe.tracking.enabled:
+        return
+    step = read_trainer_state(opened.checkpoint).step
+    tracker = Tracker(opened.run_dir, opened.recipe.tracking, {})
+    measured = ("exact_match", "ned", "latent_rmse", "psnr_db", "seconds_per_image")
+    numbers = {
+        f"evaluation/{row.key}/{name}": float(value)
+        for row in found.rows
+        for name, value in row_to_plain(row).items()
+        if name in measured and value is not None
+    }
+    tracker.log(numbers, step)
+    for name in ("summary.json", "grid.png"):
+        tracker.artifact(out / name, "evaluation")
+    tracker.finish()
 
 
 def _summary(

@@ -18,7 +18,7 @@ from anytext2.batch import collate
 from distill.loading import Opened, data_sources, open_model, open_samples, read_samples
 from distill.painting import RowSpec, paint, set_scene
 from distill.pictures import Shown, hint_picture, picture_grid, pixels, to_uint8
-from distill.schedule import NoiseSchedule
+from distill.setup import make_schedule
 
 STEPS = (1, 2, 4, 8)
 
@@ -77,7 +77,7 @@ def draw(args: argparse.Namespace, opened: Opened) -> None:
         originals = to_uint8(pixels(batch.image))
         hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
         here = [Shown(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
-        for painting in paint(opened.roles, scene, specs, NoiseSchedule.scaled_linear(), opened.consistency):
+        for painting in paint(opened.roles, scene, specs, make_schedule(opened.roles.model), opened.consistency):
             for b, image in enumerate(to_uint8(painting.image)):
                 here[b].rows[painting.spec.key] = image
                 Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{painting.spec.key}.png")

@@ -77,7 +77,7 @@ def test_consistency_computes_the_writer_once_a_role_and_the_conditions_once() -
     Consistency(ConsistencyConfig(), SCHEDULE).loss(roles, step_input())
     calls = roles.model.calls
     counts = {name: calls.count(name) for name in ("condition", "unconditional", "write", "unet")}
-    assert counts == {"condition": 1, "unconditional": 1, "write": 4, "unet": 4}
+    assert counts == {"condition": 1, "unconditional": 1, "write": 3, "unet": 4}
 
 
 def test_on_the_exact_path_only_the_boundary_is_left() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, require_latent
-from distill.objectives.guidance import GuidedConfig, estimate_noise, guided_teacher, root_mean_square
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
+from distill.objectives.guidance import GuidedConfig, guided_teacher, root_mean_square
 from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, expand_like
 from distill.solver import ddim_step
 
@@ -76,10 +76,13 @@ class Consistency:
 
         # The student goes first: under autocast, weights cast inside the target's inference mode would be cached and
         # then met by the student's graph.
-        eps = estimate_noise(roles.model, z_t, t, teacher.conditions)
+        control = roles.model.write(teacher.conditions)
+        eps = predict_noise(roles.model, z_t, t, teacher.conditions, control)
         prediction = self._f(z_t, eps, t, schedule)
         with roles.target():
-            target = self._f(z_s, estimate_noise(roles.model, z_s, s, teacher.conditions), s, schedule)
+            # The target is the student itself, so the WriteNet has nothing new to say to it.
+            eps_s = predict_noise(roles.model, z_s, s, teacher.conditions, tuple(m.detach() for m in control))
+            target = self._f(z_s, eps_s, s, schedule)
 
         per_sample = config.distance(prediction, target.clone())
         return loss_output(per_sample, teacher_distance=root_mean_square(prediction.detach() - teacher.x0))

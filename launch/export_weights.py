@@ -1,0 +1,41 @@
+"""Joins trained parts into one checkpoint with the official keys.
+
+    python launch/export_weights.py --parts runs/tiny_vae runs/tiny_recognizer runs/tiny_teacher --out FILE.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from anytext2.weights import save_weights
+from distill.config import ModelSection
+from distill.setup import make_model
+
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Join trained parts into one checkpoint with the official keys.")
+    parser.add_argument("--config", default="tiny", help="model config: a name or a YAML file")
+    parser.add_argument("--weights", default="scratch", help="what lies under the parts: scratch, embedded or a file")
+    parser.add_argument("--parts", nargs="+", default=[], metavar="DIR", help="run folders or files, later ones on top")
+    parser.add_argument("--out", type=Path, required=True, help="a .safetensors or .ckpt file")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    args = parser.parse_args(argv)
+    try:
+        model = make_model(ModelSection(args.config, args.weights, args.parts), seed=0)
+        save_weights(model, args.out, DTYPES[args.dtype])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB in {args.dtype}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

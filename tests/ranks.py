@@ -1,0 +1,124 @@
+"""Real ranks on one machine: processes that find each other over gloo, with what they printed and returned.
+
+They are forked from a server process that has imported torch and DeepSpeed once, which makes a rank start in
+milliseconds; the environment variables are those that a launcher sets.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ["anytext2", "deepspeed", "launch.train", "mini_model", "pytest"]
+CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank left behind. value: what its function returned, None where it did not return."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    value: Any
+
+
+def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[RankResult]:
+    """Calls `function(*args)`, which must be importable, in `world` processes; an integer it returns is no exit code.
+
+    Raises TimeoutError, after ending them all, where one is not done within `timeout` seconds.
+    """
+    context = _server()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        processes = [
+            context.Process(target=_rank, args=(Path(folder), rank, world, port, function, args)) for rank in range(world)
+        ]
+        deadline = time.monotonic() + timeout
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [process for process in processes if process.exitcode is None]
+        for process in late:
+            process.kill()
+            process.join()
+        results = [_result(Path(folder), rank, process.exitcode) for rank, process in enumerate(processes)]
+        if late:
+            raise TimeoutError(f"{len(late)} of {world} ranks still ran after {timeout} s\n{told(results)}")
+        return results
+
+
+def returned(results: Sequence[RankResult]) -> list[Any]:
+    """Every rank's return value, after a check that none failed."""
+    assert all(result.exit_code == 0 for result in results), told(results)
+    return [result.value for result in results]
+
+
+def told(results: Sequence[RankResult]) -> str:
+    """Everything that the ranks printed, for a failure's message."""
+    return "\n".join(f"--- rank {i}: exit code {r.exit_code}\n{r.stdout}{r.stderr}" for i, r in enumerate(results))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _server() -> multiprocessing.context.ForkServerContext:
+    """The fork server, started without a sight of a GPU: there the same tests run on the CPU too."""
+    before = {name: os.environ.get(name) for name in CPU_ONLY}
+    os.environ.update(CPU_ONLY)
+    try:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def _rank(folder: Path, rank: int, world: int, port: int, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        sink = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(sink, number)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    value = function(*args)
+    sys.stdout.flush()
+    (folder / f"value-{rank}").write_bytes(pickle.dumps(value))
+
+
+def _result(folder: Path, rank: int, exit_code: int | None) -> RankResult:
+    def text(name: str) -> str:
+        path = folder / f"{name}-{rank}"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    value = folder / f"value-{rank}"
+    return RankResult(
+        -1 if exit_code is None else exit_code,
+        text("stdout"),
+        text("stderr"),
+        pickle.loads(value.read_bytes()) if value.exists() else None,
+    )
