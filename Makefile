@@ -24,7 +24,7 @@ setup: .venv/.complete
 
 demo: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json
-	$(BIN)/python launch/evaluate.py --run runs/demo
+	$(BIN)/python launch/evaluate.py --run runs/demo --count 48
 
 test: setup lint
 	$(BIN)/python -m pytest

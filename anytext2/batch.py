@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from anytext2.line_crop import quad_of_mask
+
 UNSET_COLOR = 500
 """Each channel of a colour that is not given (AnyText2's convention; real colours are 0..255)."""
 
@@ -88,7 +90,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """`Sample`s with a leading B: tensors stacked, everything else a tuple with one entry a sample."""
+    """`Sample`s with a leading B: tensors stacked, everything else a tuple with one entry a sample.
+
+    quads: `line_quads` of `position`, found while the masks are still on the host, so that no step has to wait for
+    the accelerator to hand them back.
+    """
 
     index: tuple[int, ...]
     name: tuple[str, ...]
@@ -107,6 +113,7 @@ class Batch:
     texts: tuple[tuple[str, ...], ...]
     languages: tuple[tuple[str, ...], ...]
     polygons: tuple[tuple[np.ndarray, ...], ...]
+    quads: tuple[tuple[np.ndarray | None, ...], ...]
 
     @property
     def size(self) -> int:
@@ -151,7 +158,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for field in fields(Sample):
         column = [getattr(sample, field.name) for sample in samples]
         columns[field.name] = torch.stack(column) if isinstance(column[0], torch.Tensor) else tuple(column)
-    return Batch(**columns)
+    return Batch(**columns, quads=line_quads(columns["position"], columns["n_lines"]))
+
+
+def line_quads(position: torch.Tensor, n_lines: Sequence[int]) -> tuple[tuple[np.ndarray | None, ...], ...]:
+    """Corners [4, 2] of every real line's place in the masks [B, L, H, W], None where a line has none."""
+    masks = position.cpu().numpy()
+    return tuple(tuple(quad_of_mask(masks[b, line]) for line in range(n)) for b, n in enumerate(n_lines))
 
 
 def _map_tensors(value: _Self, fn: Callable[[torch.Tensor], torch.Tensor]) -> _Self:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytext2.batch import Batch
-from anytext2.line_crop import LINE_HEIGHT, LINE_WIDTH, crop_line, quad_of_mask, recognizer_input
+from anytext2.line_crop import LINE_HEIGHT, LINE_WIDTH, crop_line, recognizer_input
 from anytext2.recognizer import Recognizer, RecognizerConfig
 
 # Where the reference looks for a font when a line has no place in the picture: its top left corner.
@@ -90,10 +90,7 @@ class TextEmbedding(nn.Module):
         return self.parts(batch, recognizer).total
 
     def parts(self, batch: Batch, recognizer: Recognizer) -> LineParts:
-        """The same in parts; the batch has at least one line.
-
-        The font's place is found on the host: this reads the position masks back from the device once.
-        """
+        """The same in parts; the batch has at least one line."""
         dtype = self.position_encoder.conv1.weight.dtype
         sample, line = _packed_index(batch.n_lines, batch.position.device)
         position_N1HW = batch.position[sample, line].unsqueeze(1).to(dtype)
@@ -116,13 +113,12 @@ def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
     A line without a place (empty mask, or thinner than a pixel) is shown the hint's top left corner, as in the
     reference; there is a warning, and the second result is False for it.
     """
-    masks = batch.position.cpu().numpy()
     hints_B1HW = batch.font_hint.float()
     inputs: list[Tensor] = []
     has_place: list[bool] = []
     for b, n in enumerate(batch.n_lines):
         for number in range(n):
-            quad = quad_of_mask(masks[b, number])
+            quad = batch.quads[b][number]
             crop = None if quad is None else crop_line(hints_B1HW[b], quad)
             has_place.append(crop is not None)
             if crop is None:

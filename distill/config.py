@@ -10,16 +10,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from anytext2.dataset import DatasetConfig
 from distill.objectives import OBJECTIVES
 from distill.student import LoraSection
 
 EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
+
+
+def _require_at_least(least: int, section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if not value >= least:  # NaN included
+            raise ValueError(f"{section}.{name}={value} must be at least {least}")
 
 
 @dataclass
@@ -62,6 +70,11 @@ class DataSection:
     # Stop when more than this share of the samples read so far had to be passed over.
     max_unreadable: float = 0.05
 
+    def __post_init__(self) -> None:
+        _require_at_least(0, "data", self, "workers")
+        if not 0.0 <= self.max_unreadable <= 1.0:
+            raise ValueError(f"data.max_unreadable={self.max_unreadable} must be a share, in [0, 1]")
+
 
 @dataclass
 class TrainSection:
@@ -88,12 +101,14 @@ class TrainSection:
             raise ValueError(f"train.schedule={self.schedule!r}: one of {', '.join(SCHEDULES)}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"train.learning_rate={self.learning_rate} must be positive; 1e-4 is usual")
-        if self.max_steps < 1:
-            raise ValueError(f"train.max_steps={self.max_steps} must be at least 1")
+        _require_at_least(1, "train", self, "max_steps")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"train.ema_decay={self.ema_decay} must lie in [0, 1); 0 switches it off")
-        if len(self.betas) != 2:
-            raise ValueError(f"train.betas={list(self.betas)} must be two numbers, as in [0.9, 0.999]")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"train.betas={list(self.betas)} must be two numbers in [0, 1), as in [0.9, 0.999]")
+        if not 0.0 <= self.min_lr_ratio <= 1.0:
+            raise ValueError(f"train.min_lr_ratio={self.min_lr_ratio} must lie in [0, 1]")
+        _require_at_least(0, "train", self, "warmup_steps", "weight_decay", "max_grad_norm", "threads")
 
 
 def _constant(progress: float, min_ratio: float) -> float:
@@ -123,6 +138,9 @@ class CheckpointSection:
     keep: int = 3
     resume: str = "auto"
 
+    def __post_init__(self) -> None:
+        _require_at_least(1, "checkpoint", self, "save_steps", "keep")
+
 
 @dataclass
 class TrackingSection:
@@ -142,6 +160,10 @@ class LogSection:
     preview_samples: int = 4
     preview_steps: int = 4
 
+    def __post_init__(self) -> None:
+        _require_at_least(1, "log", self, "every", "preview_samples", "preview_steps")
+        _require_at_least(0, "log", self, "preview_every")
+
 
 @dataclass
 class Recipe:
@@ -160,6 +182,10 @@ class Recipe:
     log: LogSection = field(default_factory=LogSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError(f"name={self.name!r} must name the run's folder in run_root")
+
     @property
     def run_dir(self) -> Path:
         return Path(self.run_root) / self.name
@@ -175,7 +201,7 @@ def objective_config(recipe: Recipe) -> Any:
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r}: one of {', '.join(OBJECTIVES)}")
     schema = OmegaConf.structured(OBJECTIVES[name].Config)
-    return _build(schema, [DictConfig(options)], "objective")
+    return _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -192,12 +218,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(from_file, DictConfig):
         raise ValueError(f"--config {path}: a mapping of recipe keys is needed, found {type(from_file).__name__}")
+    merged = _merge(OmegaConf.structured(Recipe), from_file, f"--config {path}")
+    _to_object(merged, f"--config {path}")
     for item in overrides:
-        if "=" not in item:
-            raise ValueError(f"override {item!r}: write it as key=value, as in train.max_steps=100")
-    schema = OmegaConf.structured(Recipe)
-    schema = _build(schema, [from_file], f"--config {path}", keep=True)
-    recipe: Recipe = _build(schema, [OmegaConf.from_dotlist(list(overrides))], "override")
+        merged = _merge(merged, _parse_override(item), f"override {item}")
+    recipe: Recipe = _to_object(merged, "override")
     objective_config(recipe)
     return recipe
 
@@ -207,16 +232,51 @@ def dump_recipe(recipe: Recipe, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
-def _build(schema: Any, layers: Sequence[Any], where: str, keep: bool = False) -> Any:
+def _parse_override(item: str) -> DictConfig:
+    if "=" not in item:
+        raise ValueError(f"override {item!r}: write it as key=value, as in train.max_steps=100")
     try:
-        merged = OmegaConf.merge(schema, *layers)
-        value = OmegaConf.to_object(merged)
+        return OmegaConf.from_dotlist([item])
+    except (YAMLError, OmegaConfBaseException, LookupError) as error:  # what OmegaConf's own parsing lets through
+        cause = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"override {item!r}: cannot be read as key=value in YAML: {cause}") from error
+
+
+def _merge(base: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+    """`base` with the values of `layer` over it. Raises ValueError naming the key that does not fit."""
+    try:
+        return cast(DictConfig, OmegaConf.merge(base, layer))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ValueError(f"{where}: {_explained(error, _culprit(base, layer))}") from error
+
+
+def _to_object(merged: DictConfig, where: str) -> Any:
+    try:
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        cause = " ".join(str(error.msg if hasattr(error, "msg") else error).split("\n")[0].split())
-        key = getattr(error, "full_key", None)
-        parent = getattr(error, "parent_node", None)
-        known = f"; known there: {', '.join(map(str, parent))}" if isinstance(parent, DictConfig) else ""
-        raise ValueError(f"{where}: {key or ''}: {cause}{known}") from error
-    except ValueError as error:
+        raise ValueError(f"{where}: {_explained(error, '')}") from error
+    except ValueError as error:  # from the sections' own checks, which name the field
         raise ValueError(f"{where}: {error}") from error
-    return merged if keep else value
+
+
+def _culprit(base: DictConfig, layer: DictConfig) -> str:
+    """The path of the first value of `layer` that alone cannot be laid over `base` (OmegaConf does not always tell)."""
+    for key, value in cast(dict[str, Any], OmegaConf.to_container(layer)).items():
+        try:
+            OmegaConf.merge(base, DictConfig({key: value}))
+        except (OmegaConfBaseException, TypeError):
+            inner = base.get(key) if key in base else None
+            if isinstance(inner, DictConfig) and isinstance(value, dict):
+                return f"{key}.{_culprit(inner, DictConfig(value))}"
+            return str(key)
+    return ""
+
+
+def _explained(error: Exception, culprit: str) -> str:
+    """The key, what is wrong with it and, where there is no such key, those that there are; one line."""
+    key = getattr(error, "full_key", None) or culprit
+    cause = str(getattr(error, "msg", None) or error).split("\n")[0]
+    parent = getattr(error, "parent_node", None)
+    if isinstance(error, ConfigKeyError) and isinstance(parent, DictConfig):
+        cause += f"; known there: {', '.join(map(str, parent))}"
+    return f"{key}: {cause}" if key else cause

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import nn
 
 from anytext2.model import AnyText2
 from anytext2.randomness import seed_for
+from distill.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
 
 STUDENT = "student"
 _ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
@@ -116,25 +115,31 @@ def lora_config(student: PeftModel) -> LoraConfig:
 def load_student(model: AnyText2, folder: Path) -> PeftModel:
     """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling.
 
-    Raises ValueError where the folder holds no adapter, or one that does not fit the model.
+    Raises ValueError where the folder holds no adapter, a damaged one, or one that does not fit the model.
     """
-    if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder}: no adapter here (adapter_config.json and adapter_model.safetensors are needed)")
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder}: no adapter here ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed)")
+    tensors, _ = read_adapter(folder)
     model.requires_grad_(False)
-    config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
     try:
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
-        result: Any = set_peft_model_state_dict(
-            student, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder}: the adapter does not fit this model: {str(error).splitlines()[0]}") from error
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    if missing or result.unexpected_keys:
-        first = (missing or result.unexpected_keys)[0]
-        raise ValueError(
-            f"{folder}: the adapter does not fit this model: {len(missing)} tensors missing, "
-            f"{len(result.unexpected_keys)} unexpected, first {first}"
-        )
+    except (ValueError, TypeError, KeyError) as error:  # PEFT's words are long: it names every target module
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: does not fit this model: {reason}") from error
+    _require_fit(folder / ADAPTER_WEIGHTS, tensors, student)
+    set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in tensors.items()}, adapter_name=STUDENT)
     return student
+
+
+def _require_fit(path: Path, tensors: Mapping[str, torch.Tensor], student: PeftModel) -> None:
+    wanted = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+    faults = {
+        "missing": [n for n in wanted if n not in tensors],
+        "unexpected": [n for n in tensors if n not in wanted],
+        "of another shape": [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n]],
+    }
+    if any(faults.values()):
+        told = ", ".join(f"{len(names)} {what} (first {names[0]})" for what, names in faults.items() if names)
+        raise ValueError(f"{path}: does not fit this model: of {len(wanted)} tensors {told}")

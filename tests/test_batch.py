@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -41,16 +41,27 @@ def _sample(index: int, n_lines: int) -> Sample:
 def test_collate_stacks_tensors_and_keeps_the_rest_in_order() -> None:
     samples = [_sample(4, 1), _sample(7, 3)]
     batch = collate(samples)
-    assert {field.name for field in fields(Batch)} == {field.name for field in fields(Sample)}
+    assert {field.name for field in fields(Batch)} == {field.name for field in fields(Sample)} | {"quads"}
     for field in fields(Sample):
         column = getattr(batch, field.name)
         for row, sample in enumerate(samples):
             value = getattr(sample, field.name)
             same = torch.equal(column[row], value) if isinstance(value, torch.Tensor) else column[row] is value
             assert same, field.name
+
     assert batch.size == 2
     assert batch.n_lines == (1, 3) and batch.editing == (True, False) and batch.texts == (("a",), ("a", "b", "c"))
     assert batch.glyph.dtype == torch.uint8
+
+
+def test_quads_enclose_each_line_s_place_and_are_none_where_it_has_none() -> None:
+    sample = _sample(1, 3)
+    position = torch.zeros(sample.position.shape, dtype=torch.uint8)
+    position[0, 2:9, 3:13] = 1
+    position[2, 1:3, 1:3] = 1
+    quads = collate([replace(sample, position=position)]).quads[0]
+    assert quads[0] is not None and quads[0].tolist() == [[3, 2], [12, 2], [12, 8], [3, 8]]
+    assert quads[1] is None and quads[2] is not None
 
 
 def test_batch_moves_every_tensor_and_is_frozen() -> None:

@@ -9,7 +9,7 @@ from mini_model import MAX_LINES, mini_batch, mini_model, sample
 from parity import gradients
 from torch import Tensor
 
-from anytext2.batch import Batch, collate
+from anytext2.batch import Batch, collate, line_quads
 from anytext2.model import AnyText2
 from anytext2.text_embedding import LineParts, TextEmbeddingConfig
 
@@ -87,7 +87,7 @@ def test_every_part_sees_its_own_input_and_no_other(model: AnyText2) -> None:
     for change, affected in (
         ({"glyph_line": glyph_line}, {"glyph"}),
         ({"color": color}, {"color"}),
-        ({"position": position}, {"position", "style"}),
+        ({"position": position, "quads": line_quads(position, batch.n_lines)}, {"position", "style"}),
         ({"font_hint": 1 - batch.font_hint}, {"style"}),
     ):
         after = parts_of(model, replace(batch, **change))
@@ -125,7 +125,7 @@ def test_a_line_without_a_place_is_told(model: AnyText2) -> None:
     position = batch.position.clone()
     position[1, 0] = 0
     with pytest.warns(UserWarning, match="position mask has no region"):
-        parts = parts_of(model, replace(batch, position=position))
+        parts = parts_of(model, replace(batch, position=position, quads=line_quads(position, batch.n_lines)))
     assert parts.has_place == (True, False, True, True, True, True)
     assert parts.total.isfinite().all()
 
