@@ -145,13 +145,13 @@ class AnyWordDataset:
         small_letters = line.text != line.text.upper()
         able = [font for font in fonts if not font.missing(line.text) and not (font.capitals and small_letters)]
         if not able:
-            return line_font(line, self.fonts)
+            return glyph_line_font(line.text, line.language, self.fonts)
         return able[int(rng.integers(len(able)))] if self.config.rand_font else able[0]
 
     def _glyph_lines(self, lines: Sequence[TextLine]) -> np.ndarray:
         maps = np.zeros((self.config.max_lines, *GLYPH_LINE_SIZE), np.uint8)
         for number, line in enumerate(lines):
-            maps[number] = render.glyph_line(line.text, line_font(line, self.fonts))
+            maps[number] = render.glyph_line(line.text, glyph_line_font(line.text, line.language, self.fonts))
         return maps
 
     def _positions(self, lines: Sequence[TextLine], size: tuple[int, int], chance: _Chance) -> np.ndarray:
@@ -233,10 +233,10 @@ def text_caption(n_lines: int, rng: np.random.Generator) -> str:
     return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "
 
 
-def line_font(line: TextLine, fonts: FontTable) -> Font:
+def glyph_line_font(text: str, language: str, fonts: FontTable) -> Font:
     """The font of glyph lines: the default one, or one of the language's that has characters which that lacks."""
-    candidates = (fonts.default, *fonts.fonts_for(line.language))
-    return next((font for font in candidates if not font.missing(line.text)), fonts.default)
+    candidates = (fonts.default, *fonts.fonts_for(language))
+    return next((font for font in candidates if not font.missing(text)), fonts.default)
 
 
 def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
@@ -244,7 +244,7 @@ def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
     missing: Counter[str] = Counter()
     for record in records:
         for line in record.lines:
-            missing.update({char: line.text.count(char) for char in line_font(line, fonts).missing(line.text)})
+            missing.update({char: line.text.count(char) for char in glyph_line_font(line.text, line.language, fonts).missing(line.text)})
     return missing
 
 

@@ -109,32 +109,47 @@ class Loaded:
         return Draws(seed, tuple(k.epoch for k in self.keys), tuple(k.index for k in self.keys))
 
 
-class _Positions(Dataset[tuple[Key, Sample, Counter[str]]]):
-    """Reads the sample of a key; an unreadable one is replaced by another, chosen by its index alone, and counted."""
+class UnreadableError(ValueError):
+    """Hardly anything can be read. Only the rank that meets it raises this; other faults of input meet all ranks."""
+
+
+class _Positions(Dataset[tuple[Key, Sample | None, Counter[str]]]):
+    """Reads the sample of a key; an unreadable one is replaced by another, drawn for that key, and counted.
+
+    None where the substitutes cannot be read either: an exception would leave a worker wrapped in its own traceback.
+    """
 
     def __init__(self, dataset: AnyWordDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Key) -> tuple[Key, Sample, Counter[str]]:
+    def __getitem__(self, key: Key) -> tuple[Key, Sample | None, Counter[str]]:
         skipped: Counter[str] = Counter()
-        n = len(self.dataset)
-        for attempt in range(SUBSTITUTES):
-            index = (key.index + attempt * (n // 2 + 1)) % n if attempt else key.index
+        for index in itertools.chain([key.index], self._substitutes(key)):
             try:
                 return key, self.dataset.sample(index, key.epoch), skipped
             except SampleError as error:
                 skipped[error.reason] += 1
-        raise ValueError(
-            f"data.sources: {SUBSTITUTES} samples in a row, from item {key.index} on, cannot be read "
-            f"({dict(skipped)}); check that data_root of the annotation file points to the images"
-        )
+        return key, None, skipped
+
+    def _substitutes(self, key: Key) -> Iterator[int]:
+        n = len(self.dataset)
+        rng = numpy_rng(self.dataset.seed, key.epoch, key.index, "substitute")
+        yield from rng.choice(n, size=min(n, SUBSTITUTES), replace=False).tolist()
 
 
-def _collate(rows: Sequence[tuple[Key, Sample, Counter[str]]]) -> Loaded:
+def _collate(rows: Sequence[tuple[Key, Sample | None, Counter[str]]]) -> Loaded | str:
+    """The micro-batch, or why there is none."""
     skipped: Counter[str] = Counter()
-    for _, _, counts in rows:
+    samples = []
+    for key, sample, counts in rows:
+        if sample is None:
+            return (
+                f"data.sources: neither item {key.index} nor {counts.total() - 1} others in its place can be read "
+                f"({dict(counts)}); check that data_root of the annotation file points to the images"
+            )
+        samples.append(sample)
         skipped.update(counts)
-    return Loaded(collate([sample for _, sample, _ in rows]), tuple(key for key, _, _ in rows), skipped)
+    return Loaded(collate(samples), tuple(key for key, _, _ in rows), skipped)
 
 
 def _one_thread(_worker: int) -> None:
@@ -143,15 +158,19 @@ def _one_thread(_worker: int) -> None:
 
 
 def loader(dataset: AnyWordDataset, batches: Iterator[list[Key]], workers: int, pin: bool) -> Iterator[Loaded]:
-    """Reads the given micro-batches ahead in `workers` processes (0: in this one), in order."""
-    return iter(
-        DataLoader(
-            _Positions(dataset),
-            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
-            collate_fn=_collate,
-            num_workers=workers,
-            worker_init_fn=_one_thread,
-            pin_memory=pin,
-            prefetch_factor=4 if workers else None,
-        )
-    )
+    """Reads the given micro-batches ahead in `workers` processes (0: in this one), in order.
+
+    Raises UnreadableError where neither a sample nor its substitutes can be read.
+    """
+    for loaded in DataLoader(
+        _Positions(dataset),
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    ):
+        if isinstance(loaded, str):
+            raise UnreadableError(loaded)
+        yield loaded

@@ -202,7 +202,7 @@ def _count_unreadable(session: Session, found: Counter[str]) -> None:
     if total > 10 and total > limit * seen:
         raise ValueError(
             f"data.sources: {total} of {seen} samples could not be read, more than data.max_unreadable={limit} allows; "
-            "python launch/make_dataset.py --check lists them"
+            "check that data_root of the annotation files points to whole images"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from distill.config import EMBEDDED_DEFAULT, load_recipe
 from distill.engine import choose_config, init_world, shutdown
 from distill.setup import make_session
+from distill.stream import UnreadableError
 from distill.trainer import run
 
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if session.tracker is not None:
             session.tracker.finish("FINISHED")
     except (ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if main_rank or isinstance(error, UnreadableError):  # every rank meets the others; one line is enough
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
         shutdown()

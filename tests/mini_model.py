@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from parity import normal
 from torch import nn
 
@@ -17,6 +19,7 @@ from anytext2.text_embedding import TextEmbeddingConfig
 from anytext2.text_encoder import TextEncoderConfig
 from anytext2.unet import UNetConfig
 from anytext2.vae import VAEConfig
+from anytext2.weights import save_weights
 from anytext2.writenet import WriteNetConfig
 
 SIZE = 32
@@ -71,6 +74,23 @@ def mini_model() -> AnyText2:
     model = build_model(mini_config())
     fill(model)
     return model
+
+
+def write_mini(folder: Path) -> list[str]:
+    """Writes config and float32 weights of a mini model into `folder`; returns the recipe overrides that choose them.
+
+    Zero convolutions are drawn too: behind them no adapter would get a gradient.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(mini_config())
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    config, weights = folder / "mini.yaml", folder / "mini.safetensors"
+    OmegaConf.save(OmegaConf.structured(mini_config()), config)
+    save_weights(model, weights)
+    return [f"model.config={config}", f"model.weights={weights}"]
 
 
 def sample(index: int, n_lines: int, editing: bool = False, image_caption: str = "a red poster . ") -> Sample:

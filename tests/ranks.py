@@ -19,7 +19,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["anytext2", "deepspeed", "launch.train", "mini_model", "pytest"]
+PRELOAD = ["anytext2", "deepspeed", "launch.train", "pytest"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -42,7 +42,8 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: flo
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         processes = [
-            context.Process(target=_rank, args=(Path(folder), rank, world, port, function, args)) for rank in range(world)
+            context.Process(target=_rank, args=(Path(folder), rank, world, port, function, args))
+            for rank in range(world)
         ]
         deadline = time.monotonic() + timeout
         for process in processes:

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytext2.batch import Batch
+from anytext2.dataset import glyph_line_font
+from anytext2.fonts import FontTable, load_font_table
 from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
 from anytext2.randomness import Draws
 from anytext2.recognizer import BLANK, COLUMNS, Recognizer, ctc_targets, load_charset
+from distill.alignment import glyph_line_columns
 from distill.objectives.base import (
     LossOutput,
     Roles,
@@ -42,17 +45,21 @@ if TYPE_CHECKING:
 class RecognizeConfig:
     """``glyph_weight`` and ``photo_weight``: of the two views. ``recolor_prob``: share of the glyph lines that get
     random ink and paper instead of white on black. ``augment``: strength of noise, blur, contrast and crop jitter (0:
-    none, 1: strong but readable).
+    none, 1: strong but readable). ``align_weight``: of a cross-entropy with the known place of each character of a
+    glyph line, which keeps CTC from starting with blanks only.
     """
 
     glyph_weight: float = 1.0
     photo_weight: float = 1.0
     recolor_prob: float = 0.5
     augment: float = 1.0
+    align_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.glyph_weight, self.photo_weight) < 0 or self.glyph_weight + self.photo_weight == 0:
             raise ValueError("recognize: glyph_weight and photo_weight must be >= 0 and not both 0")
+        if self.align_weight < 0:
+            raise ValueError(f"recognize.align_weight = {self.align_weight}: must be >= 0")
         if not 0.0 <= self.recolor_prob <= 1.0:
             raise ValueError(f"recognize.recolor_prob = {self.recolor_prob}: must be between 0 and 1")
         if not 0.0 <= self.augment <= 1.0:
@@ -61,12 +68,15 @@ class RecognizeConfig:
 
 @dataclass(frozen=True)
 class LineView:
-    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], its sample's row, text and weight."""
+    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], ``kind`` glyph or photo, its sample's
+    row, its number in the sample, text and weight."""
 
     image: Tensor
     row: int
     text: str
     weight: float
+    line: int
+    kind: str
 
 
 class Recognize:
@@ -100,6 +110,8 @@ class Recognize:
         with _mode(recognizer, training=roles.model.training):
             logits = recognizer(torch.stack([view.image for view in views])).logits
         values = ctc(logits, [view.text for view in views], _charset(recognizer))
+        if self.config.align_weight:
+            values = values + self.config.align_weight * alignment(logits, _columns(batch, views, _charset(recognizer)))
         rows = torch.tensor([view.row for view in views], device=device)
         weights = torch.tensor([view.weight for view in views], device=device)
         totals = torch.zeros(batch.size, device=device).index_add(0, rows, weights * values)
@@ -125,7 +137,8 @@ class Recognize:
                 if crop is None:
                     skipped += 1
                 else:
-                    views.append(LineView(self._finish(crop, style[at], noise[at]), row, text, weight))
+                    image = self._finish(crop, style[at], noise[at])
+                    views.append(LineView(image, row, text, weight, line, name))
         return views, skipped
 
     def _glyph(self, batch: Batch, row: int, line: int, style: Tensor) -> Tensor:
@@ -169,6 +182,33 @@ def ctc(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Ten
     return values / logits_NTK.shape[1]
 
 
+def _columns(batch: Batch, views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor | None]:
+    """The classes of each view's columns; None for lines in the picture, whose characters stand anywhere."""
+    fonts = _fonts()
+    return [
+        glyph_line_columns(
+            batch.glyph_line[view.row, view.line].cpu(),
+            view.text,
+            glyph_line_font(view.text, batch.languages[view.row][view.line], fonts),
+            charset,
+        )
+        if view.kind == "glyph"
+        else None
+        for view in views
+    ]
+
+
+def alignment(logits_NTK: Tensor, columns: Sequence[Tensor | None]) -> Tensor:
+    """Mean cross-entropy with the columns' classes, float32 [N]; 0 for lines whose columns are not known."""
+    known = [number for number, classes in enumerate(columns) if classes is not None]
+    values = logits_NTK.new_zeros(len(columns), dtype=torch.float32)
+    if not known:
+        return values
+    targets = torch.stack([classes for classes in columns if classes is not None]).to(logits_NTK.device)
+    entropy = F.cross_entropy(logits_NTK[known].float().transpose(1, 2), targets, reduction="none").mean(dim=1)
+    return values.index_add(0, torch.tensor(known, device=values.device), entropy)
+
+
 def columns_needed(text: str) -> int:
     """Columns of the shortest CTC path: one a character and a blank between equal neighbours."""
     return len(text) + sum(first == second for first, second in zip(text, text[1:], strict=False))
@@ -195,6 +235,11 @@ def _line_normals(batch: Batch, draws: Draws, purpose: str, shape: tuple[int, ..
             for line in range(max(batch.n_lines))
         ]
     )
+
+
+@lru_cache(maxsize=1)
+def _fonts() -> FontTable:
+    return load_font_table()
 
 
 @lru_cache(maxsize=4)
