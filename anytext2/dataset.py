@@ -244,7 +244,8 @@ def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
     missing: Counter[str] = Counter()
     for record in records:
         for line in record.lines:
-            missing.update({char: line.text.count(char) for char in glyph_line_font(line.text, line.language, fonts).missing(line.text)})
+            font = glyph_line_font(line.text, line.language, fonts)
+            missing.update({char: line.text.count(char) for char in font.missing(line.text)})
     return missing
 
 
