@@ -303,6 +303,12 @@ class Engine:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's (picklable) value, in order of rank, on every rank. Collective."""
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         if self.world.size > 1:
             dist.barrier()

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from anytext2.batch import Batch, collate
@@ -40,8 +39,7 @@ def audit_first_batch(session: Session) -> None:
         path = recipe.run_dir / AUDIT_PICTURE
         preview.audit_picture(item.batch.to("cpu")).save(path)
         session.tracker.artifact(path)
-    everywhere: list[list[audit.Finding]] = [[] for _ in range(engine.world.size)]
-    dist.all_gather_object(everywhere, list(_findings(session, item)))
+    everywhere = engine.gather(list(_findings(session, item)))
     audit.require([finding for rank in everywhere for finding in rank])
     if engine.world.is_main:
         print(

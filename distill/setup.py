@@ -153,8 +153,6 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
 
 def run_facts(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool) -> dict[str, Any]:
     """What this run is, in numbers. Collective."""
-    sizes: list[Any] = [None] * engine.world.size
-    dist.all_gather_object(sizes, engine.optimizer_bytes())
     return {
         "ranks": engine.world.size,
         "device": engine.world.device.type,
@@ -165,7 +163,7 @@ def run_facts(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool
         "trained": "lora" if lora else "weights",
         "trained_parameters": sum(p.numel() for _, p in params),
         "trained_tensors": len(params),
-        "optimizer_bytes_per_rank": sizes,
+        "optimizer_bytes_per_rank": engine.gather(engine.optimizer_bytes()),
     }
 
 

@@ -17,10 +17,8 @@ import torch
 from mini_model import write_mini
 from ranks import CPU_ONLY, RankResult, free_port, returned, run_ranks, told
 
-from anytext2.randomness import seed_for
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.checkpoint import find_checkpoint, read_adapter, read_optimizer, read_trainer_state
-from distill.config import learning_rate, load_recipe
 from distill.setup import RUN_FACTS
 from launch import train
 
