@@ -33,31 +33,43 @@ class RankResult:
     value: Any
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[RankResult]:
-    """Calls `function(*args)`, which must be importable, in `world` processes; an integer it returns is no exit code.
+class Started:
+    """Ranks that are running; `wait` for them."""
 
-    Raises TimeoutError, after ending them all, where one is not done within `timeout` seconds.
-    """
-    context = _server()
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        processes = [
-            context.Process(target=_rank, args=(Path(folder), rank, world, port, function, args))
-            for rank in range(world)
+    def __init__(self, world: int, function: Callable[..., Any], args: Sequence[Any]) -> None:
+        context, port = _server(), free_port()
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = Path(self._folder.name)
+        self._processes = [
+            context.Process(target=_rank, args=(self._path, rank, world, port, function, args)) for rank in range(world)
         ]
-        deadline = time.monotonic() + timeout
-        for process in processes:
+        for process in self._processes:
             process.start()
-        for process in processes:
+
+    def wait(self, timeout: float = 240.0) -> list[RankResult]:
+        """What they left behind. Raises TimeoutError, after ending them, where one needs over `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
-        late = [process for process in processes if process.exitcode is None]
+        late = [process for process in self._processes if process.exitcode is None]
         for process in late:
             process.kill()
             process.join()
-        results = [_result(Path(folder), rank, process.exitcode) for rank, process in enumerate(processes)]
+        results = [_result(self._path, rank, process.exitcode) for rank, process in enumerate(self._processes)]
+        self._folder.cleanup()
         if late:
-            raise TimeoutError(f"{len(late)} of {world} ranks still ran after {timeout} s\n{told(results)}")
+            raise TimeoutError(f"{len(late)} of {len(results)} ranks still ran after {timeout} s\n{told(results)}")
         return results
+
+
+def start_ranks(world: int, function: Callable[..., Any], *args: Any) -> Started:
+    """Calls `function(*args)`, which must be importable, in `world` processes at once."""
+    return Started(world, function, args)
+
+
+def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[RankResult]:
+    """Calls `function(*args)`, which must be importable, in `world` processes, and waits for them."""
+    return start_ranks(world, function, *args).wait()
 
 
 def returned(results: Sequence[RankResult]) -> list[Any]:

@@ -6,8 +6,11 @@ import itertools
 from collections import Counter
 
 import pytest
+from stub_roles import make_sample
 
-from distill.stream import BatchPlan, Key, Order, micro_batches
+from anytext2.batch import Sample
+from anytext2.dataset import AnyWordDataset, SampleError
+from distill.stream import BatchPlan, Key, Loaded, Order, UnreadableError, loader, micro_batches
 
 
 def batches(order: Order, plan: BatchPlan, first: int, count: int) -> list[set[tuple[int, int]]]:
@@ -79,3 +82,44 @@ def test_impossible_arithmetic_names_what_would_work(effective: int, micro: int,
 def test_empty_data_is_refused() -> None:
     with pytest.raises(ValueError, match="no usable sample"):
         Order(0, seed=0)
+
+
+class Patchy(AnyWordDataset):
+    """Of `total` samples only the `readable` ones can be read."""
+
+    def __init__(self, total: int, readable: set[int]) -> None:
+        self.total, self.readable, self.seed = total, readable, 3
+
+    def __len__(self) -> int:
+        return self.total
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        if index not in self.readable:
+            raise SampleError("missing" if index % 2 else "broken", f"picture {index}")
+        return make_sample(index)
+
+
+def read(dataset: Patchy, keys: list[Key]) -> Loaded:
+    return next(loader(dataset, iter([keys]), workers=0, pin=False))
+
+
+def test_an_unreadable_sample_is_replaced_and_counted_but_keeps_its_place() -> None:
+    keys = [Key(1, 4), Key(1, 5), Key(2, 5), Key(1, 6)]
+    loaded = read(Patchy(40, set(range(40)) - {4, 5}), keys)
+    assert loaded.keys == tuple(keys) and loaded.skipped["broken"] >= 1 and loaded.skipped["missing"] >= 2
+    assert loaded.batch.index[3] == 6 and not {4, 5} & set(loaded.batch.index)
+    assert loaded.draws(9).indices == (4, 5, 5, 6) and loaded.draws(9).epochs == (1, 1, 2, 1)
+    again = read(Patchy(40, set(range(40)) - {4, 5}), keys)
+    assert again.batch.index == loaded.batch.index
+
+
+@pytest.mark.parametrize("total", [2, 3, 6, 8])
+def test_the_last_readable_sample_of_a_small_set_is_found(total: int) -> None:
+    for index in range(total):
+        assert read(Patchy(total, {total - 1}), [Key(0, index)]).batch.index == (total - 1,)
+
+
+def test_where_nothing_can_be_read_the_line_says_why() -> None:
+    with pytest.raises(UnreadableError, match="data.sources: neither item 5 nor .*'missing'.*data_root") as caught:
+        read(Patchy(100, {4}), [Key(0, 4), Key(0, 5)])
+    assert "\n" not in str(caught.value)

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from mini_model import write_mini
-from ranks import CPU_ONLY, RankResult, free_port, returned, run_ranks, told
+from ranks import CPU_ONLY, RankResult, free_port, returned, run_ranks, start_ranks, told
 
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.checkpoint import find_checkpoint, read_adapter, read_optimizer, read_trainer_state
-from distill.setup import RUN_FACTS
+from distill.config import load_recipe
+from distill.setup import RUN_FACTS, make_model
 from launch import train
 
 ROOT = Path(__file__).parent.parent
@@ -27,18 +28,20 @@ ZERO2 = ROOT / "ds_configs" / "zero2.json"
 PICTURES = 60
 CURVE_STEPS = 20
 SMALL_BATCH = ["train.effective_batch=8", "train.micro_batch=4"]
+SIX_UPDATES = [*SMALL_BATCH, "train.ema_decay=0.5", "train.max_steps=6"]
 POISONED = (2, 3)  # global batches; the shipped fp16 configuration forgives one overflow before it halves the scale
 
-RECIPE = """
+OBJECTIVE = "{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}"
+RECIPE = f"""
 name: mini
 data:
   workers: 0
-  options: {resolution: 64, max_lines: 1}
-objective: {name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}
-lora: {rank: 2, alpha: 4}
-train: {micro_batch: 8, learning_rate: 2.0e-3, warmup_steps: 3, weight_decay: 0.0, threads: 1}
-log: {every: 1}
-tracking: {enabled: false}
+  options: {{resolution: 64, max_lines: 1}}
+objective: {OBJECTIVE}
+lora: {{rank: 2, alpha: 4}}
+train: {{micro_batch: 8, learning_rate: 2.0e-3, warmup_steps: 4, weight_decay: 0.0, threads: 1}}
+log: {{every: 1}}
+tracking: {{enabled: false}}
 """
 
 
@@ -90,7 +93,8 @@ def command(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Watched:
-    """changed: names of the parameters and buffers that another value stands in after the run; all: of all there are."""
+    """changed: names of the parameters and buffers that the run has changed; all: of all that there are; rates: global
+    batch and learning rate of each optimizer step."""
 
     exit_code: int
     changed: set[str]
@@ -139,7 +143,8 @@ def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
 def curves(place: Workplace) -> dict[int, list[RankResult]]:
     """20 updates at effective batch 48 on each world size."""
     argv = {world: place.argv(f"world{world}", f"train.max_steps={CURVE_STEPS}") for world in (1, 2, 3)}
-    return {world: run_ranks(world, command, argv[world]) for world in argv}
+    started = {world: start_ranks(world, command, argv[world]) for world in argv}
+    return {world: started[world].wait() for world in started}
 
 
 def test_the_loss_curve_does_not_depend_on_the_world_size(
@@ -190,8 +195,7 @@ def test_each_run_says_what_it_is(place: Workplace, curves: dict[int, list[RankR
 @pytest.fixture(scope="module")
 def straight(place: Workplace) -> tuple[RankResult, Watched]:
     """Six updates without a break."""
-    changes = [*SMALL_BATCH, "train.max_steps=6", "train.ema_decay=0.5"]
-    (result,) = run_ranks(1, watched, place.argv("straight", *changes))
+    (result,) = run_ranks(1, watched, place.argv("straight", *SIX_UPDATES))
     return result, returned([result])[0]
 
 
@@ -208,21 +212,28 @@ def test_an_unusual_batch_is_warned_of(straight: tuple[RankResult, Watched]) -> 
 
 
 def test_the_rate_warms_up_update_by_update(place: Workplace, straight: tuple[RankResult, Watched]) -> None:
-    assert straight[1].rates == [(batch, 2e-3 * min(1.0, (batch + 1) / 3)) for batch in range(6)]
+    assert straight[1].rates == [(batch, 2e-3 * min(1.0, (batch + 1) / 4)) for batch in range(6)]
 
 
 # --- resume ---
 
 
-def test_a_resumed_run_is_the_run_without_a_break(place: Workplace, straight: tuple[RankResult, Watched]) -> None:
-    changes = [*SMALL_BATCH, "train.ema_decay=0.5"]
-    returned(run_ranks(1, command, place.argv("broken", *changes, "train.max_steps=3")))
-    shutil.copytree(place.run_dir("broken"), place.run_dir("moved"))
-    (result,) = run_ranks(1, command, place.argv("broken", *changes, "train.max_steps=6"))
+@pytest.fixture(scope="module")
+def half(place: Workplace) -> Path:
+    """The run folder of the first three of these six updates, on one rank."""
+    returned(run_ranks(1, command, place.argv("half", *SIX_UPDATES, "train.max_steps=3")))
+    return place.run_dir("half")
+
+
+def test_a_resumed_run_is_the_run_without_a_break(
+    place: Workplace, straight: tuple[RankResult, Watched], half: Path
+) -> None:
+    shutil.copytree(half, place.run_dir("resumed"))
+    (result,) = run_ranks(1, command, place.argv("resumed", *SIX_UPDATES))
     returned([result])
-    assert f"resuming from {place.run_dir('broken') / 'checkpoint-3'} at update 3" in result.stdout
-    assert place.metrics("broken") == place.metrics("straight")
-    ours, theirs = (find_checkpoint(place.run_dir(name)) for name in ("broken", "straight"))
+    assert f"resuming from {place.run_dir('resumed') / 'checkpoint-3'} at update 3" in result.stdout
+    assert place.metrics("resumed") == place.metrics("straight")
+    ours, theirs = (find_checkpoint(place.run_dir(name)) for name in ("resumed", "straight"))
     assert ours.name == theirs.name == "checkpoint-6"
     for read in (lambda folder: {"": read_adapter(folder)[0]}, read_optimizer):
         a, b = read(ours), read(theirs)
@@ -230,19 +241,37 @@ def test_a_resumed_run_is_the_run_without_a_break(place: Workplace, straight: tu
         assert all(torch.equal(a[name][slot], b[name][slot]) for name in b for slot in b[name])
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(place: Workplace, straight: tuple[RankResult, Watched]) -> None:
-    """Three updates on one rank, the rest on two; after `broken`, whose first half it copies."""
-    changes = [*SMALL_BATCH, "train.ema_decay=0.5", "train.max_steps=6"]
-    returned(run_ranks(2, command, place.argv("moved", *changes)))
-    alone, moved = place.metrics("straight"), place.metrics("moved")
-    assert list(moved.values()) == pytest.approx(list(alone.values()), rel=1e-5)
+def test_a_run_goes_on_with_another_number_of_ranks(
+    place: Workplace, straight: tuple[RankResult, Watched], half: Path
+) -> None:
+    shutil.copytree(half, place.run_dir("wider"))
+    returned(run_ranks(2, command, place.argv("wider", *SIX_UPDATES)))
+    alone, wider = place.metrics("straight"), place.metrics("wider")
+    assert list(wider) == list(alone)
+    assert list(wider.values()) == pytest.approx(list(alone.values()), rel=1e-5)
 
 
 def test_a_finished_run_stays_as_it_is(place: Workplace, straight: tuple[RankResult, Watched]) -> None:
     before = (place.run_dir("straight") / "metrics.jsonl").read_bytes()
-    changes = [*SMALL_BATCH, "train.max_steps=6", "train.ema_decay=0.5"]
-    returned(run_ranks(1, command, place.argv("straight", *changes)))
+    returned(run_ranks(1, command, place.argv("straight", *SIX_UPDATES)))
     assert (place.run_dir("straight") / "metrics.jsonl").read_bytes() == before
+
+
+# --- a teacher instead of a student ---
+
+
+def test_trained_weights_are_written_and_lie_over_others(place: Workplace) -> None:
+    recipe = place.folder / "teacher.yaml"
+    recipe.write_text(RECIPE.replace(OBJECTIVE, "{name: denoise, scope: official}"))
+    argv = [*place.argv("teacher", *SMALL_BATCH, "train.max_steps=1"), "--config", str(recipe)]
+    (seen,) = returned(run_ranks(1, watched, argv))
+    changed = {name.removeprefix("net.") for name in seen.changed}
+    assert any(name.startswith("control_model.") for name in changed)
+    assert not any(name.startswith(("first_stage_model.", "text_predictor.", "cond_stage_model.")) for name in changed)
+    section = load_recipe(recipe, [change for change in place.changes if change.startswith("model.")]).model
+    before = make_model(section, 0).state_dict()
+    after = make_model(replace(section, parts=[str(place.run_dir("teacher"))]), 0).state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == changed
 
 
 # --- fp16 ---
@@ -251,12 +280,13 @@ def test_a_finished_run_stays_as_it_is(place: Workplace, straight: tuple[RankRes
 @pytest.mark.parametrize("world", [1, 2])
 def test_an_overflow_advances_neither_schedule_nor_counter(place: Workplace, world: int) -> None:
     name = f"fp16-{world}"
-    argv = place.argv(name, *SMALL_BATCH, "train.max_steps=4", "train.fp16_on_cpu=true", "train.ema_decay=0.5")
+    batch = ["train.effective_batch=4", "train.micro_batch=2"]
+    argv = place.argv(name, *batch, "train.max_steps=4", "train.fp16_on_cpu=true", "train.ema_decay=0.5")
     results = run_ranks(world, watched, argv, POISONED)
     for seen in returned(results):
         assert seen.exit_code == 0
-        # Batches 2 and 3 overflow: the rate of the third update (2e-3 * 3/3) is tried three times.
-        assert seen.rates == [(b, 2e-3 * min(1.0, (u + 1) / 3)) for b, u in enumerate([0, 1, 2, 2, 2, 3])]
+        # Batches 2 and 3 overflow: the rate of the third update, 3/4 of the full one, is tried three times.
+        assert seen.rates == [(b, 2e-3 * min(1.0, (u + 1) / 4)) for b, u in enumerate([0, 1, 2, 2, 2, 3])]
         assert {n for n in seen.changed if ".lora_" not in n} == set()
     assert "DeepSpeed ZeRO-2: fp16" in results[0].stdout
     scales = place.metrics(name, "loss_scale")

@@ -1,0 +1,90 @@
+"""Where a run's weights come from, and its data where the recipe names none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mini_model import write_mini
+from safetensors.torch import save_file
+
+from anytext2.model import AnyText2
+from distill.config import EMBEDDED_DEFAULT, ModelSection, Recipe, load_recipe
+from distill.engine import World
+from distill.setup import make_data, make_model, make_schedule
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("setup")
+    changes = ["data.synthetic.count=3", "data.synthetic.size=96", "data.options.resolution=64"]
+    return load_recipe(EMBEDDED_DEFAULT, [*write_mini(folder), *changes, f"run_root={folder}"])
+
+
+def same(a: AnyText2, b: AnyText2) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_weights_from_nothing_depend_on_the_seed_alone(recipe: Recipe) -> None:
+    section = replace(recipe.model, weights="scratch")
+    torch.manual_seed(1)
+    first = make_model(section, seed=5)
+    drawn = torch.rand(2)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(2))  # the global generator is left alone
+    assert same(first, make_model(section, seed=5)) and not same(first, make_model(section, seed=6))
+
+
+def test_weights_from_a_file_or_by_name_do_not_depend_on_the_seed(recipe: Recipe) -> None:
+    for weights in (recipe.model.weights, "filled"):
+        model = make_model(replace(recipe.model, weights=weights), seed=1)
+        assert same(model, make_model(replace(recipe.model, weights=weights), seed=2))
+        assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_parts_lie_over_the_rest_and_teach_a_new_font_recogniser(recipe: Recipe, tmp_path: Path) -> None:
+    key = "head.fc.bias"
+    part = torch.arange(12.0)
+    save_file({f"text_predictor.{key}": part}, tmp_path / "part.safetensors")
+    section = replace(recipe.model, weights="scratch", parts=[str(tmp_path / "part.safetensors")])
+    state = make_model(section, 0).state_dict()
+    assert torch.equal(state[f"text_predictor.{key}"], part)
+    assert torch.equal(state[f"embedding_manager.font_predictor.{key}"], part)
+    trained = make_model(replace(section, weights=recipe.model.weights), 0).state_dict()
+    assert not torch.equal(trained[f"embedding_manager.font_predictor.{key}"], part)  # it has weights of its own
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (ModelSection(config="sd15", weights="embedded"), "only model.config=tiny ships weights, not sd15"),
+        (ModelSection(config="nowhere"), "model config 'nowhere': no such file; names that ship: sd15, tiny"),
+        (ModelSection(weights="nowhere.ckpt"), "nowhere.ckpt: no such weights file"),
+        (ModelSection(weights="scratch", parts=["nowhere.safetensors"]), "nowhere.safetensors: no such weights file"),
+        (ModelSection(weights="scratch", parts=["."]), r"no complete checkpoint-N"),
+    ],
+)
+def test_weights_that_are_not_there(section: ModelSection, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        make_model(section, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schedule_is_the_model_s_own(recipe: Recipe) -> None:
+    model = make_model(recipe.model, 0)
+    table = make_schedule(model).alphas_cumprod
+    assert table.dtype == torch.float64
+    assert torch.equal(table.float(), model.alphas_cumprod)
+
+
+def test_without_sources_pictures_are_drawn_once(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    dataset = make_data(recipe, world)
+    assert len(dataset) == 3 and dataset.sample(0, 0).image.shape == (3, 64, 64)
+    assert "drawing 3 pictures of 96 px" in capsys.readouterr().out
+    written = (recipe.run_dir / "data" / "data.json").stat().st_mtime_ns
+    make_data(recipe, world)
+    assert (recipe.run_dir / "data" / "data.json").stat().st_mtime_ns == written
+    assert "drawing" not in capsys.readouterr().out
