@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from peft import PeftModel
 from torch import nn
 
 from anytext2.annotations import load_records
-from anytext2.dataset import AnyWordDataset
+from anytext2.dataset import AnyWordDataset, missing_glyphs
 from anytext2.filling import fill_by_name
 from anytext2.fonts import load_font_table
 from anytext2.model import AnyText2, build_model, load_model_config
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from anytext2.weights import EMBEDDED, load_parts, load_weights, official_state
 from distill import checkpoint, run_state
-from distill.config import ModelSection, Recipe, dump_recipe, objective_config
+from distill.config import ModelSection, Recipe, SyntheticSection, dump_recipe, objective_config
 from distill.engine import Engine, World
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
@@ -37,23 +39,47 @@ RUN_FACTS = "run.json"
 
 
 def make_data(recipe: Recipe, world: World) -> AnyWordDataset:
-    """The recipe's dataset; where it names no source, a synthetic one is drawn into the run folder first."""
+    """The recipe's dataset; where it names no source, one is drawn into the run folder first. Collective."""
     sources = [Path(s) for s in recipe.data.sources]
     if not sources:
         sources = [recipe.run_dir / "data" / "data.json"]
-        if world.is_main and not sources[0].is_file():
-            s = recipe.data.synthetic
-            print(
-                f"data.sources is empty: drawing {s.count} pictures of {s.size} px into {sources[0].parent}", flush=True
-            )
-            write_dataset(sources[0].parent, s.count, SyntheticConfig(size=s.size), s.seed, s.first_index)
+        if world.is_main:
+            _draw(recipe.data.synthetic, sources[0])
         if world.size > 1:
             dist.barrier()
-    options = recipe.data.options
+    options, fonts = recipe.data.options, load_font_table()
     records, report = load_records(sources, wm_threshold=options.wm_threshold, cap_watermark=options.cap_watermark)
     if world.is_main:
         print(f"data: {report}", flush=True)
-    return AnyWordDataset(records, options, recipe.seed, load_font_table())
+        _report_missing_glyphs(missing_glyphs(records, fonts))
+    return AnyWordDataset(records, options, recipe.seed, fonts)
+
+
+def _draw(section: SyntheticSection, annotations: Path) -> None:
+    """Draws the pictures, unless just these are there already. Raises ValueError where others are."""
+    folder = annotations.parent
+    wanted, note = asdict(section), folder / "drawn.json"
+    if annotations.is_file():
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+        if found != wanted:
+            raise ValueError(
+                f"data.synthetic={wanted}, but {folder} holds {found}; remove it or choose another name=..."
+            )
+        return
+    print(f"data.sources is empty: drawing {section.count} pictures of {section.size} px into {folder}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    write_dataset(folder, section.count, SyntheticConfig(size=section.size), section.seed, section.first_index)
+
+
+def _report_missing_glyphs(missing: Counter[str]) -> None:
+    if missing:
+        often = ", ".join(f"{char!r} (U+{ord(char):04X}) {count}" for char, count in missing.most_common(5))
+        print(
+            f"fonts: {sum(missing.values())} characters ({len(missing)} different) have no glyph in fonts/ and are "
+            f"left out of the drawn lines; most often {often}",
+            flush=True,
+        )
 
 
 def make_model(section: ModelSection, seed: int) -> AnyText2:

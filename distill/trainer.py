@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from anytext2.dataset import AnyWordDataset
+from anytext2.randomness import seed_for
 from distill import run_state
 from distill.config import Recipe, learning_rate
 from distill.engine import Engine, StepResult
@@ -19,7 +20,7 @@ from distill.latents import LatentSource
 from distill.objectives.base import LossOutput, Objective, StepInput
 from distill.preflight import Previews, audit_first_batch
 from distill.schedule import NoiseSchedule
-from distill.stream import Loaded, Order, loader, micro_batches
+from distill.stream import Key, Loaded, Order, loader, micro_batches
 from distill.student import Roles
 from distill.tracking import Tracker, progress_line
 
@@ -89,6 +90,7 @@ def run(session: Session) -> None:
     for loaded in loader(session.dataset, batches, recipe.data.workers, engine.world.device.type == "cuda"):
         if progress.updates >= recipe.train.max_steps:
             break
+        _seed_dropout(recipe, loaded.keys[0])
         output = engine.forward(session.step_input(loaded))
         engine.backward(output.loss)
         window.add(output.report, loaded.skipped)
@@ -105,6 +107,12 @@ def run(session: Session) -> None:
             session.tracker.artifact(path, "model")
     if not window.is_empty:
         window.flush(session, None, learning_rate(recipe.train, progress.updates))
+
+
+def _seed_dropout(recipe: Recipe, first: Key) -> None:
+    """Dropout draws from torch's global generators; micro-batches are the same whatever the world size."""
+    if recipe.lora.dropout:
+        torch.manual_seed(seed_for(recipe.seed, first.epoch, first.index, "dropout"))
 
 
 def _count(session: Session, result: StepResult, loaded: Loaded) -> None:

@@ -1,6 +1,6 @@
 """Joins trained parts into one checkpoint with the official keys.
 
-    python launch/export_weights.py --parts runs/tiny_vae runs/tiny_recognizer runs/tiny_teacher --out FILE.safetensors
+python launch/export_weights.py --parts runs/tiny_vae runs/tiny_recognizer runs/tiny_teacher --out FILE.safetensors
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,3 +89,17 @@ def test_without_sources_pictures_are_drawn_once(recipe: Recipe, capsys: pytest.
     make_data(recipe, world)
     assert (recipe.run_dir / "data" / "data.json").stat().st_mtime_ns == written
     assert "drawing" not in capsys.readouterr().out
+    changed = replace(recipe, data=replace(recipe.data, synthetic=replace(recipe.data.synthetic, count=4)))
+    with pytest.raises(ValueError, match=r"'count': 4.* holds .*'count': 3") as caught:
+        make_data(changed, world)
+    assert "\n" not in str(caught.value)
+
+
+def test_characters_without_a_glyph_are_counted(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    line = {"polygon": [[2, 2], [60, 2], [60, 30], [2, 30]], "text": "A\U00013000\U00013000", "language": "Latin"}
+    path = recipe.run_dir / "rare.json"
+    items = [{"img_name": "a.png", "annotations": [line]}]
+    path.write_text(json.dumps({"data_root": ".", "data_list": items}), encoding="utf-8")
+    make_data(replace(recipe, data=replace(recipe.data, sources=[str(path)])), world)
+    assert "fonts: 2 characters (1 different) have no glyph" in capsys.readouterr().out

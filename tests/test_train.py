@@ -28,7 +28,7 @@ ZERO2 = ROOT / "ds_configs" / "zero2.json"
 PICTURES = 60
 CURVE_STEPS = 20
 SMALL_BATCH = ["train.effective_batch=8", "train.micro_batch=4"]
-SIX_UPDATES = [*SMALL_BATCH, "train.ema_decay=0.5", "train.max_steps=6"]
+SIX_UPDATES = [*SMALL_BATCH, "lora.dropout=0.1", "train.ema_decay=0.5", "train.max_steps=6"]
 POISONED = (2, 3)  # global batches; the shipped fp16 configuration forgives one overflow before it halves the scale
 
 OBJECTIVE = "{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}"
@@ -142,7 +142,8 @@ def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
 @pytest.fixture(scope="module")
 def curves(place: Workplace) -> dict[int, list[RankResult]]:
     """20 updates at effective batch 48 on each world size."""
-    argv = {world: place.argv(f"world{world}", f"train.max_steps={CURVE_STEPS}") for world in (1, 2, 3)}
+    changes = (f"train.max_steps={CURVE_STEPS}", "lora.dropout=0.1")  # dropout too is drawn by sample, not by rank
+    argv = {world: place.argv(f"world{world}", *changes) for world in (1, 2, 3)}
     started = {world: start_ranks(world, command, argv[world]) for world in argv}
     return {world: started[world].wait() for world in started}
 
