@@ -130,6 +130,11 @@ def learning_rate(train: TrainSection, update: int) -> float:
     return train.learning_rate * SCHEDULES[train.schedule](progress, train.min_lr_ratio)
 
 
+def ema_decay(train: TrainSection, update: int) -> float:
+    """The decay of the weights' average at update `update` (from 0): a short memory first, which forgets the start."""
+    return min(train.ema_decay, (1.0 + update) / (10.0 + update))
+
+
 @dataclass
 class CheckpointSection:
     """resume: `auto` (newest complete checkpoint of the run folder), `never`, or a folder."""

@@ -171,7 +171,6 @@ class Engine:
             model=module, optimizer=optimizer, model_parameters=[p for _, p in self.params], config=config
         )
         self._allocate_moments()
-        self._ema_decay = train.ema_decay
         self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
 
     @property
@@ -196,8 +195,11 @@ class Engine:
         """Scales, divides by the accumulation, and hands the gradient to its owner's shard."""
         self._engine.backward(loss)
 
-    def step(self, learning_rate: float) -> StepResult | None:
-        """After every micro-batch. None inside an accumulation; at its end, the update (or fp16's skipping of it)."""
+    def step(self, learning_rate: float, ema_decay: float = 0.0) -> StepResult | None:
+        """After every micro-batch. None inside an accumulation; at its end, the update (or fp16's skipping of it).
+
+        ema_decay: how much of the average of the weights survives this update, where an average is kept.
+        """
         boundary = self._engine.is_gradient_accumulation_boundary()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -211,7 +213,7 @@ class Engine:
             return StepResult(True, math.nan, scale)
         if self._ema:
             # detached: the average would otherwise carry the graph of every step behind it
-            torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - self._ema_decay)
+            torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - ema_decay)
         norm = self._engine.get_global_grad_norm()
         return StepResult(False, float(norm) if norm is not None else math.nan, scale)
 

@@ -14,7 +14,7 @@ from torch import nn
 from anytext2.dataset import AnyWordDataset
 from anytext2.randomness import seed_for
 from distill import run_state
-from distill.config import Recipe, learning_rate
+from distill.config import Recipe, ema_decay, learning_rate
 from distill.engine import Engine, StepResult
 from distill.latents import LatentSource
 from distill.objectives.base import LossOutput, Objective, StepInput
@@ -95,7 +95,7 @@ def run(session: Session) -> None:
         engine.backward(output.loss)
         window.add(output.report, loaded.skipped)
         rate = learning_rate(recipe.train, progress.updates)
-        result = engine.step(rate)
+        result = engine.step(rate, ema_decay(recipe.train, progress.updates))
         if result is None:
             continue
         progress.batches += 1

@@ -12,6 +12,7 @@ from distill.config import (
     Recipe,
     TrainSection,
     dump_recipe,
+    ema_decay,
     learning_rate,
     load_recipe,
     objective_config,
@@ -171,3 +172,11 @@ def test_learning_rate_follows_half_a_cosine_to_its_least_value() -> None:
 
 def test_without_warm_up_the_first_update_has_the_full_rate() -> None:
     assert learning_rate(TrainSection(learning_rate=3.0, schedule="cosine"), 0) == 3.0
+
+
+def test_the_average_s_memory_grows_to_its_decay() -> None:
+    train = TrainSection(ema_decay=0.99)
+    assert [ema_decay(train, update) for update in (0, 8, 90)] == [0.1, 0.5, 0.91]
+    assert ema_decay(train, 2000) == 0.99
+    # After 100 updates almost nothing of the first weights is left; a constant 0.99 would keep 37 % of them.
+    assert math.prod(ema_decay(train, update) for update in range(100)) < 1e-10

@@ -77,7 +77,7 @@ def train_one(engine: Engine, update: int, poison: bool = False) -> StepResult:
         if poison and micro == plan.accumulation - 1 and rank == plan.world - 1:
             loss = loss * math.inf
         engine.backward(loss)
-        result = engine.step(rate(update))
+        result = engine.step(rate(update), TRAIN.ema_decay)
         assert (result is None) == (micro < plan.accumulation - 1)
     assert result is not None
     return result
@@ -103,7 +103,7 @@ def shards_job(world: World, width: int) -> Shards:
         engine.backward(engine.forward(rows(0)[:MICRO]))
         if micro == engine.plan.accumulation - 1:
             held = [g for group in engine._optimizer.averaged_gradients.values() for g in group or []]
-        engine.step(0.1)
+        engine.step(0.1, TRAIN.ema_decay)
     inner = engine._optimizer.optimizer
     masters = [p for group in inner.param_groups for p in group["params"]]
     tensors = masters + [inner.state[m][moment] for m in masters for moment in MOMENTS]

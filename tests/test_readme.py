@@ -56,9 +56,29 @@ def shorter(command: str) -> str:
 
 
 def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
-    known = ("make demo", "make test", "launch/train.py", "evaluate.py", "infer.py", "make_dataset.py", "mlflow ui")
+    known = (
+        *BY_MAKE,
+        "make demo",
+        "make test",
+        "launch/train.py",
+        "evaluate.py",
+        "infer.py",
+        "make_dataset.py",
+        "mlflow ui",
+    )
     unknown = [c for c in commands() if not any(word in c for word in known)]
     assert not unknown
+
+
+BY_MAKE = ("python3 -m venv", "pip install", "ruff check", "bin/mypy", "-m pytest")  # .ci/run runs these: make test
+
+
+def test_make_runs_the_readme_s_commands_for_set_up_and_tests() -> None:
+    recipes = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipes = recipes.replace("$(BIN)", ".venv/bin").replace("$(PYTHON)", "python3")
+    for words in BY_MAKE:
+        (command,) = [c for c in commands() if words in c]
+        assert f"\t{command}\n" in recipes, command
 
 
 def test_make_demo_calls_the_plain_commands_of_the_readme() -> None:
@@ -72,7 +92,12 @@ def test_make_demo_calls_the_plain_commands_of_the_readme() -> None:
 
 def test_the_plain_commands_work_in_order_and_leave_what_the_readme_lists(folder: Path) -> None:
     for command in commands():
-        if command.startswith("make ") or "mlflow ui" in command or "rtx4090x3" in command:
+        if (
+            command.startswith("make ")
+            or any(words in command for words in BY_MAKE)
+            or "mlflow ui" in command
+            or "rtx4090x3" in command
+        ):
             continue
         done = run(command, folder, shorter(command))
         assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
