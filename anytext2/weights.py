@@ -129,8 +129,10 @@ def load_weights(model: AnyText2, path: Path) -> None:
 
 
 @torch.no_grad()
-def load_parts(model: AnyText2, paths: Iterable[Path]) -> None:
+def load_parts(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     """Loads files that hold only some of the tensors, later ones over earlier ones; names official or ours.
+
+    Returns the names that were loaded.
 
     Raises ValueError for a name that the model lacks or another shape; the model is then unchanged.
     """
@@ -143,6 +145,7 @@ def load_parts(model: AnyText2, paths: Iterable[Path]) -> None:
         sources.append(source)
     for source in sources:
         _copy(source, target)
+    return {name for source in sources for name in source}
 
 
 def load_model(

@@ -34,6 +34,7 @@ from distill.student import STUDENT, Roles, add_student
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 
+FONT_RECOGNISER = "embedding_manager.font_predictor."
 RUN_FACTS = "run.json"
 """What the run found out about itself: ranks, precision, shard sizes, MLflow run id."""
 
@@ -102,9 +103,8 @@ def make_model(section: ModelSection, seed: int) -> AnyText2:
             raise ValueError(
                 f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file"
             )
-    parts = [_part_file(Path(p)) for p in section.parts]
-    load_parts(model, parts)
-    if section.weights == "scratch" and parts:
+    loaded = load_parts(model, [_part_file(Path(p)) for p in section.parts])
+    if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
     return model

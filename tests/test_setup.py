@@ -53,6 +53,10 @@ def test_parts_lie_over_the_rest_and_teach_a_new_font_recogniser(recipe: Recipe,
     state = make_model(section, 0).state_dict()
     assert torch.equal(state[f"text_predictor.{key}"], part)
     assert torch.equal(state[f"embedding_manager.font_predictor.{key}"], part)
+    own = {f"embedding_manager.font_predictor.{key}": part + 1, f"text_predictor.{key}": part}
+    save_file(own, tmp_path / "own.safetensors")
+    state = make_model(replace(section, parts=[str(tmp_path / "own.safetensors")]), 0).state_dict()
+    assert torch.equal(state[f"embedding_manager.font_predictor.{key}"], part + 1)
     trained = make_model(replace(section, weights=recipe.model.weights), 0).state_dict()
     assert not torch.equal(trained[f"embedding_manager.font_predictor.{key}"], part)  # it has weights of its own
 
