@@ -82,7 +82,7 @@ class RecognizerOutput(NamedTuple):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Computes in float32 whatever the network computes in.
+    """Computes in at least float32, whatever the network computes in.
 
     Engines cast a network's weights but leave its running statistics in float32, a mixture that batch norm refuses.
     """
@@ -91,13 +91,14 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         assert self.momentum is not None
         mean, var = self.running_mean, self.running_var
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if self.training:
-            assert mean.dtype == torch.float32, "train a recogniser with float32 statistics"
+            assert mean.dtype == dtype, "train a recogniser with statistics in float32"
             self.num_batches_tracked.add_(1)
         else:
-            mean, var = mean.float(), var.float()
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.batch_norm(x.float(), mean, var, weight, bias, self.training, self.momentum, self.eps).to(x.dtype)
+            mean, var = mean.to(dtype), var.to(dtype)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.batch_norm(x.to(dtype), mean, var, weight, bias, self.training, self.momentum, self.eps).to(x.dtype)
 
 
 class ConvNorm(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,26 @@ def audit_first_batch(session: Session) -> None:
         path = recipe.run_dir / AUDIT_PICTURE
         preview.audit_picture(item.batch.to("cpu")).save(path)
         session.tracker.artifact(path)
-    everywhere = engine.gather(list(_findings(session, item)))
+    with _without_dropout(session):
+        everywhere = engine.gather(list(_findings(session, item)))
     audit.require([finding for rank in everywhere for finding in rank])
     if engine.world.is_main:
         print(
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
             flush=True,
         )
+
+
+@contextmanager
+def _without_dropout(session: Session) -> Iterator[None]:
+    """Two calls with the same input must agree here; afterwards the training goes on in its own mode."""
+    wrapped = session.roles.wrapped
+    before = wrapped.training
+    wrapped.eval()
+    try:
+        yield
+    finally:
+        wrapped.train(before)
 
 
 def _findings(session: Session, item: StepInput) -> Iterator[audit.Finding]:
@@ -83,7 +97,8 @@ class Previews:
 
     def __call__(self, session: Session) -> None:
         """Writes previews/step-N.png and registers it with the tracker; nothing for a recogniser: it draws nothing."""
-        images = _predictions(session, self._batch)
+        with _without_dropout(session):
+            images = _predictions(session, self._batch)
         if not images:
             return
         folder = session.recipe.run_dir / PREVIEWS

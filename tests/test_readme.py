@@ -23,7 +23,7 @@ SHORTER = {
     "zero2.json": "train.max_steps=2 train.effective_batch=4 train.micro_batch=4 data.synthetic.count=16 "
     "log.preview_every=0 log.every=1",
     "evaluate.py": "--count 2 --teacher-steps 2 --undistilled-steps 1 --student-steps 1,2",
-    "infer.py": "--steps 2",
+    "infer.py": "--teacher-steps 2",
     "make_dataset.py": "--count 3",
 }
 

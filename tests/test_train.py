@@ -119,8 +119,8 @@ def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
             hit = progress.batches in poisoned and engine.world.rank == engine.world.size - 1
             return replace(output, loss=output.loss * float("inf")) if hit else output
 
-        def step(rate: float) -> Any:
-            result = original_step(rate)
+        def step(rate: float, *rest: float) -> Any:
+            result = original_step(rate, *rest)
             if result is not None:
                 seen["rates"].append((progress.batches, rate))
             return result
