@@ -63,11 +63,6 @@ class AnyText2Config:
                 f"{HINT_DOWNSAMPLING} pixels"
             )
 
-    @property
-    def size_step(self) -> int:
-        """Height and width of a picture are multiples of this many pixels."""
-        return self.vae.downsampling * self.unet.downsampling
-
 
 def load_model_config(path_or_name: str | Path) -> AnyText2Config:
     """Reads a model config: a YAML file, or the name of one that ships ('tiny', 'sd15').
