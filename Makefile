@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup demo test lint test-official smoke-official clean
+.PHONY: setup demo test lint test-official test-slurm smoke-official bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -36,9 +36,18 @@ lint: setup
 test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
+test-slurm: setup
+	tests/slurm/cluster.sh with $(BIN)/python -m pytest -m slurm tests/slurm
+
 smoke-official: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/recipes/smoke_official.yaml \
 	  checkpoint.resume=never name=smoke_official_$(shell date +%Y%m%d_%H%M%S) 'data.sources=[$(DATA)]'
+
+torture: setup
+	$(BIN)/python tests/torture.py --kills 50
+
+bench-data: setup
+	$(BIN)/python launch/bench_data.py
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

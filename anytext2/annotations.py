@@ -1,41 +1,72 @@
-"""AnyWord annotation JSON -> records. The only place that knows the names of its fields.
+"""AnyWord annotation JSON -> records.
 
 {"data_root": str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
     {"polygon": [[x, y], ...], "text", "language", "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
 
-Polygons are in pixels of the image file; fields that are not named here are ignored. A fault that the file's author
-must mend (not JSON, a field missing or of the wrong form) is a ValueError; data that is legal but cannot be used is
-left out and counted.
+The top level's fields may come in any order, fields that are not named here are ignored, and of one that an item
+repeats the last counts. Polygons are in pixels of the image file. The file is read item by item and the records are
+packed, so that it may be larger than the memory.
+
+There are three kinds of trouble. What is no annotation file is a ValueError. A faulty item (a field missing or of the
+wrong form) is left out and counted, as is a faulty line of a good item; but where too large a share of the items has a
+fault, the file's author must mend it, and that is a ValueError too. Data that is legal but of no use is left out and
+counted.
 """
 
 from __future__ import annotations
 
-import json
+from array import array
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anytext2.batch import UNSET_COLOR, Record, TextLine
+from anytext2.annotation_items import FaultError, LeftOutError, is_encodable, read_item, required
+from anytext2.batch import TextLine
+from anytext2.json_stream import JsonError, Member, NotAnObjectError, members
+from anytext2.records import Packer, Records
 
-PLACEHOLDER = "*"
-"""Stands for a line of text in the text caption, and must therefore stand nowhere else."""
+_SETTLE_EVERY = 4096  # items
+_TOLD_LANGUAGES, _NAME_CHARACTERS = 10, 20
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading kept and left out. skipped: reason ("pictures: ..." or "lines: ...") -> how many."""
+    """What loading kept and left out.
+
+    skipped: reason ("pictures: ..." or "lines: ...") -> how many. examples: reason of a fault -> the first of them, one
+    line with file, field and value. languages: how many of the lines are in each. per_source: how many of the
+    pictures are from each file, in order.
+    """
 
     pictures: int
     lines: int
     skipped: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
+    languages: Mapping[str, int] = field(default_factory=dict)
+    per_source: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        left_out = "; ".join(f"{reason}: {count}" for reason, count in sorted(self.skipped.items()))
-        return f"{self.pictures} pictures with {self.lines} lines" + (f" (left out: {left_out})" if left_out else "")
+        left_out = "; ".join(self._left_out(reason) for reason in sorted(self.skipped))
+        files = f" from {len(self.per_source)} files ({_listed(self.per_source)})" if len(self.per_source) > 1 else ""
+        whole = f"{self.pictures} pictures{files} with {self.lines} lines{self._of_languages()}"
+        return whole + (f" (left out: {left_out})" if left_out else "")
+
+    def _of_languages(self) -> str:
+        """The most frequent ones; a file may name any number, of any length."""
+        often = sorted(self.languages.items(), key=lambda one: (-one[1], one[0]))
+        told = [f"{count} {_printable(name)[:_NAME_CHARACTERS]}" for name, count in often[:_TOLD_LANGUAGES]]
+        others = sum(count for _, count in often[_TOLD_LANGUAGES:])
+        told += [f"{others} in {len(often) - _TOLD_LANGUAGES} other languages"] if others else []
+        return f" ({', '.join(told)})" if told else ""
+
+    def _left_out(self, reason: str) -> str:
+        example = f", first {self.examples[reason]}" if reason in self.examples else ""
+        return f"{reason}: {self.skipped[reason]}{example}"
 
 
 def load_records(
@@ -43,126 +74,194 @@ def load_records(
     wm_threshold: float = 1.0,
     cap_watermark: bool = False,
     fraction: float = 1.0,
-) -> tuple[list[Record], LoadReport]:
-    """Reads annotation files, in order.
+    max_faulty: float = 0.01,
+) -> tuple[Records, LoadReport]:
+    """Reads annotation files, in order; each is one source of the records.
 
     wm_threshold: pictures with a greater watermark score are left out. cap_watermark: the caption says whether there
     are watermarks (score above 0.5), where a score is given. fraction: share of each file's list to use, from its
-    beginning. A relative `data_root` is relative to the file's folder. Whether the pictures exist is not checked here.
+    beginning. max_faulty: greatest share of a file's items that may have a fault. A relative `data_root` is relative
+    to the file's folder; pictures outside of it are left out. Whether the pictures exist is not checked here.
     Raises ValueError with one line that names file and field.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: {fraction} must be in (0, 1]")
-    records: list[Record] = []
-    skipped: Counter[str] = Counter()
-    for path in [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths):
-        root, items = _read(path)
-        used = items[: max(1, round(len(items) * fraction))]
-        skipped["pictures: beyond the fraction in use"] += len(items) - len(used)
-        for number, item in enumerate(used):
-            where = f"{path}: data_list[{number}]"
-            score = _number(item, "wm_score", where)
-            if score is not None and score > wm_threshold:
-                skipped["pictures: watermark score above the threshold"] += 1
-                continue
-            records.append(_record(item, root, where, score if cap_watermark else None, skipped))
-    lines = sum(len(record.lines) for record in records)
-    return records, LoadReport(len(records), lines, {reason: n for reason, n in skipped.items() if n})
+    if not 0 <= max_faulty <= 1:
+        raise ValueError(f"max_faulty: {max_faulty} must be in [0, 1]")
+    rules = _Rules(wm_threshold, cap_watermark, fraction, max_faulty)
+    packer = Packer()
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths)
+    reports = [_load(path, rules, packer) for path in files]
+    return packer.records(), _total(reports)
 
 
-def _read(path: Path) -> tuple[Path, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Rules:
+    wm_threshold: float
+    cap_watermark: bool
+    fraction: float
+    max_faulty: float
+
+    def in_use(self, items: int) -> int:
+        """How many items of a list are used; never falls when the list grows."""
+        return min(items, max(1, round(items * self.fraction)))
+
+
+def _load(path: Path, rules: _Rules, packer: Packer) -> LoadReport:
+    """Packs one file as one source."""
+    tally, before, n_items = _Tally(), len(packer), 0
+    top: dict[str, Any] = {}
+    for name, number, value in _members(path):
+        if number is None:
+            if name in top:
+                raise ValueError(f"{path}: {name}: the file has this field twice")
+            if name in ("data_root", "data_list"):
+                top[name] = value
+        elif name == "data_list":
+            _take(value, number, rules, packer, tally)
+            n_items = number + 1
+            if n_items % _SETTLE_EVERY == 0:
+                tally.settle(rules.in_use(n_items))
+    root = path.parent / _top_fields(path, top)
+    n_used = rules.in_use(n_items)
+    tally.settle(n_used)
+    _refuse_if_too_faulty(path, tally, n_used, rules.max_faulty)
+    packer.cut(before + tally.count(_KEPT))
+    packer.end_source(root)
+    return tally.report(path, n_used, n_items)
+
+
+def _members(path: Path) -> Iterator[Member]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from members(file)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
+    except NotAnObjectError as error:
+        raise ValueError(f"{path}: expected an object with 'data_root' and 'data_list', {error}") from error
+    except JsonError as error:
+        raise ValueError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with 'data_root' and 'data_list', got a {_kind(content)}")
-    root = path.parent / _required(content, "data_root", str, str(path))
-    return root, _required(content, "data_list", list, str(path))
 
 
-def _record(
-    item: dict[str, Any], root: Path, where: str, watermark_score: float | None, skipped: Counter[str]
-) -> Record:
-    name = _required(item, "img_name", str, where)
-    caption = _optional(item, "caption", str, where) or ""
-    if watermark_score is not None:
-        caption += " with watermarks " if watermark_score > 0.5 else " no watermarks "
-    lines, ignored = [], []
-    for number, annotation in enumerate(_optional(item, "annotations", list, where) or []):
-        here = f"{where}.annotations[{number}]"
-        polygon = _polygon(annotation, here)
-        if polygon is None:
-            skipped["lines: empty polygon"] += 1
-        elif annotation.get("valid") is False:
-            ignored.append(polygon)
-            skipped["lines: marked invalid (ignored by the loss)"] += 1
-        elif not (text := _required(annotation, "text", str, here)).strip():
-            ignored.append(polygon)
-            skipped["lines: empty text (ignored by the loss)"] += 1
-        else:
-            language = _required(annotation, "language", str, here)
-            lines.append(TextLine(text, polygon, language, _color(annotation, here)))
-    return Record(root / name, name, caption.replace(PLACEHOLDER, " "), tuple(lines), tuple(ignored))
-
-
-def _polygon(annotation: Any, where: str) -> np.ndarray | None:
-    """Corners float32 [P, 2], or None for an empty list."""
-    corners = _required(annotation, "polygon", list, where)
-    if not corners:
-        return None
+def _top_fields(path: Path, top: dict[str, Any]) -> str:
+    """data_root, where both fields are as they must be."""
     try:
-        polygon = np.asarray(corners, dtype=np.float32)
-    except (TypeError, ValueError):
-        polygon = np.empty(0, np.float32)
-    if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3 or not np.isfinite(polygon).all():
-        raise ValueError(f"{where}.polygon: expected at least three [x, y] pairs, got {_short(corners)}")
-    return polygon
+        root = required(top, "data_root", str)
+        required(top, "data_list", list)
+    except FaultError as fault:
+        raise ValueError(f"{path}: {fault.path}: {fault.problem}") from fault
+    if "\0" in root or not is_encodable(root):
+        raise ValueError(f"{path}: data_root: {root!r} is not the name of a folder")
+    return root
 
 
-def _color(annotation: dict[str, Any], where: str) -> tuple[int, int, int] | None:
-    value = _optional(annotation, "color", list, where)
-    if value is None or value == [UNSET_COLOR] * 3:
-        return None
-    if len(value) != 3 or not all(isinstance(c, (int, float)) and 0 <= c <= 255 for c in value):
-        raise ValueError(f"{where}.color: expected [red, green, blue] in 0..255, got {_short(value)}")
-    red, green, blue = (round(c) for c in value)
-    return red, green, blue
+def _refuse_if_too_faulty(path: Path, tally: _Tally, n_items: int, max_faulty: float) -> None:
+    n_faulty = tally.count(_FAULTY)
+    if n_faulty > max_faulty * n_items:
+        _, first = min(found for found in tally.examples.values())
+        raise ValueError(
+            f"{path}: {first} ({n_faulty} of {n_items} items have a fault; "
+            f"up to max_faulty={max_faulty:g} of them would be left out and counted)"
+        )
 
 
-def _number(item: Any, name: str, where: str) -> float | None:
-    value = _optional(item, name, (int, float), where)
-    return None if value is None else float(value)
+def _take(item: Any, number: int, rules: _Rules, packer: Packer, tally: _Tally) -> None:
+    """Packs what is of use in an item and notes what is not."""
+    try:
+        found = read_item(item, rules.wm_threshold, rules.cap_watermark)
+    except LeftOutError as reason:
+        tally.leave_out(number, f"pictures: {reason.reason}", reason)
+        return
+    lines: list[TextLine] = []
+    ignored: list[np.ndarray] = []
+    for line in found.lines():
+        if isinstance(line, TextLine):
+            lines.append(line)
+            tally.add(number, ("language", line.language))
+        elif line.polygon is None:
+            tally.leave_out(number, f"lines: {line.reason}", line)
+        else:
+            ignored.append(line.polygon)
+            tally.leave_out(number, f"lines: {line.reason} (ignored by the loss)", line)
+    packer.add(found.name, found.caption, lines, ignored)
+    tally.add(number, _KEPT)
 
 
-def _required(item: Any, name: str, kind: type, where: str) -> Any:
-    value = _optional(item, name, kind, where)
-    if value is None:
-        raise ValueError(f"{where}.{name}: missing; a {_NAMES[kind]} is needed")
-    return value
+_Kind = tuple[str, str]
+_KEPT: _Kind = ("picture", "kept")
+_FAULTY: _Kind = ("picture", "with a fault")
 
 
-def _optional(item: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: expected an object, got a {_kind(item)}")
-    value = item.get(name)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        wanted = _NAMES[kind[0] if isinstance(kind, tuple) else kind]
-        raise ValueError(f"{where}.{name}: expected a {wanted}, got {_short(value)}")
-    return value
+class _Tally:
+    """Counts of what became of the items of one file.
+
+    Which items are in use (a share of them) is known only at the end of the file, so that a count waits, as a pair of
+    numbers, until its item is sure to be among them; with all items in use none waits for long.
+    """
+
+    def __init__(self) -> None:
+        self.examples: dict[str, tuple[int, str]] = {}
+        self._settled: Counter[_Kind] = Counter()
+        self._ids: dict[_Kind, int] = {}
+        self._waiting_items, self._waiting_kinds = array("Q"), array("I")
+        self._last_faulty = -1
+
+    def add(self, item: int, kind: _Kind) -> None:
+        """Counts one of a kind for item number `item`; the items come in order."""
+        self._waiting_items.append(item)
+        self._waiting_kinds.append(self._ids.setdefault(kind, len(self._ids)))
+
+    def leave_out(self, item: int, reason: str, cause: LeftOutError) -> None:
+        """Counts something left out; the first fault of each reason is kept as an example."""
+        self.add(item, ("skipped", reason))
+        if isinstance(cause, FaultError):
+            place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
+            self.examples.setdefault(reason, (item, f"{place}: {cause.problem}"))
+            if item != self._last_faulty:
+                self._last_faulty = item
+                self.add(item, _FAULTY)
+
+    def settle(self, n_sure: int) -> None:
+        """The first `n_sure` items are in use."""
+        end = bisect_left(self._waiting_items, n_sure)
+        kinds = list(self._ids)
+        for number, count in Counter(self._waiting_kinds[:end]).items():
+            self._settled[kinds[number]] += count
+        del self._waiting_items[:end], self._waiting_kinds[:end]
+
+    def count(self, kind: _Kind) -> int:
+        return self._settled[kind]
+
+    def report(self, path: Path, n_used: int, n_items: int) -> LoadReport:
+        """The report on a file of which n_used of n_items are in use; all those are settled."""
+        skipped = self._of("skipped")
+        if n_items > n_used:
+            skipped["pictures: beyond the fraction in use"] = n_items - n_used
+        languages, kept = self._of("language"), self.count(_KEPT)
+        examples = {reason: f"{path}: {text}" for reason, (item, text) in self.examples.items() if item < n_used}
+        return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,))
+
+    def _of(self, kind: str) -> Counter[str]:
+        return Counter({name: count for (of, name), count in self._settled.items() if of == kind})
 
 
-_NAMES: dict[type, str] = {str: "string", list: "list", int: "number", float: "number"}
+def _listed(counts: Sequence[int]) -> str:
+    return " + ".join(map(str, counts))
 
 
-def _kind(value: Any) -> str:
-    return _NAMES.get(type(value), type(value).__name__)
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _total(reports: Sequence[LoadReport]) -> LoadReport:
+    skipped: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for report in reports:
+        skipped.update(report.skipped)
+        languages.update(report.languages)
+        examples = {**report.examples, **examples}
+    per_source = tuple(report.pictures for report in reports)
+    return LoadReport(sum(per_source), languages.total(), dict(skipped), examples, dict(languages), per_source)

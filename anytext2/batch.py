@@ -62,11 +62,15 @@ class Record:
 class Sample:
     """One picture ready for the model.
 
-    index: global sample index; image, masked_image: float32 [3, H, W] in [-1, 1]; glyph: uint8 [1, H*g, W*g] in
-    {0, 1}, union of the lines' ink; position: uint8 [L, H, W] in {0, 1}; glyph_line: uint8 [L, 80, 512] in {0, 1};
-    font_hint: uint8 [1, H, W] in {0, 1}; color: float32 [L, 3] in 0..255 or UNSET_COLOR; inverse_mask: uint8
-    [1, H, W], 1 where the loss must not look; texts, languages, polygons (float32 [P, 2], pixels of H x W): the
-    n_lines real ones. Rows of position, glyph_line and color from n_lines on are padding (zeros; UNSET_COLOR).
+    index: global sample index; image, masked_image: uint8 [3, H, W], of which a batch makes numbers in [-1, 1];
+    glyph: uint8 [1, H*g, W*g] in {0, 1}, union of the lines' ink; position: uint8 [L, H, W] in {0, 1}; glyph_line:
+    uint8 [L, 80, 512] in {0, 1}; font_hint: uint8 [1, H, W] in {0, 1}; color: float32 [L, 3] in 0..255 or UNSET_COLOR;
+    inverse_mask: uint8 [1, H, W], 1 where the loss must not look; texts, languages, polygons (float32 [P, 2], pixels
+    of H x W): the n_lines real ones; posterior: float16 [2, z, h, w], mean and standard deviation of the image's scaled
+    latent, and masked_latent: float16 [z, h, w] (0 unless editing), where these come from a cache; image and
+    masked_image are [3, 0, 0] then; image_context: float16 [K, 77, D], the image caption's context in the K chunks that
+    it needs, where it comes from a cache. Rows of position, glyph_line and color from n_lines on are padding (zeros;
+    UNSET_COLOR).
     """
 
     index: int
@@ -86,14 +90,22 @@ class Sample:
     texts: tuple[str, ...]
     languages: tuple[str, ...]
     polygons: tuple[np.ndarray, ...]
+    posterior: torch.Tensor | None = None
+    masked_latent: torch.Tensor | None = None
+    image_context: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """`Sample`s with a leading B: tensors stacked, everything else a tuple with one entry a sample.
 
+    image, masked_image: uint8 as they come from a worker (a quarter of the bytes), float32 in [-1, 1] after `floating`.
+
     quads: `line_quads` of `position`, found while the masks are still on the host, so that no step has to wait for
     the accelerator to hand them back.
+
+    image_context: [B, K, 77, D], zeros behind the chunks that a row has; context_chunks: how many these are (0: its
+    context does not come from a cache). None and empty where no row has any.
     """
 
     index: tuple[int, ...]
@@ -114,6 +126,10 @@ class Batch:
     languages: tuple[tuple[str, ...], ...]
     polygons: tuple[tuple[np.ndarray, ...], ...]
     quads: tuple[tuple[np.ndarray | None, ...], ...]
+    posterior: torch.Tensor | None = None
+    masked_latent: torch.Tensor | None = None
+    image_context: torch.Tensor | None = None
+    context_chunks: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -122,6 +138,10 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`; dtypes stay (masks travel as uint8)."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def floating(self) -> Batch:
+        """The batch with pictures in [-1, 1], where 0 becomes -1 and 255 becomes 1."""
+        return dataclass_replace(self, image=_floating(self.image), masked_image=_floating(self.masked_image))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (a DataLoader calls this by name)."""
@@ -157,8 +177,34 @@ def collate(samples: Sequence[Sample]) -> Batch:
     columns: dict[str, Any] = {}
     for field in fields(Sample):
         column = [getattr(sample, field.name) for sample in samples]
-        columns[field.name] = torch.stack(column) if isinstance(column[0], torch.Tensor) else tuple(column)
-    return Batch(**columns, quads=line_quads(columns["position"], columns["n_lines"]))
+        columns[field.name] = _padded(column) if field.name == "image_context" else _stacked(column)
+    quads = line_quads(columns["position"], columns["n_lines"])
+    if columns["image_context"] is None:
+        return Batch(**columns, quads=quads)
+    chunks = tuple(0 if sample.image_context is None else len(sample.image_context) for sample in samples)
+    return Batch(**columns, quads=quads, context_chunks=chunks)
+
+
+def _stacked(column: list[Any]) -> Any:
+    if isinstance(column[0], torch.Tensor):
+        return torch.stack(column)
+    return None if column[0] is None else tuple(column)
+
+
+def _padded(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Tensors of different lengths with zeros behind them; zeros alone for None. None where all are."""
+    given = [rows for rows in column if rows is not None]
+    if not given:
+        return None
+    padded = given[0].new_zeros(len(column), max(map(len, given)), *given[0].shape[1:])
+    for target, rows in zip(padded, column, strict=True):
+        if rows is not None:
+            target[: len(rows)] = rows
+    return padded
+
+
+def _floating(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.float().div_(127.5).sub_(1) if pictures.dtype == torch.uint8 else pictures
 
 
 def line_quads(position: torch.Tensor, n_lines: Sequence[int]) -> tuple[tuple[np.ndarray | None, ...], ...]:

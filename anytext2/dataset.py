@@ -12,27 +12,31 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from anytext2 import render
-from anytext2.annotations import PLACEHOLDER
 from anytext2.batch import GLYPH_LINE_SIZE, UNSET_COLOR, Record, Sample, TextLine
-from anytext2.fonts import Font, FontTable
-from anytext2.randomness import numpy_rng
+from anytext2.captions import fixed_caption, image_caption, text_caption
+from anytext2.fonts import FontTable
+from anytext2.image_file import ImageError, read_image
+from anytext2.parts import DrawnParts, Parts, glyph_line_font, is_drawable
+from anytext2.placing import Size, fitted
+from anytext2.randomness import Uniform, hash_rng, order, pick
+from anytext2.records import Records
 
-TEXT_PHRASES = ("Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text: ")
-_MAX_CAPTION_CHARACTERS = 500
+if TYPE_CHECKING:
+    from anytext2.cache import Cache, CacheBySize, StoredLatents
 
 
 class SampleError(Exception):
     """This picture cannot be used. `reason` is the same for all pictures with this fault, so that it can be counted."""
 
-    def __init__(self, reason: str, where: str) -> None:
-        super().__init__(f"{where}: {reason}")
+    def __init__(self, reason: str, where: str, details: str = "") -> None:
+        super().__init__(f"{where}: {reason}" + (f" ({details})" if details else ""))
         self.reason = reason
 
 
@@ -82,79 +86,136 @@ class DatasetConfig:
 class AnyWordDataset:
     """Annotated pictures as samples; holds no state besides its arguments."""
 
-    def __init__(self, records: Sequence[Record], config: DatasetConfig, seed: int, fonts: FontTable) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        config: DatasetConfig,
+        seed: int,
+        fonts: FontTable,
+        cache: Cache | CacheBySize | None = None,
+        latents: bool = False,
+        captions: bool = False,
+    ) -> None:
+        """cache: a store to read drawn parts from; what it lacks is drawn. latents: read these from it too, and no
+        picture; a record of which the store has none raises SampleError. captions: give samples the contexts of their
+        image captions, as far as the store has them."""
+        assert cache is not None or not (latents or captions), "latents and contexts come from a cache"
         self.records = records
         self.config = config
         self.seed = seed
         self.fonts = fonts
+        self.cache = cache
+        self.latents = latents
+        self.captions = captions
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def sample(self, index: int, epoch: int) -> Sample:
-        """The sample `index` as it is in `epoch`.
+    def sample(self, index: int, epoch: int, size: Size | None = None) -> Sample:
+        """The sample `index` as it is in `epoch`, with a picture of size (H, W), by default resolution x resolution.
 
         Raises SampleError when the picture is missing or cannot be decoded; that is the caller's to count.
         """
-        record = self.records[index]
-        side = self.config.resolution
+        record, chance = self.record(index), _Chance(self.seed, epoch, index)
+        size = size or (self.config.resolution, self.config.resolution)
+        cache = self.cache.at(size) if self.cache is not None else None
+        entry = cache.entry(record, self.latents) if cache is not None else None
+        if entry is not None and entry.latents is not None:
+            return self._assemble(fitted(record, entry.size, size), size, entry.parts, entry.latents, chance)
+        if self.latents:
+            raise SampleError("no latents in the feature cache", str(record.image_path))
         pixels = load_image(record.image_path)
-        record = scaled(record, side / pixels.shape[1], side / pixels.shape[0])
-        return self._build(record, resized(pixels, side), _Chance(self.seed, epoch, index))
+        record = fitted(record, pixels.shape[:2], size)
+        pixels = resized(pixels, size)
+        parts: Parts = self.drawn(record, pixels) if entry is None else entry.parts
+        return self._assemble(record, size, parts, pixels, chance)
 
-    def _build(self, record: Record, pixels: np.ndarray, chance: _Chance) -> Sample:
-        config, size = self.config, pixels.shape[:2]
-        lines, left_out = _chosen_lines(record.lines, config.max_lines, chance)
-        lines = [replace(line, text=line.text[: config.max_chars]) for line in lines] or [_no_text(size)]
+    def select(self, indices: np.ndarray) -> AnyWordDataset:
+        """A dataset of some of the records; their numbers, and with them what is random, are others."""
+        assert isinstance(self.records, Records)
+        selected = self.records.select(indices)
+        return AnyWordDataset(selected, self.config, self.seed, self.fonts, self.cache, self.latents, self.captions)
+
+    def count_shortened_captions(self) -> int:
+        """How many records have an image caption that is shortened at random."""
+        captions = (self.records[index].caption for index in range(len(self)))
+        return sum(fixed_caption(caption, self.config.max_caption_words) is None for caption in captions)
+
+    def record(self, index: int) -> Record:
+        """The record as samples are made of it: a line of which no font has a character is text to be ignored."""
+        record = self.records[index]
+        drawable = [self._is_drawable(line) for line in record.lines]
+        if all(drawable):
+            return record
+        ignored = [line.polygon for line, able in zip(record.lines, drawable, strict=True) if not able]
+        lines = tuple(line for line, able in zip(record.lines, drawable, strict=True) if able)
+        return replace(record, lines=lines, ignored_polygons=(*record.ignored_polygons, *ignored))
+
+    def _is_drawable(self, line: TextLine) -> bool:
+        return is_drawable(line.text[: self.config.max_chars], line.language, self.fonts)
+
+    def drawn(self, record: Record, pixels: np.ndarray) -> DrawnParts:
+        """What is drawn for the lines of a record and a picture that have the sample's size."""
+        lines = [self._cut(line) for line in record.lines]
+        return DrawnParts(lines, pixels, self.fonts, self.config.glyph_scale, self.config.ink_threshold)
+
+    def _cut(self, line: TextLine) -> TextLine:
+        return replace(line, text=line.text[: self.config.max_chars])
+
+    def _assemble(
+        self, record: Record, size: Size, parts: Parts, picture: np.ndarray | StoredLatents, chance: _Chance
+    ) -> Sample:
+        """picture: the sample's, uint8 [H, W, 3] for size (H, W), or the latents that stand in for it."""
+        config = self.config
+        chosen, left_out = _chosen_lines(len(record.lines), config.max_lines, chance)
+        lines = [self._cut(record.lines[n]) for n in chosen]
         editing = chance.rng("editing").random() < config.mask_img_prob
+        if not isinstance(picture, np.ndarray) and left_out:
+            editing = False  # which lines are hidden changes with the epoch, the stored latent cannot
+        ignored = () if editing else (*record.ignored_polygons, *(record.lines[n].polygon for n in left_out))
         position = self._positions(lines, size, chance)
-        inverse = np.zeros(size, np.uint8) if editing else render.filled([*record.ignored_polygons, *left_out], size)
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+        caption = image_caption(record.caption, config.max_caption_words, chance.rng("caption"))
         return Sample(
             index=chance.index,
             name=record.name,
-            image=image,
-            masked_image=_masked(image, position) if editing else torch.full_like(image, -1.0),
-            glyph=torch.from_numpy(self._glyph(lines, size, chance))[None],
+            **_picture_fields(picture, position, editing),
+            glyph=torch.from_numpy(self._glyph(parts, chosen, size, chance))[None],
             position=torch.from_numpy(position),
-            glyph_line=torch.from_numpy(self._glyph_lines(lines)),
-            font_hint=torch.from_numpy(self._font_hint(lines, pixels, chance))[None],
+            glyph_line=torch.from_numpy(self._glyph_lines(parts, chosen)),
+            font_hint=torch.from_numpy(self._font_hint(parts, chosen, lines, size, chance))[None],
             color=torch.from_numpy(self._colors(lines, chance)),
-            inverse_mask=torch.from_numpy(inverse)[None],
+            inverse_mask=torch.from_numpy(render.filled(ignored, size))[None],
             n_lines=len(lines),
             editing=bool(editing),
-            image_caption=image_caption(record.caption, config.max_caption_words, chance.rng("caption")),
+            image_caption=caption,
             text_caption=text_caption(len(lines), chance.rng("phrase")),
             texts=tuple(line.text for line in lines),
             languages=tuple(line.language for line in lines),
             polygons=tuple(line.polygon for line in lines),
+            image_context=self._context(caption, size),
         )
 
-    def _glyph(self, lines: Sequence[TextLine], size: tuple[int, int], chance: _Chance) -> np.ndarray:
+    def _context(self, caption: str, size: Size) -> torch.Tensor | None:
+        """The stored context of an image caption, where it is to be used and there is one."""
+        cache = self.cache.at(size) if self.cache is not None and self.captions else None
+        context = cache.context(caption) if cache is not None else None
+        return None if context is None else torch.from_numpy(context.copy())
+
+    def _glyph(self, parts: Parts, chosen: Sequence[int], size: Size, chance: _Chance) -> np.ndarray:
         """Union of the lines' ink: uint8 [H*g, W*g]."""
-        scale = self.config.glyph_scale
-        page = np.zeros((size[0] * scale, size[1] * scale), np.uint8)
-        for number, line in enumerate(lines):
-            font = self._page_font(line, chance.rng(f"font {number}"))
-            page |= render.glyph_page(line.text, line.polygon * scale, page.shape, font, self.config.ink_threshold)
+        page = np.zeros((size[0] * self.config.glyph_scale, size[1] * self.config.glyph_scale), np.uint8)
+        for number, line in enumerate(chosen):
+            font = pick(chance.rng(f"font {number}"), parts.n_fonts(line)) if self.config.rand_font else 0
+            parts.page(line, font).onto(page)
         return page
 
-    def _page_font(self, line: TextLine, rng: np.random.Generator) -> Font:
-        """The language's first font that has the characters, or any of them that also keeps their case."""
-        fonts = self.fonts.fonts_for(line.language)
-        small_letters = line.text != line.text.upper()
-        able = [font for font in fonts if not font.missing(line.text) and not (font.capitals and small_letters)]
-        if not able:
-            return glyph_line_font(line.text, line.language, self.fonts)
-        return able[int(rng.integers(len(able)))] if self.config.rand_font else able[0]
-
-    def _glyph_lines(self, lines: Sequence[TextLine]) -> np.ndarray:
+    def _glyph_lines(self, parts: Parts, chosen: Sequence[int]) -> np.ndarray:
         maps = np.zeros((self.config.max_lines, *GLYPH_LINE_SIZE), np.uint8)
-        for number, line in enumerate(lines):
-            maps[number] = render.glyph_line(line.text, glyph_line_font(line.text, line.language, self.fonts))
+        for number, line in enumerate(chosen):
+            parts.glyph_line(line).onto(maps[number])
         return maps
 
-    def _positions(self, lines: Sequence[TextLine], size: tuple[int, int], chance: _Chance) -> np.ndarray:
+    def _positions(self, lines: Sequence[TextLine], size: Size, chance: _Chance) -> np.ndarray:
         maps = np.zeros((self.config.max_lines, *size), np.uint8)
         for number, line in enumerate(lines):
             rng = chance.rng(f"position {number}")
@@ -162,18 +223,22 @@ class AnyWordDataset:
                 maps[number] = render.position_mask(line.polygon, size, rng)
         return maps
 
-    def _font_hint(self, lines: Sequence[TextLine], pixels: np.ndarray, chance: _Chance) -> np.ndarray:
-        config = self.config
-        page = np.zeros(pixels.shape[:2], np.uint8)
+    def _font_hint(
+        self, parts: Parts, chosen: Sequence[int], lines: Sequence[TextLine], size: Size, chance: _Chance
+    ) -> np.ndarray:
+        config, page = self.config, np.zeros(size, np.uint8)
         for number, line in enumerate(lines):
             rng = chance.rng(f"font hint {number}")
             if line.text.strip() and rng.random() < config.font_hint_prob:
-                page |= render.font_hint(pixels, line.polygon, config.font_hint_area, config.font_hint_randaug, rng)
+                change = render.hint_change(rng, size) if config.font_hint_randaug else None
+                strokes = parts.strokes(chosen[number], change)
+                render.hint_ink(strokes, line.polygon, config.font_hint_area, rng).onto(page)
         return page
 
     def _colors(self, lines: Sequence[TextLine], chance: _Chance) -> np.ndarray:
         colors = np.full((self.config.max_lines, 3), UNSET_COLOR, np.float32)
-        told = chance.rng("color").random(len(lines)) < self.config.color_prob
+        rng = chance.rng("color")
+        told = [rng.random() < self.config.color_prob for _ in lines]
         for number, line in enumerate(lines):
             if line.color is not None and told[number]:
                 colors[number] = line.color
@@ -181,62 +246,21 @@ class AnyWordDataset:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """A picture as stored (no EXIF turn: annotations were made without it): uint8 [H, W, 3], red-green-blue.
-
-    Raises SampleError when it is missing, truncated or not a picture.
-    """
+    """`read_image`, uint8 [H, W, 3]. Raises SampleError when the picture cannot be used."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise SampleError("image missing", str(path)) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "corrupt"
-        raise SampleError("image corrupt", f"{path} ({error})") from error
+        return read_image(path)
+    except ImageError as error:
+        raise SampleError(error.reason, str(path), error.details) from error
 
 
-def resized(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The picture as side x side, uint8."""
+def resized(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """The picture uint8 [h, w, 3] as uint8 [H, W, 3] for size (H, W)."""
     height, width = pixels.shape[:2]
-    if (height, width) == (side, side):
+    if (height, width) == size:
         return pixels
     # Averaging over areas is the only one of the two that does not alias when shrinking.
-    method = cv2.INTER_AREA if height * width > side * side else cv2.INTER_LINEAR
-    return cv2.resize(pixels, (side, side), interpolation=method)
-
-
-def scaled(record: Record, x: float, y: float) -> Record:
-    """The record with all polygons scaled as the picture is."""
-    factor = np.array([x, y], np.float32)
-    lines = tuple(replace(line, polygon=line.polygon * factor) for line in record.lines)
-    return replace(record, lines=lines, ignored_polygons=tuple(p * factor for p in record.ignored_polygons))
-
-
-def image_caption(caption: str, max_words: int, rng: np.random.Generator) -> str:
-    """The caption with its final ' . ', cut to 500 characters; a longer one than max_words keeps its first sentence
-    and as many of the others, in random order, as there is room for."""
-    caption = (caption + ". ")[:_MAX_CAPTION_CHARACTERS]
-    if len(caption.split()) <= max_words:
-        return caption
-    first, *others = [sentence.split() for sentence in caption.split(".")]
-    words = first[:max_words]
-    for number in rng.permutation(len(others)):
-        if len(words) >= max_words:
-            break
-        if others[number]:
-            words = [*words[:-1], words[-1] + ".", *others[number]] if words else others[number]
-    return " ".join(words[:max_words]) + ". "
-
-
-def text_caption(n_lines: int, rng: np.random.Generator) -> str:
-    """One placeholder a line, each between spaces (only so does the tokeniser keep it whole): 'Text says * , * . '."""
-    phrase = TEXT_PHRASES[int(rng.integers(len(TEXT_PHRASES)))]
-    return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "
-
-
-def glyph_line_font(text: str, language: str, fonts: FontTable) -> Font:
-    """The font of glyph lines: the default one, or one of the language's that has characters which that lacks."""
-    candidates = (fonts.default, *fonts.fonts_for(language))
-    return next((font for font in candidates if not font.missing(text)), fonts.default)
+    method = cv2.INTER_AREA if height * width > size[0] * size[1] else cv2.INTER_LINEAR
+    return cv2.resize(pixels, (size[1], size[0]), interpolation=method)
 
 
 def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
@@ -244,8 +268,10 @@ def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
     missing: Counter[str] = Counter()
     for record in records:
         for line in record.lines:
-            font = glyph_line_font(line.text, line.language, fonts)
-            missing.update({char: line.text.count(char) for char in font.missing(line.text)})
+            absent = glyph_line_font(line.text, line.language, fonts).missing(line.text)
+            if absent:
+                counts = Counter(line.text)
+                missing.update({char: counts[char] for char in absent})
     return missing
 
 
@@ -257,27 +283,29 @@ class _Chance:
     epoch: int
     index: int
 
-    def rng(self, purpose: str) -> np.random.Generator:
-        return numpy_rng(self.seed, self.epoch, self.index, f"dataset {purpose}")
+    def rng(self, purpose: str) -> Uniform:
+        return hash_rng(self.seed, self.epoch, self.index, f"dataset {purpose}")
 
 
-def _chosen_lines(
-    lines: Sequence[TextLine], most: int, chance: _Chance
-) -> tuple[list[TextLine], tuple[np.ndarray, ...]]:
-    """At most `most` lines, chosen and ordered at random when there are more, and the polygons of the others."""
-    if len(lines) <= most:
-        return list(lines), ()
-    order = chance.rng("lines").permutation(len(lines))
-    return [lines[i] for i in order[:most]], tuple(lines[i].polygon for i in order[most:])
+def _chosen_lines(n_lines: int, most: int, chance: _Chance) -> tuple[list[int], list[int]]:
+    """The numbers of at most `most` lines, chosen and ordered at random where there are more, and the other numbers."""
+    if n_lines <= most:
+        return list(range(n_lines)), []
+    shuffled = order(chance.rng("lines"), n_lines)
+    return shuffled[:most], shuffled[most:]
 
 
-def _no_text(size: tuple[int, int]) -> TextLine:
-    """What stands for the text of a picture without any: a blank line in a corner."""
-    corner = np.array([(10, 10), (100, 10), (100, 100), (10, 100)], np.float32)
-    return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.FULL_SIZE, "Latin", None)
-
-
-def _masked(image: torch.Tensor, position: np.ndarray) -> torch.Tensor:
-    """The image with -1 where any line is: [3, H, W]."""
-    hidden = torch.from_numpy(position.max(0)).bool()
-    return image.masked_fill(hidden, -1.0)
+def _picture_fields(
+    picture: np.ndarray | StoredLatents, position: np.ndarray, editing: bool
+) -> dict[str, torch.Tensor]:
+    """The picture and what editing mode shows of it: as pixels, or as latents."""
+    if isinstance(picture, np.ndarray):
+        shown: np.ndarray = np.zeros((1, 1, 1), np.uint8)
+        if editing:
+            shown = cv2.bitwise_and(picture, picture, mask=1 - np.bitwise_or.reduce(position))
+        image, masked = (torch.from_numpy(p).permute(2, 0, 1) for p in (picture, shown))
+        return {"image": image, "masked_image": masked.expand(image.shape)}
+    nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
+    posterior = torch.from_numpy(np.stack([picture.mean, picture.deviation]))
+    masked = torch.from_numpy(picture.masked.copy()) if editing else torch.zeros_like(posterior[0])
+    return {"image": nothing, "masked_image": nothing, "posterior": posterior, "masked_latent": masked}

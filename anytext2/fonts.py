@@ -21,6 +21,9 @@ DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[1] / "fonts" / "fonts.yaml
 REFERENCE_SIZE = 50
 """Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""
 
+LARGEST_SIZE = 30_000
+"""Size in pixels per em that no text needs; a character without ink would fit at any, but FreeType ends at 65535."""
+
 _NEVER_ASSIGNED = "\U0010fffe"  # a noncharacter: a font can only answer with its "missing" glyph
 
 
@@ -71,17 +74,24 @@ class Font:
         Ink grows linearly with the size; hinting can add a pixel, which the drawing functions leave room for.
         """
         box = self.box(text)
-        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0))
+        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
         return max(1, math.floor(REFERENCE_SIZE * ratio))
 
     def missing(self, text: str) -> tuple[str, ...]:
         """The characters of `text` that the font has no glyph for, in order, each one once."""
         return tuple(dict.fromkeys(char for char in text if not _has_glyph(self.path, char)))
 
+    def known(self, text: str) -> str:
+        """`text` without the characters that the font has no glyph for."""
+        return "".join(char for char in text if _has_glyph(self.path, char))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class FontTable:
-    """Which fonts draw which language; a language that is not listed is drawn with the default font."""
+    """Which fonts draw which language; a language that is not listed is drawn with the default font.
+
+    Compared and hashed as an object, so that what is worked out for a table can be cached.
+    """
 
     default: Font
     languages: dict[str, tuple[Font, ...]]

@@ -131,20 +131,36 @@ class AnyText2(nn.Module):
         noise = None if noise_BChw is None else noise_BChw.to(self.dtype)
         return self.first_stage_model.encode(image_BCHW.to(self.dtype), noise)
 
+    def posterior(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [B, z, h, w] of the scaled latent."""
+        mean, logvar = self.first_stage_model.encode_moments(image_BCHW.to(self.dtype))
+        scale = self.cfg.vae.scale_factor
+        return mean * scale, torch.exp(0.5 * logvar) * scale
+
     def decode(self, latent_BChw: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] of scaled latents, about [-1, 1], not clamped."""
         return self.first_stage_model.decode(latent_BChw.to(self.dtype))
 
-    def masked_latents(self, batch: Batch) -> Tensor:
+    def blank_latent(self, height: int, width: int) -> Tensor:
+        """Scaled latent [1, z, h, w] of the blank picture that stands for 'nothing is edited'."""
+        return self.encode(torch.full((1, 3, height, width), BLANK_IMAGE, device=self.device))
+
+    def masked_latents(self, batch: Batch, blank: Tensor | None = None) -> Tensor:
         """Scaled latents [B, z, h, w] of the masked images (posterior mode; the reference samples it).
 
-        Only the rows in editing mode are encoded, and one blank picture for all the others.
+        Only the rows in editing mode are encoded, and, where it is not given, one blank picture for all the others.
+        blank: `blank_latent` of the batch's size.
         """
+        if batch.masked_latent is not None:
+            rows = batch.masked_latent.to(self.dtype)
+            blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
+            editing = torch.tensor(batch.editing, device=rows.device).reshape(-1, 1, 1, 1)
+            return torch.where(editing, rows, blank)
         edited = [row for row, editing in enumerate(batch.editing) if editing]
-        images = [batch.masked_image[row] for row in edited]
-        if len(edited) < batch.size:
-            images.append(torch.full_like(batch.masked_image[0], BLANK_IMAGE))
-        latents = self.encode(torch.stack(images))
+        if len(edited) < batch.size and blank is None:
+            blank = self.blank_latent(*batch.position.shape[-2:])
+        latents = list(self.encode(batch.masked_image[edited])) if edited else []
+        latents += [] if blank is None else [blank[0]]
         place = {row: number for number, row in enumerate(edited)}
         return torch.stack([latents[place.get(row, -1)] for row in range(batch.size)])
 
@@ -161,16 +177,20 @@ class AnyText2(nn.Module):
 
         Args:
             masked_latent: [B, z, h, w], see `masked_latents`.
-            image_captions, text_captions: in place of the batch's own; an empty text caption takes no lines.
+            image_captions, text_captions: in place of the batch's own; an empty text caption takes no lines. The
+                contexts that came with the batch are used for its own image captions only.
         Raises:
             ValueError: a text caption has not as many placeholders as the sample has lines; names the sample.
         """
-        image_captions = batch.image_caption if image_captions is None else image_captions
         text_captions = batch.text_caption if text_captions is None else text_captions
         lines_ND = self.embedding_manager(batch, self.text_predictor)
         encoder = self.cond_stage_model
+        if image_captions is None:
+            image_context = encoder.encode_images(batch.image_caption, batch.image_context, batch.context_chunks)
+        else:
+            image_context = encoder.encode_images(image_captions)
         return Conditions(
-            image_context=encoder.encode_images(image_captions),
+            image_context=image_context,
             text_context=encoder.encode_texts(text_captions, lines_ND, batch.n_lines, batch.name),
             glyph=batch.glyph.to(self.dtype),
             position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),

@@ -1,5 +1,7 @@
 """Pure drawing: glyph line, glyph page, position mask, font hint. All maps are uint8 in {0, 1}.
 
+What is drawn for one line is `Ink`: a small map and its place, so that nothing costs more than the line's box.
+
 What is drawn follows AnyText2 (arXiv:2411.15245) and its dataset code's conventions; sizes come in closed form from
 one measurement instead of a search, and everything happens inside the line's box.
 
@@ -16,59 +18,90 @@ import cv2
 import numpy as np
 
 from anytext2.batch import GLYPH_LINE_SIZE
-from anytext2.fonts import REFERENCE_SIZE, Font, draw_text
+from anytext2.fonts import LARGEST_SIZE, REFERENCE_SIZE, Font, draw_text
+from anytext2.randomness import Uniform, between
 
 FULL_SIZE = 512
 """The picture size for which AnyText2's pixel constants (small lines, shifts) are meant; others scale them."""
 
 _FILL = 0.9  # share of the glyph line's height and width that a text may take
-_UPRIGHT_DEGREES = 10.0  # a box turned by less than this counts as upright
+UPRIGHT_DEGREES = 10.0  # a box turned by less than this counts as upright
 _ALIGNED_DEGREES = 0.5  # a text turned by less than this is drawn without resampling
+
+
+@dataclass(frozen=True)
+class Ink:
+    """A map uint8 [h, w] in {0, 1} whose first pixel stands at (left, top) of a page."""
+
+    bits: np.ndarray
+    left: int
+    top: int
+
+    def onto(self, page: np.ndarray) -> None:
+        """Unites the ink with `page` [H, W]; what lies outside is cut off."""
+        _paste(page, self.bits, self.left, self.top)
+
+
+NO_INK = Ink(np.zeros((0, 0), np.uint8), 0, 0)
 
 
 def glyph_line(text: str, font: Font) -> np.ndarray:
     """One line of text as large as fits, centred: uint8 [80, 512], 1 = ink. Blank text gives zeros."""
-    height, width = GLYPH_LINE_SIZE
-    page = np.zeros((height, width), np.uint8)
-    if not text.strip():
-        return page
-    size = font.size_that_fits(text, _FILL * width, _FILL * height)
-    ink = np.asarray(draw_text(text, font, size, mode="1")).astype(np.uint8)
-    _paste(page, ink, left=(width - ink.shape[1]) // 2, top=(height - ink.shape[0]) // 2)
+    page = np.zeros(GLYPH_LINE_SIZE, np.uint8)
+    glyph_line_ink(text, font).onto(page)
     return page
+
+
+def glyph_line_ink(text: str, font: Font) -> Ink:
+    """The ink of `glyph_line` alone."""
+    if not text.strip():
+        return NO_INK
+    height, width = GLYPH_LINE_SIZE
+    size = font.size_that_fits(text, _FILL * width, _FILL * height)
+    bits = np.asarray(draw_text(text, font, size, mode="1")).astype(np.uint8)
+    return Ink(bits, left=(width - bits.shape[1]) // 2, top=(height - bits.shape[0]) // 2)
 
 
 def glyph_page(
     text: str, polygon: np.ndarray, size: tuple[int, int], font: Font, ink_threshold: float = 0.1
 ) -> np.ndarray:
-    """The text drawn into its polygon: uint8 [H, W] for size = (H, W), 1 = ink.
-
-    polygon: [P, 2] in pixels of the page. The text fills the polygon's minimum-area rectangle: as large as fits, then
-    spaced out along it. An upright box that is higher than wide is written from top to bottom when the characters
-    come out larger that way. ink_threshold: least coverage (0..1) of a pixel that counts as ink.
-    """
-    height, width = size
-    page = np.zeros((height, width), np.uint8)
-    text = text.strip()
-    if not text:
-        return page
-    frame = _frame(polygon)
-    ink = _ink_in_frame(text, frame, font)
-    placed, left, top = _turned(ink, frame)
-    _paste(page, (placed > 255 * ink_threshold).astype(np.uint8), left, top)
+    """The text drawn into its polygon: uint8 [H, W] for size = (H, W), 1 = ink; see `page_ink`."""
+    page = np.zeros(size, np.uint8)
+    page_ink(text, polygon, font, ink_threshold).onto(page)
     return page
 
 
-def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None = None) -> np.ndarray:
+def page_ink(text: str, polygon: np.ndarray, font: Font, ink_threshold: float = 0.1) -> Ink:
+    """The text drawn into its polygon [P, 2] (pixels of the page).
+
+    The text fills the polygon's minimum-area rectangle: as large as fits, then spaced out along it. An upright box that
+    is higher than wide is written from top to bottom when the characters come out larger that way. ink_threshold:
+    least coverage (0..1) of a pixel that counts as ink.
+    """
+    text = text.strip()
+    if not text:
+        return NO_INK
+    frame = _frame(polygon)
+    placed, left, top = _turned(_ink_in_frame(text, frame, font), frame)
+    return Ink((placed > 255 * ink_threshold).astype(np.uint8), left, top)
+
+
+def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: Uniform | None = None) -> np.ndarray:
     """The filled polygon: uint8 [H, W] for size = (H, W).
 
     With `rng` its edge is blurred as in training: 70 % exact, 10 % grown by one pixel, 10 % shrunk by one, 5 % grown
     by two, 5 % shrunk by two; lines thinner than 20 pixels of 512 are never shrunk.
     """
-    mask = filled([polygon], size)
-    if rng is None:
+    mask = np.zeros(size, np.uint8)
+    # only where the line is: the edge moves by two pixels at most, and a margin of three keeps the window's out of it
+    left, top, right, bottom = _bounds(polygon, size)
+    x, y = max(0, left - 3), max(0, top - 3)
+    window = mask[y : bottom + 3, x : right + 3]
+    if right <= left or bottom <= top:
         return mask
-    return _moved_edge(mask, float(rng.random()), small=_is_small(polygon, size))
+    shape = filled([np.round(polygon) - (x, y)], window.shape)  # rounded on the page, as without a window
+    window[:] = shape if rng is None else _moved_edge(shape, rng.random(), small=_is_small(polygon, size))
+    return mask
 
 
 def filled(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -84,33 +117,72 @@ def font_hint(
     polygon: np.ndarray,
     area: tuple[float, float] = (1.0, 1.0),
     augment: bool = False,
-    rng: np.random.Generator | None = None,
+    rng: Uniform | None = None,
 ) -> np.ndarray:
     """The strokes of a line as a binary picture: uint8 [H, W], 1 where darker than the neighbourhood.
 
-    image: uint8 [H, W, 3] red-green-blue. area: the share of the line's length that is kept is uniform in this range;
-    the rest is one gap at a random place. augment: turns (10 degrees), shifts (10 pixels of 512) and scales (10 %)
-    the crop at random. rng: needed for both of these.
+    image: uint8 [H, W, 3] red-green-blue. The arguments that follow are those of `stroke_ink` and `hint_ink`.
     """
     size = (image.shape[0], image.shape[1])
     hint = np.zeros(size, np.uint8)
-    left, top, right, bottom = _bounds(polygon, size)
+    assert rng is not None or not augment, "augmentation draws random numbers"
+    change = hint_change(rng, size) if augment and rng is not None else None
+    hint_ink(stroke_ink(image, polygon, change), polygon, area, rng).onto(hint)
+    return hint
+
+
+@dataclass(frozen=True)
+class HintChange:
+    """How a font hint's crop is turned about its centre (degrees), scaled and then shifted (pixels)."""
+
+    degrees: float
+    scale: float
+    shift: tuple[float, float]
+
+    def apply(self, crop: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+        """The changed crop, of the same size and dtype; edge pixels are repeated outwards."""
+        height, width = crop.shape[:2]
+        matrix = np.array(cv2.getRotationMatrix2D((width / 2, height / 2), self.degrees, self.scale), np.float64)
+        matrix[:, 2] += self.shift
+        return cv2.warpAffine(crop, matrix, (width, height), flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+
+def hint_change(rng: Uniform, size: tuple[int, int]) -> HintChange:
+    """Up to 10 degrees, 10 % and 10 pixels of 512, for a page of size (H, W)."""
+    most = 10 * size[1] / FULL_SIZE
+    degrees, scale = between(rng, -10, 10), between(rng, 0.9, 1.1)
+    return HintChange(degrees, scale, (between(rng, -most, most), between(rng, -most, most)))
+
+
+def stroke_ink(image: np.ndarray, polygon: np.ndarray, change: HintChange | None = None) -> Ink:
+    """Everything darker than its neighbourhood in the polygon's bounding rectangle of `image` uint8 [H, W, 3]."""
+    left, top, right, bottom = _bounds(polygon, image.shape[:2])
     if right <= left or bottom <= top:
-        return hint
+        return NO_INK
     crop = image[top:bottom, left:right]
-    if augment:
-        assert rng is not None, "augmentation draws random numbers"
-        crop = _augmented(crop, rng, shift=10 * size[1] / FULL_SIZE)
     gray = cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY)
+    if change is not None:
+        gray = change.apply(gray)
     strokes = cv2.adaptiveThreshold(gray, 1, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY_INV, 11, 2)
-    kept = filled([polygon - (left, top)], gray.shape)
+    return Ink(strokes, left, top)
+
+
+def hint_ink(
+    strokes: Ink, polygon: np.ndarray, area: tuple[float, float] = (1.0, 1.0), rng: Uniform | None = None
+) -> Ink:
+    """The strokes inside the polygon; the share of the line's length that is kept is uniform in `area`.
+
+    The rest is one gap at a random place, for which `rng` is needed.
+    """
+    if not strokes.bits.size:
+        return NO_INK
+    origin = (strokes.left, strokes.top)
+    kept = filled([np.round(polygon) - origin], strokes.bits.shape)
     if area[0] < 1:
         assert rng is not None, "the gap is at a random place"
-        kept *= 1 - filled(
-            [_gap(polygon, 1 - float(rng.uniform(*area)), float(rng.random())) - (left, top)], gray.shape
-        )
-    hint[top:bottom, left:right] = strokes * kept
-    return hint
+        gap = _gap(polygon, 1 - between(rng, *area), rng.random())
+        cv2.fillPoly(kept, [np.round(gap - origin).astype(np.int32)], 0)
+    return Ink(strokes.bits * kept, strokes.left, strokes.top)
 
 
 @dataclass(frozen=True)
@@ -129,7 +201,7 @@ def _frame(polygon: np.ndarray) -> _Frame:
     edges = corners[1] - corners[0], corners[2] - corners[1]
     angles = [_level_angle(edge) for edge in edges]
     lengths = [float(np.hypot(*edge)) for edge in edges]
-    if min(abs(angle) for angle in angles) < _UPRIGHT_DEGREES:
+    if min(abs(angle) for angle in angles) < UPRIGHT_DEGREES:
         reading = int(abs(angles[1]) < abs(angles[0]))
     else:
         reading = int(lengths[1] > lengths[0])
@@ -145,7 +217,7 @@ def _level_angle(edge: np.ndarray) -> float:
 def _ink_in_frame(text: str, frame: _Frame, font: Font) -> np.ndarray:
     """Coverage 0..255 of the text, fitted to the frame and spaced out along it, cut tightly: uint8 [h, w]."""
     size = font.size_that_fits(text, frame.width, frame.height)
-    if frame.height > frame.width and abs(frame.angle) < _UPRIGHT_DEGREES and len(text) > 1:
+    if frame.height > frame.width and abs(frame.angle) < UPRIGHT_DEGREES and len(text) > 1:
         column = _column_size(text, frame, font)
         if column > size:
             return _column(text, frame, font, column)
@@ -158,7 +230,9 @@ def _ink_in_frame(text: str, frame: _Frame, font: Font) -> np.ndarray:
 def _column_size(text: str, frame: _Frame, font: Font) -> int:
     """Largest size at which the characters, one below the other, fit into the frame."""
     boxes = [font.box(char) for char in text]
-    ratio = min(frame.width / max(box.width for box in boxes), frame.height / sum(box.height for box in boxes))
+    widest, stacked = max(box.width for box in boxes), sum(box.height for box in boxes)
+    # Some characters have neither width nor ink.
+    ratio = min(frame.width / max(widest, 1.0), frame.height / max(stacked, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
     return max(1, math.floor(REFERENCE_SIZE * ratio))
 
 
@@ -239,21 +313,12 @@ def _bounds(polygon: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, 
     return left, top, right, bottom
 
 
-def _augmented(crop: np.ndarray, rng: np.random.Generator, shift: float) -> np.ndarray:
-    height, width = crop.shape[:2]
-    angle, scale = rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
-    matrix = np.array(cv2.getRotationMatrix2D((width / 2, height / 2), float(angle), float(scale)), np.float64)
-    matrix[:, 2] += rng.uniform(-shift, shift, 2)
-    return cv2.warpAffine(crop, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-
-
 def _gap(polygon: np.ndarray, share: float, place: float) -> np.ndarray:
     """A rectangle across the line that covers `share` of its length; place 0 puts it at one end, 1 at the other."""
-    corners = cv2.boxPoints(cv2.minAreaRect(np.float32(polygon)))
-    if np.hypot(*(corners[1] - corners[0])) < np.hypot(*(corners[2] - corners[1])):
-        corners = np.roll(corners, -1, axis=0)
-    start, along, across = corners[0], corners[1] - corners[0], corners[3] - corners[0]
-    first = start + along * (1 - share) * place
-    last = first + along * share
+    a, b, c, d = cv2.boxPoints(cv2.minAreaRect(np.float32(polygon))).tolist()
+    if math.dist(a, b) < math.dist(b, c):
+        a, b, d = b, c, a
+    begin, end = (1 - share) * place, (1 - share) * place + share
     # A little wider than the line, so that rounding leaves no rim.
-    return np.stack([first - 0.1 * across, last - 0.1 * across, last + 1.1 * across, first + 1.1 * across])
+    shares = ((begin, -0.1), (end, -0.1), (end, 1.1), (begin, 1.1))
+    return np.array([[a[k] + u * (b[k] - a[k]) + v * (d[k] - a[k]) for k in (0, 1)] for u, v in shares])

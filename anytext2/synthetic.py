@@ -38,13 +38,15 @@ class SyntheticConfig:
     line_weights: how often a picture has 1, 2, ... lines (empty: chosen by the picture size); a line that finds no
     place is left out. latin_height: height from the top of a capital to the foot of a g; chinese_height: height of a
     character; both are the range's least value in pixels (a latent cell stays 8 pixels whatever the picture is) and
-    its greatest as a fraction of the picture.
+    its greatest as a fraction of the picture. default_font: fraction of the lines drawn in the font table's first font
+    of the language, whose letters lie where the glyph page has them; the rest takes any font of the language.
     """
 
     size: int = 128
     line_weights: tuple[float, ...] = ()
     chinese: float = 0.4
-    latin_height: tuple[int, float] = (25, 0.36)
+    default_font: float = 0.6
+    latin_height: tuple[int, float] = (33, 0.42)
     chinese_height: tuple[int, float] = (30, 0.44)
     rotated: float = 0.4
     max_angle: float = 16.0
@@ -57,6 +59,8 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         if self.size < 96:
             raise ValueError(f"size: {self.size} pixels are too few for a line of text; use 96 or more")
+        if not 0 <= self.default_font <= 1:
+            raise ValueError(f"default_font: {self.default_font} is not a fraction; use 0 to 1")
         if self.image_format not in ("png", "jpg"):
             raise ValueError(f"image_format: {self.image_format!r} is not known; use 'png' or 'jpg'")
         if self.line_weights and (min(self.line_weights) < 0 or sum(self.line_weights) <= 0):
@@ -139,6 +143,8 @@ def _add_line(page: _Page, rng: np.random.Generator, config: SyntheticConfig) ->
     # Chosen once: trying again in another language would favour the one whose words are shorter.
     language = "Chinese" if rng.random() < config.chinese else "Latin"
     fonts = table.fonts_for(language)
+    if rng.random() < config.default_font:
+        fonts = fonts[:1]
     for _ in range(_TRIES):
         font = fonts[int(rng.integers(len(fonts)))]
         text = chinese_text(rng) if language == "Chinese" else latin_text(rng, font)

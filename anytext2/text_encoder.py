@@ -103,11 +103,38 @@ class TextEncoder(nn.Module):
             no_causal_mask=True,
         )
 
-    def encode_images(self, captions: Sequence[str]) -> Tensor:
-        """[B, 77 K, D] of image captions. A `*` in them is an ordinary word."""
-        ids_BKT = tokenize_images(captions, self.cfg.image_chunks).to(self._device)
-        encoded = self._encode(self.tower.token_embedding(ids_BKT.flatten(0, 1)))
-        return encoded.unflatten(0, ids_BKT.shape[:2]).flatten(1, 2)
+    def encode_images(
+        self, captions: Sequence[str], stored_BKTD: Tensor | None = None, n_stored: Sequence[int] = ()
+    ) -> Tensor:
+        """[B, 77 K, D] of image captions. A `*` in them is an ordinary word.
+
+        stored_BKTD: contexts that were made before, for the first n_stored[b] chunks of each caption (those it needs,
+        or 0): only other captions are encoded, and an empty chunk, once, where a stored context is too short. The
+        result is that of encoding everything, as far as what is stored is.
+        """
+        ids_BKT = tokenize_images(captions, self.cfg.image_chunks)
+        if stored_BKTD is not None:
+            return self._completed(ids_BKT, stored_BKTD, n_stored).flatten(1, 2)
+        return self.encode_chunks(ids_BKT.flatten(0, 1)).unflatten(0, ids_BKT.shape[:2]).flatten(1, 2)
+
+    def _completed(self, ids_BKT: Tensor, stored_BKTD: Tensor, n_stored: Sequence[int]) -> Tensor:
+        """[B, K, 77, D]: what is stored, and what is not."""
+        n_chunks = ids_BKT.shape[1]
+        dtype = self.tower.positional_embedding.dtype
+        result_BKTD = stored_BKTD.new_zeros(*ids_BKT.shape, stored_BKTD.shape[3], dtype=dtype)
+        known = min(n_chunks, stored_BKTD.shape[1])
+        result_BKTD[:, :known] = stored_BKTD[:, :known].to(dtype)
+        is_stored_BK = torch.arange(n_chunks) < torch.tensor(n_stored).reshape(-1, 1)
+        if bool(is_stored_BK.all()):
+            return result_BKTD
+        # Chunks with the same tokens, above all the empty ones, are encoded once.
+        ids_NT, place = torch.unique(ids_BKT[~is_stored_BK], dim=0, return_inverse=True)
+        row, chunk = ((~is_stored_BK).nonzero(as_tuple=True)[axis].to(result_BKTD.device) for axis in (0, 1))
+        return result_BKTD.index_put((row, chunk), self.encode_chunks(ids_NT)[place.to(result_BKTD.device)])
+
+    def encode_chunks(self, ids_NT: Tensor) -> Tensor:
+        """[N, 77, D] of token ids [N, 77]."""
+        return self._encode(self.tower.token_embedding(ids_NT.to(self._device)))
 
     def encode_texts(
         self, captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]

@@ -81,7 +81,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Pickles are read with `weights_only`, and mapped into memory where the format allows it.
 
     Raises:
-        ValueError: the file is missing, truncated, of another format, or holds no tensors.
+        ValueError: the file is missing, truncated, of another format, holds no tensors, or objects that only code of
+            its own could make; that code is not run.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,9 +93,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: {_not_unpickled(error)}") from error
     except (
         SafetensorError,
-        pickle.UnpicklingError,
         zipfile.BadZipFile,
         EOFError,
         RuntimeError,
@@ -109,6 +111,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path}: holds no state dict of tensors")
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _not_unpickled(error: pickle.UnpicklingError) -> str:
+    """What was found in the file; torch's own message recommends to run it."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return "not a readable weights file, truncated or of another format (not a pickle of tensors)"
+    return f"refused: it holds {named[1]}, which loading would run; only files of plain tensors are read"
 
 
 @torch.no_grad()

@@ -1,26 +1,15 @@
-"""The recipe of a run: dataclasses, YAML, `key=value` overrides, and what is wrong with them in one line.
-
-Resolution order: the dataclass defaults, the recipe file, the overrides. A recipe is an OmegaConf structured config, so
-an unknown key or a value of the wrong type is an error that names it.
-"""
+"""The recipe of a run as dataclasses: what can be set, and which values are possible (recipe_file.py reads it)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from typing import Any
 
 from anytext2.dataset import DatasetConfig
-from distill.objectives import OBJECTIVES
 from distill.student import LoraSection
-
-EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
+from distill.watchdog import WatchdogSection
 
 
 def _require_at_least(least: int, section: str, values: object, *names: str) -> None:
@@ -59,21 +48,61 @@ class SyntheticSection:
 
 @dataclass
 class DataSection:
-    """Annotation files in AnyWord format, and how samples are made of them."""
+    """Annotation files in AnyWord format, which of their pictures a run uses, and how samples are made of them.
+
+    sources: the files; weights: how often each one's pictures occur in an epoch (empty: once; 0.5: a random half).
+    split: shares of train, val and test, by a hash of the picture's name; part: the one in use, or `all`.
+    max_faulty: share of a file's items that may have a fault; max_unreadable: share of the samples read so far that may
+    have been passed over. buckets: picture sizes ('512' or '768x512', width x height; empty: options.resolution), one
+    for each global batch: a picture goes to the nearest shape, and the sizes of one shape take turns.
+    cache: a feature cache of launch/build_lmdb_cache.py; cache_mismatch: `error`, or `online` to draw everything where
+    it was made for other data or options. latents: `encode` each picture whenever it is used, keep them in `memory`
+    (posterior mode, fp16, for small sets), or take them from the `cache`; the last two need a VAE that is not trained.
+    captions: `encode` image captions whenever they are used, or take their contexts from the `cache`, which needs a
+    text tower that is not trained; what is not there is encoded. With buckets there is one store for each size.
+    """
 
     sources: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    split: list[float] = field(default_factory=lambda: [0.9, 0.05, 0.05])
+    part: str = "train"
+    max_faulty: float = 0.01
+    max_unreadable: float = 0.05
     synthetic: SyntheticSection = field(default_factory=SyntheticSection)
     options: DatasetConfig = field(default_factory=DatasetConfig)
+    buckets: list[str] = field(default_factory=list)
+    cache: str | None = None
+    cache_mismatch: str = "error"
+    latents: str = "encode"
+    captions: str = "encode"
     workers: int = 2
-    # Keep each image's latent (posterior mode, fp16) in memory after its first use: for small sets, frozen VAE only.
-    cache_latents: bool = False
-    # Stop when more than this share of the samples read so far had to be passed over.
-    max_unreadable: float = 0.05
 
     def __post_init__(self) -> None:
         _require_at_least(0, "data", self, "workers")
-        if not 0.0 <= self.max_unreadable <= 1.0:
-            raise ValueError(f"data.max_unreadable={self.max_unreadable} must be a share, in [0, 1]")
+        for name in ("max_faulty", "max_unreadable"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be a share, in [0, 1]")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"data.{name}='{getattr(self, name)}': choose one of {', '.join(choices)}")
+        if len(self.split) != 3 or not all(share >= 0 for share in self.split) or not math.isclose(sum(self.split), 1):
+            raise ValueError(f"data.split={self.split} must be three shares that add up to 1: train, val, test")
+        if not all(weight >= 0 for weight in self.weights) or (self.weights and not any(self.weights)):
+            raise ValueError(f"data.weights={self.weights} must be at least 0 and not all 0")
+        if self.latents == "cache" and self.cache is None:
+            raise ValueError("data.latents=cache needs data.cache, a store built with --latents")
+        if self.captions == "cache" and self.cache is None:
+            raise ValueError("data.captions=cache needs data.cache, a store built with --captions")
+        if self.latents == "memory" and self.buckets:
+            raise ValueError("data.latents=memory keeps one size of each picture; set data.latents=encode for buckets")
+
+
+_CHOICES = {
+    "part": ("train", "val", "test", "all"),
+    "cache_mismatch": ("error", "online"),
+    "latents": ("encode", "memory", "cache"),
+    "captions": ("encode", "cache"),
+}
 
 
 @dataclass
@@ -137,14 +166,23 @@ def ema_decay(train: TrainSection, update: int) -> float:
 
 @dataclass
 class CheckpointSection:
-    """resume: `auto` (newest complete checkpoint of the run folder), `never`, or a folder."""
+    """When a checkpoint is written besides the last one, which stay, and where a run goes on.
+
+    save_steps: every so many updates; save_epochs: every so many passes over the data; 0: off. keep: newest ones that
+    stay, beside the best. resume: `auto` (newest complete checkpoint of the run folder), `never`, or a folder to start
+    from; one of another run is left behind as soon as this run has checkpoints of its own. resume_optimizer: false
+    takes weights and counters of the checkpoint, but starts Adam's moments and the loss scale afresh.
+    """
 
     save_steps: int = 500
+    save_epochs: int = 0
     keep: int = 3
     resume: str = "auto"
+    resume_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        _require_at_least(1, "checkpoint", self, "save_steps", "keep")
+        _require_at_least(1, "checkpoint", self, "keep")
+        _require_at_least(0, "checkpoint", self, "save_steps", "save_epochs")
 
 
 @dataclass
@@ -158,9 +196,13 @@ class TrackingSection:
 
 @dataclass
 class LogSection:
-    """How often, in optimizer updates: numbers, and preview grids (0: none), drawn with preview_steps steps."""
+    """How often, in optimizer updates: numbers, and preview grids (0: none), drawn with preview_steps steps.
+
+    samples: also write which samples each global batch was made of, to samples-RANK.jsonl.
+    """
 
     every: int = 10
+    samples: bool = False
     preview_every: int = 0
     preview_samples: int = 4
     preview_steps: int = 4
@@ -186,102 +228,22 @@ class Recipe:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
+    watchdog: WatchdogSection = field(default_factory=WatchdogSection)
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise ValueError(f"name={self.name!r} must name the run's folder in run_root")
+        # The run's folder must lie in run_root, whatever a recipe from elsewhere says.
+        if (
+            not self.name.strip()
+            or self.name in (".", "..")
+            or set(self.name) & set("/\\")
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name={self.name!r} must name one folder in run_root: no '/', '\\', '.', '..', line breaks"
+            )
+        if not self.run_root.strip() or not self.run_root.isprintable():
+            raise ValueError(f"run_root={self.run_root!r} must be a folder, as in run_root=runs")
 
     @property
     def run_dir(self) -> Path:
         return Path(self.run_root) / self.name
-
-
-def objective_config(recipe: Recipe) -> Any:
-    """The validated Config of the recipe's objective.
-
-    Raises ValueError for an unknown objective or an unknown or impossible option of it.
-    """
-    options = dict(recipe.objective)
-    name = options.pop("name", None)
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective.name={name!r}: one of {', '.join(OBJECTIVES)}")
-    schema = OmegaConf.structured(OBJECTIVES[name].Config)
-    return _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `key=value` overrides.
-
-    Raises ValueError in one line for a missing or malformed file, an unknown key, or an impossible value.
-    """
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.name for p in EMBEDDED_DEFAULT.parent.glob("*.yaml")))
-        raise ValueError(f"--config {path}: no such file (shipped in launch/recipes: {shipped})")
-    try:
-        from_file = OmegaConf.load(path)
-    except Exception as error:  # OmegaConf passes the YAML parser's own exceptions through
-        raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(from_file, DictConfig):
-        raise ValueError(f"--config {path}: a mapping of recipe keys is needed, found {type(from_file).__name__}")
-    merged = _merge(OmegaConf.structured(Recipe), from_file, f"--config {path}")
-    _to_object(merged, f"--config {path}")
-    for item in overrides:
-        merged = _merge(merged, _parse_override(item), f"override {item}")
-    recipe: Recipe = _to_object(merged, "override")
-    objective_config(recipe)
-    return recipe
-
-
-def dump_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the resolved recipe as YAML, readable by `load_recipe`."""
-    OmegaConf.save(OmegaConf.structured(recipe), path)
-
-
-def _parse_override(item: str) -> DictConfig:
-    if "=" not in item:
-        raise ValueError(f"override {item!r}: write it as key=value, as in train.max_steps=100")
-    try:
-        return OmegaConf.from_dotlist([item])
-    except (YAMLError, OmegaConfBaseException, LookupError) as error:  # what OmegaConf's own parsing lets through
-        cause = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"override {item!r}: cannot be read as key=value in YAML: {cause}") from error
-
-
-def _merge(base: DictConfig, layer: DictConfig, where: str) -> DictConfig:
-    """`base` with the values of `layer` over it. Raises ValueError naming the key that does not fit."""
-    try:
-        return cast(DictConfig, OmegaConf.merge(base, layer))
-    except (OmegaConfBaseException, TypeError) as error:
-        raise ValueError(f"{where}: {_explained(error, _culprit(base, layer))}") from error
-
-
-def _to_object(merged: DictConfig, where: str) -> Any:
-    try:
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{where}: {_explained(error, '')}") from error
-    except ValueError as error:  # from the sections' own checks, which name the field
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _culprit(base: DictConfig, layer: DictConfig) -> str:
-    """The path of the first value of `layer` that alone cannot be laid over `base` (OmegaConf does not always tell)."""
-    for key, value in cast(dict[str, Any], OmegaConf.to_container(layer)).items():
-        try:
-            OmegaConf.merge(base, DictConfig({key: value}))
-        except (OmegaConfBaseException, TypeError):
-            inner = base.get(key) if key in base else None
-            if isinstance(inner, DictConfig) and isinstance(value, dict):
-                return f"{key}.{_culprit(inner, DictConfig(value))}"
-            return str(key)
-    return ""
-
-
-def _explained(error: Exception, culprit: str) -> str:
-    """The key, what is wrong with it and, where there is no such key, those that there are; one line."""
-    key = getattr(error, "full_key", None) or culprit
-    cause = str(getattr(error, "msg", None) or error).split("\n")[0]
-    parent = getattr(error, "parent_node", None)
-    if isinstance(error, ConfigKeyError) and isinstance(parent, DictConfig):
-        cause += f"; known there: {', '.join(map(str, parent))}"
-    return f"{key}: {cause}" if key else cause

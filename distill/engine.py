@@ -5,15 +5,13 @@ What DeepSpeed reads from its JSON is completed here with what the recipe owns: 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
@@ -21,11 +19,12 @@ import torch.distributed as dist
 from torch import nn
 
 from distill.config import TrainSection
+from distill.ds_config import precision_of
+from distill.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.stream import BatchPlan
 
-CPU_CONFIG = "zero2_cpu.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SECTIONS = ("zero_optimization", "fp16", "bf16")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,80 +50,36 @@ class StepResult:
     loss_scale: float
 
 
-def read_ds_config(path: Path) -> dict[str, Any]:
-    """Reads a DeepSpeed JSON. Raises ValueError in one line."""
-    if not path.is_file():
-        raise ValueError(
-            f"--deepspeed {path}: no such file (shipped: ds_configs/zero2.json, zero2_bf16.json, zero2_cpu.json)"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--deepspeed {path}: not valid JSON: line {error.lineno}: {error.msg}") from error
-    if not isinstance(config, dict) or not all(isinstance(config.get(name, {}), dict) for name in SECTIONS):
-        raise ValueError(f"--deepspeed {path}: an object is needed, and objects in it as {', '.join(SECTIONS)}")
-    stage = config.get("zero_optimization", {}).get("stage")
-    if stage != 2:
-        raise ValueError(f"--deepspeed {path}: zero_optimization.stage={stage}; this trainer shards with stage 2")
-    return cast(dict[str, Any], config)
-
-
-def precision_of(ds_config: dict[str, Any]) -> str:
-    """`fp16`, `bf16` or `fp32`."""
-    for name in ("fp16", "bf16"):
-        if ds_config.get(name, {}).get("enabled"):
-            return name
-    return "fp32"
-
-
-def choose_config(path: Path, world: World, fp16_on_cpu: bool) -> tuple[dict[str, Any], str]:
-    """The DeepSpeed configuration that runs here, and a line about it.
-
-    DeepSpeed refuses fp16 without a GPU; there zero2_cpu.json beside the given file takes its place, unless
-    `fp16_on_cpu` asks for real fp16 with real loss scaling on the CPU.
-    """
-    config = read_ds_config(path)
-    kind = precision_of(config)
-    ranks = f"{world.size} rank{'s' if world.size > 1 else ''}"
-    if world.device.type == "cuda":
-        return config, f"DeepSpeed ZeRO-2: {kind}, {ranks} on {torch.cuda.get_device_name(world.device)}"
-    if kind == "fp16" and not fp16_on_cpu:
-        config = read_ds_config(path.parent / CPU_CONFIG)
-        return config, (
-            f"No GPU here: {path.name} (fp16) falls back to {CPU_CONFIG} ({precision_of(config)}), {ranks} on the CPU"
-        )
-    return config, f"DeepSpeed ZeRO-2: {kind}, {ranks} on the CPU"
-
-
 def init_world(local_rank: int, threads: int) -> World:
-    """Joins the process group (gloo on the CPU, NCCL on GPUs) from the launcher's environment variables."""
+    """Joins the process group (gloo on the CPU, NCCL on GPUs), found from the launcher's or SLURM's variables.
+
+    Raises ValueError for variables that do not fit together, and for a rank without a GPU where there are GPUs.
+    """
     import deepspeed
 
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
-        os.environ.setdefault(name, value)
-    if os.environ["MASTER_PORT"] == "0":
-        os.environ["MASTER_PORT"] = str(_free_port())
-    local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
-    os.environ["LOCAL_RANK"] = str(local_rank)
+    here = find_rendezvous(os.environ, local_rank)
+    if not here.master_port:
+        here = replace(here, master_port=_free_port())
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        device, backend = torch.device("cuda", local_rank), "nccl"
+        index = device_index(here.local_rank, torch.cuda.device_count(), in_slurm_step(os.environ))
+        torch.cuda.set_device(index)
+        device, backend = torch.device("cuda", index), "nccl"
     else:
-        device, backend = torch.device("cpu"), "gloo"
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(threads or max(1, (psutil.cpu_count(logical=True) or 1) // local_world))
+        index, device, backend = here.local_rank, torch.device("cpu"), "gloo"
+        torch.set_num_threads(threads or max(1, (psutil.cpu_count(logical=True) or 1) // here.local_size))
         # The shared-memory op would be compiled at the first start (half a minute) and only speeds up large all-reduces
         # between CPU ranks, which a LoRA does not have.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    os.environ.update(here.variables() | {"LOCAL_RANK": str(index)})  # DeepSpeed takes LOCAL_RANK for the GPU's number
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    return World(dist.get_rank(), here.local_rank, dist.get_world_size(), device)
 
 
 def _free_port() -> int:
     import socket
 
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind((LOOPBACK, 0))
         return int(s.getsockname()[1])
 
 
@@ -170,6 +125,9 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, model_parameters=[p for _, p in self.params], config=config
         )
+        if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
+            # The trainer ends such a run, after some more tries and with its own words.
+            self._optimizer.loss_scaler.raise_error_at_min_scale = False
         self._allocate_moments()
         self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
 
@@ -200,7 +158,7 @@ class Engine:
 
         ema_decay: how much of the average of the weights survives this update, where an average is kept.
         """
-        boundary = self._engine.is_gradient_accumulation_boundary()
+        boundary = self.is_at_boundary
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         skipped_before = self._engine.skipped_steps
@@ -216,6 +174,17 @@ class Engine:
             torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - ema_decay)
         norm = self._engine.get_global_grad_norm()
         return StepResult(False, float(norm) if norm is not None else math.nan, scale)
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """Whether the micro-batch of now is the last of its update: the next `step` is one."""
+        return bool(self._engine.is_gradient_accumulation_boundary())
+
+    @property
+    def is_scale_at_floor(self) -> bool:
+        """Whether a dynamic loss scale cannot be lowered any more (fp16.min_loss_scale)."""
+        floor = getattr(self._optimizer.loss_scaler, "min_scale", None) if self.precision == "fp16" else None
+        return floor is not None and self.loss_scale <= floor
 
     @property
     def loss_scale(self) -> float:
@@ -244,10 +213,11 @@ class Engine:
         )
         return moments + sum(m.numel() * m.element_size() for m in self._masters)
 
-    def full_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def full_state(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
         """Whole tensors by parameter name: `master`, `exp_avg`, `exp_avg_sq`, `step`, `ema` where it is on. Collective.
 
-        The form does not depend on the world size; tensors are float32 on the CPU, on every rank.
+        The form does not depend on the world size; tensors are float32 on the CPU, and later updates do not change
+        them. keep: False on a rank that only takes part in gathering; it gets nothing.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -256,13 +226,14 @@ class Engine:
         for name, p in self.params:
             slots = {"master": safe_get_full_fp32_param(p)}
             slots |= {moment: safe_get_full_optimizer_state(p, moment) for moment in MOMENTS}
-            state[name] = {slot: value.detach().float().cpu().clone() for slot, value in slots.items()} | {
-                "step": step.clone()
-            }
+            if keep:
+                state[name] = {slot: _snapshot(value) for slot, value in slots.items()} | {"step": step.clone()}
         if self._ema:
             with self._masters_are_ema():
                 for name, p in self.params:
-                    state[name]["ema"] = safe_get_full_fp32_param(p).detach().cpu().clone()
+                    average = safe_get_full_fp32_param(p)
+                    if keep:
+                        state[name]["ema"] = _snapshot(average)
         return state
 
     @contextmanager
@@ -274,8 +245,11 @@ class Engine:
         finally:
             torch._foreach_copy_([m.data for m in self._masters], kept)
 
-    def load_full_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective."""
+    def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
+        """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.
+
+        moments: False leaves Adam's moments and step count as they are; the weights and their average are loaded.
+        """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         device = self.world.device
@@ -287,8 +261,10 @@ class Engine:
             master = state[name]["master"].to(device)
             safe_set_full_fp32_param(p, master)
             p.data.copy_(master)
-            for moment in MOMENTS:
+            for moment in MOMENTS if moments else ():
                 safe_set_full_optimizer_state(p, state[name][moment].to(device), moment)
+        if not moments:
+            return
         for inner in self._optimizer.optimizer.state.values():
             inner["step"].fill_(float(state[self.params[0][0]]["step"]))
 
@@ -305,15 +281,54 @@ class Engine:
             dist.all_reduce(values)
         return values
 
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise maximum over ranks of a small tensor. Collective."""
+        if self.world.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's (picklable) value, in order of rank, on every rank. Collective."""
-        values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
-        return values
+        return gather(value)
 
     def barrier(self) -> None:
         if self.world.size > 1:
             dist.barrier()
+
+
+def _snapshot(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)
+
+
+def on_main(world: World, call: Callable[[], T]) -> T:
+    """What `call()` returns on rank 0, on every rank; a ValueError that it raises there, too. Collective.
+
+    The value must be picklable.
+    """
+    answer: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            answer[0] = call()
+        except ValueError as error:
+            answer[1] = error
+    if world.size > 1:
+        dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return cast(T, answer[0])
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's (picklable) value, in order of rank, on every rank. Collective; needs `init_world` only."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank has gone, or does not answer."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "closed by peer"))
 
 
 def shutdown() -> None:

@@ -135,7 +135,7 @@ def evaluate(
     negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
     with _evaluating(roles.model):
         for first in range(0, len(samples), config.batch):
-            batch = collate(samples[first : first + config.batch]).to(device)
+            batch = collate(samples[first : first + config.batch]).to(device).floating()
             scene = set_scene(roles, batch, config.seed, negative)
             with roles.teacher():
                 rebuilt = pixels(roles.model.decode(roles.model.encode(batch.image)))

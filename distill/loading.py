@@ -21,16 +21,11 @@ from anytext2.dataset import AnyWordDataset, SampleError
 from anytext2.fonts import load_font_table
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from anytext2.weights import load_parts
-from distill.checkpoint import (
-    ADAPTER_CONFIG,
-    MANIFEST,
-    TRAINER_STATE,
-    find_checkpoint,
-    read_adapter,
-    read_trainer_state,
-)
-from distill.config import EMBEDDED_DEFAULT, Recipe, load_recipe, objective_config
+from distill.checkpoint import MANIFEST, find_checkpoint
+from distill.checkpoint_files import ADAPTER_CONFIG, TRAINER_STATE, read_adapter, read_trainer_state
+from distill.config import Recipe
 from distill.painting import ConsistencyOptions
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config
 from distill.run_state import MODEL_WEIGHTS
 from distill.setup import RUN_FACTS, make_model
 from distill.student import Roles, load_student
@@ -98,7 +93,7 @@ def open_model(
     recipe's weights as they are. config: the recipe; by default the one beside the checkpoint, else the embedded one.
     precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). Raises ValueError in one line.
     """
-    target = torch.device(_device(device))
+    target = torch.device(pick_device(device))
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
@@ -147,7 +142,9 @@ def held_out_sources(given: Sequence[Path], opened: Opened, count: int, out: Pat
 def open_samples(sources: Sequence[Path], recipe: Recipe) -> tuple[AnyWordDataset, str]:
     """The dataset as the recipe's options read it, and a line about what was left out."""
     options = recipe.data.options
-    records, report = load_records(sources, options.wm_threshold, options.cap_watermark)
+    records, report = load_records(
+        sources, options.wm_threshold, options.cap_watermark, max_faulty=recipe.data.max_faulty
+    )
     return AnyWordDataset(records, options, recipe.seed, load_font_table()), str(report)
 
 
@@ -190,7 +187,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _device(wish: str) -> str:
+def pick_device(wish: str) -> str:
     if wish != "auto":
         return wish
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anytext2.batch import Batch, collate
-from anytext2.dataset import SampleError
-from anytext2.model import AnyText2
+from anytext2.batch import Batch, Sample, collate
+from anytext2.dataset import AnyWordDataset, SampleError
+from anytext2.model import BLANK_IMAGE, AnyText2
 from distill import audit, preview
+from distill.contact_sheet import contact_sheet, spread
 from distill.objectives.base import StepInput
 from distill.painting import RowSpec, paint, set_scene
-from distill.stream import Order, loader, micro_batches
+from distill.stream import loader, micro_batches
 from distill.student import STUDENT
 
 if TYPE_CHECKING:
+    from distill.tracking import Tracker
     from distill.trainer import Session
 
 AUDIT_PICTURE = "audit.png"
+SAMPLES_PICTURE = "data_samples.png"
+SHOWN_SAMPLES = 8
 PREVIEWS = "previews"
 TEACHER_PREVIEW_GUIDANCE = 3.0
 
 
 def audit_first_batch(session: Session) -> None:
-    """Audits the first micro-batch of every rank and draws rank 0's to `audit.png` and the tracker.
+    """Audits the first micro-batch of every rank and draws rank 0's to `audit.png` and the tracker, and beside it
+    samples from all over the data to `data_samples.png`.
 
     Raises audit.AuditError, on every rank, where any rank finds something that cannot be right.
     """
     recipe, engine = session.recipe, session.engine
-    order = Order(len(session.dataset), recipe.seed)
-    keys = islice(micro_batches(order, engine.plan, engine.world.rank, session.progress.batches), 1)
-    item = session.step_input(next(loader(session.dataset, keys, 0, False)))
+    keys = next(micro_batches(session.order, engine.plan, engine.world.rank, session.progress.batches))
+    item = session.step_input(next(loader(session.dataset, iter([keys]), 0, False)))
+    if session.dataset.latents:
+        seen = next(loader(_from_files(session.dataset), iter([keys]), 0, False)).batch.floating()
+        seen = seen.to(engine.world.device)
+        # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
+        editing = torch.tensor(item.batch.editing, device=seen.image.device).reshape(-1, 1, 1, 1)
+        masked = torch.where(editing, seen.masked_image, BLANK_IMAGE)
+        item = replace(item, batch=replace(item.batch, image=seen.image, masked_image=masked))
     if session.tracker is not None:
         path = recipe.run_dir / AUDIT_PICTURE
         preview.audit_picture(item.batch.to("cpu")).save(path)
         session.tracker.artifact(path)
+        _show_samples(session, session.tracker)
     with _without_dropout(session):
         everywhere = engine.gather(list(_findings(session, item)))
     audit.require([finding for rank in everywhere for finding in rank])
@@ -48,6 +61,29 @@ def audit_first_batch(session: Session) -> None:
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
             flush=True,
         )
+
+
+def _show_samples(session: Session, tracker: Tracker) -> None:
+    data = session.dataset
+    samples = list(_readable(_from_files(data), spread(len(data), SHOWN_SAMPLES)))
+    if samples:
+        path = session.recipe.run_dir / SAMPLES_PICTURE
+        contact_sheet(samples).save(path, compress_level=3)
+        tracker.artifact(path)
+
+
+def _from_files(data: AnyWordDataset) -> AnyWordDataset:
+    """The same samples without the feature cache, which may hold no pictures."""
+    return AnyWordDataset(data.records, data.config, data.seed, data.fonts)
+
+
+def _readable(dataset: AnyWordDataset, indices: Iterable[int]) -> Iterator[Sample]:
+    """Samples of the first epoch, without those that cannot be read: the training itself counts and reports them."""
+    for index in indices:
+        try:
+            yield dataset.sample(index, 0)
+        except SampleError:
+            continue
 
 
 @contextmanager
@@ -102,23 +138,20 @@ class Previews:
         if not images:
             return
         folder = session.recipe.run_dir / PREVIEWS
-        folder.mkdir(exist_ok=True)
         path = folder / f"step-{session.progress.updates:07d}.png"
-        preview.preview_grid(self._batch.to("cpu"), images).save(path)
+        try:
+            folder.mkdir(exist_ok=True)
+            preview.preview_grid(self._batch.to("cpu"), images).save(path)
+        except OSError as error:  # a full disk must not end a training
+            print(f"warning: {path}: {error.strerror or error}; this preview is left out", flush=True)
+            return
         assert session.tracker is not None
         session.tracker.artifact(path, PREVIEWS)
 
 
 def _first_samples(session: Session) -> Batch:
-    samples = []
-    for index in range(len(session.dataset)):
-        try:
-            samples.append(session.dataset.sample(index, 0))
-        except SampleError:
-            continue  # the training itself counts and reports what cannot be read
-        if len(samples) == session.recipe.log.preview_samples:
-            break
-    return collate(samples)
+    readable = _readable(_from_files(session.dataset), range(len(session.dataset)))
+    return collate(list(islice(readable, session.recipe.log.preview_samples))).floating()
 
 
 @torch.no_grad()

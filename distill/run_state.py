@@ -9,17 +9,19 @@ Where an average of the weights is kept (train.ema_decay), the first two hold th
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import nn
 
-from distill import checkpoint
+from distill import checkpoint, checkpoint_files
 from distill.student import lora_config
+from distill.warm_start import is_adapter_folder
 
 if TYPE_CHECKING:
     from distill.config import Recipe
@@ -27,52 +29,109 @@ if TYPE_CHECKING:
     from distill.trainer import Progress, Session
 
 MODEL_WEIGHTS = "model.safetensors"
+CARRIED = ("skipped_in_a_row", "best_score", "evaluations_since_best", "optimizer_restart")
+"""Fields of Progress that stand under their own names in TrainerState.extra."""
+
+State = dict[str, dict[str, torch.Tensor]]
 
 
 def save(session: Session) -> None:
-    """Writes checkpoint-N for the session's update count; every rank takes part in gathering, rank 0 writes."""
-    engine, progress, recipe = session.engine, session.progress, session.recipe
-    state = engine.full_state()
-    if engine.world.is_main:
-        trainer_state = checkpoint.TrainerState(
-            step=progress.updates,
-            batches=progress.batches,
-            seed=recipe.seed,
-            effective_batch=recipe.train.effective_batch,
-            skipped_steps=progress.skipped_updates,
-            loss_scaler=engine.scaler_state(),
-            tracking_run_id=session.tracker.run_id if session.tracker else "",
-            extra={"n_samples": len(session.dataset), "unreadable": dict(progress.unreadable)},
+    """Takes a snapshot of the session and lets rank 0 write it as checkpoint-N in the background. Collective.
+
+    Returns as soon as training may go on; `finish` waits for the disk. Raises, on every rank, what went wrong in the
+    writing of the checkpoint before, the disk's own errors apart.
+    """
+    engine, progress = session.engine, session.progress
+    began = time.perf_counter()
+    _wait(session)
+    progress.saved_batches = progress.batches
+    state = engine.full_state(keep=engine.world.is_main)
+    shares = engine.gather(session.window.share() if session.window else {"batches": 0})
+    if session.writer is not None:
+        write = _snapshot(session, state, shares)
+        waited = time.perf_counter() - began
+        pace = session.window.seconds_per_batch if session.window else None
+        updates = f", {waited / pace:.2f} of a step" if pace else ""
+        session.writer.submit(progress.updates, write, f"; training waited {waited:.2f} s{updates}")
+
+
+def finish(session: Session) -> None:
+    """Waits until the newest checkpoint is on the disk. Collective.
+
+    Raises CheckpointError, on every rank, where it could not be written; otherwise as `save`.
+    """
+    _wait(session)
+    failure = session.engine.gather(session.writer.last_failure if session.writer else "")[0]
+    if failure:
+        raise checkpoint.CheckpointError(
+            f"{session.recipe.run_dir}: the last checkpoint could not be written ({failure}); make room and give the "
+            "same command again: it goes on from the one before"
         )
 
-        def write(folder: Path) -> None:
-            _write_weights(folder, session, state)
-            checkpoint.write_optimizer(folder, state)
-            checkpoint.write_trainer_state(folder, trainer_state)
 
-        path = checkpoint.save_checkpoint(recipe.run_dir, progress.updates, write, recipe.checkpoint.keep)
-        print(f"checkpoint: {path}", flush=True)
-    engine.barrier()
+def _wait(session: Session) -> None:
+    """Until nothing is in flight. Raises the writer's error on every rank: none may go on alone."""
+    error: Exception | None = None
+    if session.writer is not None:
+        try:
+            session.writer.wait()
+        except Exception as caught:
+            error = caught
+    told = session.engine.gather((isinstance(error, ValueError), str(error)) if error else None)[0]
+    if error is not None:
+        raise error
+    if told is not None:
+        raise ValueError(told[1]) if told[0] else RuntimeError(f"rank 0 failed to write its checkpoint: {told[1]}")
 
 
-def _write_weights(folder: Path, session: Session, state: dict[str, dict[str, torch.Tensor]]) -> None:
-    weights = {name: slots.get("ema", slots["master"]) for name, slots in state.items()}
-    wrapped = session.roles.wrapped
-    if isinstance(wrapped, PeftModel):
-        checkpoint.write_adapter(folder, weights, lora_config(wrapped), session.recipe.model.config)
-    else:
-        buffers = {
-            name: value.detach().float().cpu().contiguous()
-            for name, value in session.roles.model.named_buffers()
-            if name.startswith(tuple({f"{n.split('.')[0]}." for n in weights})) and "running_" in name
+def _snapshot(session: Session, state: State, shares: list[dict[str, Any]]) -> Callable[[Path], None]:
+    """A function that writes everything as it is now, whatever training does meanwhile."""
+    engine, progress, recipe, wrapped = session.engine, session.progress, session.recipe, session.roles.wrapped
+    assert session.writer is not None
+    trainer_state = checkpoint_files.TrainerState(
+        step=progress.updates,
+        batches=progress.batches,
+        seed=recipe.seed,
+        effective_batch=recipe.train.effective_batch,
+        skipped_steps=progress.skipped_updates,
+        loss_scaler=engine.scaler_state(),
+        tracking_run_id=session.tracker.run_id if session.tracker else "",
+        extra={
+            "n_samples": session.order.length,
+            "unreadable": dict(progress.unreadable),
+            "open_window": shares if shares[0]["batches"] else [],
+            "checkpoint_failures": session.writer.failures,
         }
-        save_file(weights | buffers, folder / MODEL_WEIGHTS)
+        | {name: getattr(progress, name) for name in CARRIED},
+    )
+    weights = {name: slots.get("ema", slots["master"]) for name, slots in state.items()}
+    statistics = {} if isinstance(wrapped, PeftModel) else _statistics(session.roles.model, weights)
+
+    def write(folder: Path) -> None:
+        if isinstance(wrapped, PeftModel):
+            checkpoint_files.write_adapter(folder, weights, lora_config(wrapped), recipe.model.config)
+        else:
+            checkpoint_files.write_tensors(folder / MODEL_WEIGHTS, weights | statistics)
+        checkpoint_files.write_optimizer(folder, state)
+        checkpoint_files.write_trainer_state(folder, trainer_state)
+
+    return write
+
+
+def _statistics(model: nn.Module, weights: Iterable[str]) -> dict[str, torch.Tensor]:
+    """A copy of batch norm's running statistics in the parts that are trained."""
+    parts = tuple({f"{name.split('.')[0]}." for name in weights})
+    return {
+        name: value.detach().to("cpu", torch.float32, copy=True)
+        for name, value in model.named_buffers()
+        if name.startswith(parts) and "running_" in name
+    }
 
 
 def deliverables(session: Session) -> list[Path]:
     """What a finished run hands over: the newest checkpoint's weights, without what only resume needs."""
     folder = session.recipe.run_dir / f"checkpoint-{session.progress.updates}"
-    names = (checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, MODEL_WEIGHTS)
+    names = (checkpoint_files.ADAPTER_CONFIG, checkpoint_files.ADAPTER_WEIGHTS, MODEL_WEIGHTS)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -81,7 +140,7 @@ def _load_statistics(module: nn.Module, weights: Path) -> None:
     if not weights.is_file():
         return
     buffers = dict(module.named_buffers())
-    for name, value in checkpoint.load_tensors(weights).items():
+    for name, value in checkpoint_files.load_tensors(weights).items():
         if "running_" in name:
             buffers[f"net.{name}"].copy_(value)
 
@@ -89,28 +148,41 @@ def _load_statistics(module: nn.Module, weights: Path) -> None:
 def resume_from(recipe: Recipe) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start.
 
-    Raises ValueError where the run folder holds checkpoints that `checkpoint.resume: never` would overwrite.
+    A run that was started from another one's checkpoint goes on from its own as soon as it has any: the same command
+    continues it. Raises ValueError where the run folder holds checkpoints that `checkpoint.resume: never` would
+    overwrite.
     """
-    wish = recipe.checkpoint.resume
-    if wish == "auto":
-        if not any(recipe.run_dir.glob("checkpoint-*")):
-            return None
-        return checkpoint.find_checkpoint(recipe.run_dir)
+    wish, run_dir = recipe.checkpoint.resume, recipe.run_dir
+    has_own = any(run_dir.glob("checkpoint-*"))
     if wish == "never":
-        if any(recipe.run_dir.glob("checkpoint-*")):
+        if has_own:
             raise ValueError(
-                f"{recipe.run_dir}: holds checkpoints and checkpoint.resume=never; "
+                f"{run_dir}: holds checkpoints and checkpoint.resume=never; "
                 "choose another name=... or remove the folder"
             )
         return None
-    return checkpoint.find_checkpoint(Path(wish))
+    if wish == "auto":
+        return checkpoint.find_checkpoint(run_dir) if has_own else None
+    if has_own and not _is_own(Path(wish), run_dir):
+        print(f"{run_dir} has checkpoints of its own: checkpoint.resume={wish} was only its start", flush=True)
+        return checkpoint.find_checkpoint(run_dir)
+    try:
+        return checkpoint.find_checkpoint(Path(wish))
+    except checkpoint.CheckpointError as error:
+        if is_adapter_folder(Path(wish)):
+            raise ValueError(f"{error}; to start from the adapter in it give lora.weights={wish}") from error
+        raise
+
+
+def _is_own(folder: Path, run_dir: Path) -> bool:
+    return folder.resolve().is_relative_to(run_dir.resolve())
 
 
 def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[Progress, str]:
     """Puts the checkpoint into the engine; returns the counters and the tracking run to continue. Collective."""
     from distill.trainer import Progress
 
-    state = checkpoint.read_trainer_state(folder)
+    state = checkpoint_files.read_trainer_state(folder)
     for key, found, wanted in (
         ("seed", state.seed, recipe.seed),
         ("train.effective_batch", state.effective_batch, recipe.train.effective_batch),
@@ -125,13 +197,35 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
             "the order of samples changes from here on",
             flush=True,
         )
-    engine.load_full_state(checkpoint.read_optimizer(folder, {name: p.shape for name, p in engine.params}))
+    afresh, restart = _optimizer_start(folder, recipe, state)
+    tensors = checkpoint_files.read_optimizer(folder, {name: p.shape for name, p in engine.params})
+    engine.load_full_state(tensors, moments=not afresh)
     _load_statistics(engine.module, folder / MODEL_WEIGHTS)
-    engine.load_scaler_state(state.loss_scaler)
+    if not afresh:
+        engine.load_scaler_state(state.loss_scaler)
+    if restart is not None and engine.world.is_main:
+        since = "starts afresh" if afresh else f"goes on, after its fresh start at update {restart}"
+        print(f"checkpoint.resume_optimizer=false: the optimizer {since}", flush=True)
     progress = Progress(
         updates=state.step,
         batches=state.batches,
         skipped_updates=state.skipped_steps,
+        saved_batches=state.batches,
         unreadable=Counter(state.extra.get("unreadable", {})),
+        checkpoint_failures=state.extra.get("checkpoint_failures", 0),
+        open_window=state.extra.get("open_window", []),
+        **{name: state.extra[name] for name in CARRIED if name in state.extra},
     )
+    progress.optimizer_restart = restart
     return progress, state.tracking_run_id
+
+
+def _optimizer_start(folder: Path, recipe: Recipe, state: checkpoint_files.TrainerState) -> tuple[bool, int | None]:
+    """Whether the optimizer starts afresh now, and at which update `checkpoint.resume_optimizer: false` had it do so.
+
+    Once only: the same command, given again after an interruption, must not forget the moments every time.
+    """
+    if recipe.checkpoint.resume_optimizer:
+        return False, None
+    before: int | None = state.extra.get("optimizer_restart") if _is_own(folder, recipe.run_dir) else None
+    return before is None, state.step if before is None else before

@@ -48,6 +48,13 @@ class NoiseSchedule:
         abar = self.alphas_cumprod.to(like.device)[t.to(like.device)]
         return expand_like(abar.sqrt(), like), expand_like((1.0 - abar).sqrt(), like)
 
+    def velocity_weight(self, t: Tensor, cap: float) -> Tensor:
+        """min(1 / abar_t, cap), float64 [B]: turns a squared error of eps into one of v = alpha eps - sigma x_0.
+
+        Both errors belong to the same x_t, so v - v' = (eps - eps') / alpha_t (Salimans and Ho 2022, appendix D).
+        """
+        return (1.0 / self.alphas_cumprod.to(t.device)[t]).clamp_max(cap)
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t noise."""
         alpha, sigma = self.alpha_sigma(t, x0)

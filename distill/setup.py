@@ -4,83 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from peft import PeftModel
 from torch import nn
 
-from anytext2.annotations import load_records
-from anytext2.dataset import AnyWordDataset, missing_glyphs
 from anytext2.filling import fill_by_name
-from anytext2.fonts import load_font_table
 from anytext2.model import AnyText2, build_model, load_model_config
-from anytext2.synthetic import SyntheticConfig, write_dataset
 from anytext2.weights import EMBEDDED, load_parts, load_weights, official_state
 from distill import checkpoint, run_state
-from distill.config import ModelSection, Recipe, SyntheticSection, dump_recipe, objective_config
-from distill.engine import Engine, World
+from distill.checkpoint_files import portable_name
+from distill.checkpoint_writer import CheckpointWriter
+from distill.config import ModelSection, Recipe
+from distill.data import make_data
+from distill.engine import Engine, World, on_main
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
+from distill.recipe_file import dump_recipe, objective_config
+from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
+from distill.selection import make_order
 from distill.stream import BatchPlan
 from distill.student import STUDENT, Roles, add_student
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
+from distill.warm_start import load_warm_start, read_warm_start
 
 FONT_RECOGNISER = "embedding_manager.font_predictor."
 RUN_FACTS = "run.json"
 """What the run found out about itself: ranks, precision, shard sizes, MLflow run id."""
-
-
-def make_data(recipe: Recipe, world: World) -> AnyWordDataset:
-    """The recipe's dataset; where it names no source, one is drawn into the run folder first. Collective."""
-    sources = [Path(s) for s in recipe.data.sources]
-    if not sources:
-        sources = [recipe.run_dir / "data" / "data.json"]
-        if world.is_main:
-            _draw(recipe.data.synthetic, sources[0])
-        if world.size > 1:
-            dist.barrier()
-    options, fonts = recipe.data.options, load_font_table()
-    records, report = load_records(sources, wm_threshold=options.wm_threshold, cap_watermark=options.cap_watermark)
-    if world.is_main:
-        print(f"data: {report}", flush=True)
-        _report_missing_glyphs(missing_glyphs(records, fonts))
-    return AnyWordDataset(records, options, recipe.seed, fonts)
-
-
-def _draw(section: SyntheticSection, annotations: Path) -> None:
-    """Draws the pictures, unless just these are there already. Raises ValueError where others are."""
-    folder = annotations.parent
-    wanted, note = asdict(section), folder / "drawn.json"
-    if annotations.is_file():
-        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-        if found != wanted:
-            raise ValueError(
-                f"data.synthetic={wanted}, but {folder} holds {found}; remove it or choose another name=..."
-            )
-        return
-    print(f"data.sources is empty: drawing {section.count} pictures of {section.size} px into {folder}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-    write_dataset(folder, section.count, SyntheticConfig(size=section.size), section.seed, section.first_index)
-
-
-def _report_missing_glyphs(missing: Counter[str]) -> None:
-    if missing:
-        often = ", ".join(f"{char!r} (U+{ord(char):04X}) {count}" for char, count in missing.most_common(5))
-        print(
-            f"fonts: {sum(missing.values())} characters ({len(missing)} different) have no glyph in fonts/ and are "
-            f"left out of the drawn lines; most often {often}",
-            flush=True,
-        )
 
 
 def make_model(section: ModelSection, seed: int) -> AnyText2:
@@ -129,7 +85,7 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
     model.requires_grad_(False)
     if objective.trains == "lora":
         wrapped: nn.Module = add_student(model, recipe.lora, recipe.seed)
-        params = [(checkpoint.portable_name(n, STUDENT), p) for n, p in wrapped.named_parameters() if p.requires_grad]
+        params = [(portable_name(n, STUDENT), p) for n, p in wrapped.named_parameters() if p.requires_grad]
     else:
         assert isinstance(objective, FullWeightObjective)
         wrapped, params = model, list(objective.trainable(model))
@@ -141,30 +97,36 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
-    resume = run_state.resume_from(recipe)
-    if world.is_main:
-        recipe.run_dir.mkdir(parents=True, exist_ok=True)
-        dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
-    dataset = make_data(recipe, world)
+    locks: list[RunLock] = []  # rank 0's
+    resume = on_main(world, lambda: _take_folder(recipe, locks))
     model = make_model(recipe.model, recipe.seed)
+    dataset = make_data(recipe, world, model)
+    order = make_order(dataset, recipe.data, recipe.seed)
     schedule = make_schedule(model)
     objective = make_objective(recipe, schedule)
+    if dataset.latents and not objective.needs_latents:
+        raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
         print(
             f"warning: train.effective_batch={plan.effective} is outside 32-64, where distillation is known to work",
             flush=True,
         )
     roles, params = make_roles(model, objective, recipe)
+    _refuse_stale_contexts(recipe, [name for name, _ in params])
+    if recipe.lora.weights and resume is None:
+        _start_warm(recipe, objective, params, world)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
     progress, tracking_id = Progress(), ""
     if resume is not None:
-        progress, tracking_id = run_state.load(resume, recipe, engine, len(dataset))
+        progress, tracking_id = run_state.load(resume, recipe, engine, order.length)
         if world.is_main:
             print(f"resuming from {resume} at update {progress.updates}", flush=True)
     facts = run_facts(engine, params, isinstance(roles.wrapped, PeftModel))
-    tracker = None
+    tracker, writer, lock = None, None, None
     if world.is_main:
+        writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
+        lock = locks[0]
         tracker = Tracker(recipe.run_dir, recipe.tracking, parameters(recipe, engine, facts), tracking_id)
         (recipe.run_dir / RUN_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         print(
@@ -173,8 +135,39 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
             f"effective batch {plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
             flush=True,
         )
-    latents = LatentSource(roles.model, recipe.data.cache_latents)
-    return Session(recipe, engine, objective, roles, dataset, progress, tracker, latents, schedule)
+    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory")
+    return Session(recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock)
+
+
+def _take_folder(recipe: Recipe, locks: list[RunLock]) -> Path | None:
+    """Locks the run folder, writes the recipe into it, and says which checkpoint to go on from. Rank 0 only."""
+    locks.append(RunLock(recipe.run_dir))
+    resume = run_state.resume_from(recipe)
+    try:
+        dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
+    except OSError as error:
+        raise ValueError(f"{recipe.run_dir}: cannot be written ({error.strerror}); make room or change it") from error
+    return resume
+
+
+def _start_warm(recipe: Recipe, objective: Objective, params: list[tuple[str, nn.Parameter]], world: World) -> None:
+    if objective.trains != "lora":
+        raise ValueError(f"lora.weights: objective {recipe.objective['name']} trains no LoRA; leave it empty")
+    start = read_warm_start(Path(recipe.lora.weights), recipe.lora)
+    load_warm_start(start, params)
+    if world.is_main:
+        after = "" if start.step is None else f", trained for {start.step} updates before"
+        print(f"the student starts from {start.path}: {len(start.tensors)} tensors{after}", flush=True)
+
+
+def _refuse_stale_contexts(recipe: Recipe, trained: list[str]) -> None:
+    """Contexts from the feature cache are those of a text tower that stays as it is."""
+    tower = [name for name in trained if "cond_stage_model." in name]
+    if recipe.data.captions == "cache" and tower:
+        raise ValueError(
+            f"data.captions=cache: this run trains the text tower ({len(tower)} tensors, as {tower[0]}), so that "
+            "contexts change; set data.captions=encode, or keep it frozen, as with objective.scope=official"
+        )
 
 
 def run_facts(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool) -> dict[str, Any]:

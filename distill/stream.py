@@ -1,8 +1,7 @@
-"""The endless order of samples, and its share for one rank.
+"""One rank's share of the run's samples: the batch arithmetic, and the loader that reads ahead.
 
-Position p = 0, 1, 2, ... counts samples of the whole run. Epoch e is one shuffled pass; batches may straddle two
-epochs, so that nothing is dropped. Global batch b is positions [b*E, (b+1)*E) for effective batch E. Which rank
-computes a position depends on the world size; which sample stands there, and every random draw for it, does not.
+Which rank computes a sample depends on the world size; which samples a batch has (distill/order.py), and every random
+draw for them, does not.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anytext2.batch import Batch, Sample, collate
 from anytext2.dataset import AnyWordDataset, SampleError
 from anytext2.randomness import Draws, numpy_rng
+from distill.order import Batches, Key
+from distill.stopping import outlive_signals
 
 SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
 
@@ -61,37 +60,13 @@ class BatchPlan:
         return self.effective // (self.micro * self.world)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One position of the stream: which pass over the data, and which sample of it."""
-
-    epoch: int
-    index: int
-
-
-class Order:
-    """Maps a position of the endless stream to its Key. Pure in (seed, n_samples, position)."""
-
-    def __init__(self, n_samples: int, seed: int) -> None:
-        if n_samples < 1:
-            raise ValueError("data.sources: no usable sample is left; launch with data that has at least one image")
-        self.n_samples, self.seed = n_samples, seed
-        self._permutation = lru_cache(maxsize=2)(self._shuffle)
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return numpy_rng(self.seed, epoch, 0, "order").permutation(self.n_samples)
-
-    def at(self, position: int) -> Key:
-        epoch, offset = divmod(position, self.n_samples)
-        return Key(epoch, int(self._permutation(epoch)[offset]))
-
-
-def micro_batches(order: Order, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[Key]]:
+def micro_batches(order: Batches, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[Key]]:
     """Endless micro-batches of one rank, from the beginning of global batch `first_batch` on."""
-    for batch in itertools.count(first_batch):
+    for number in itertools.count(first_batch):
+        keys = order.batch(number, plan.effective)
         for step in range(plan.accumulation):
-            start = batch * plan.effective + (step * plan.world + rank) * plan.micro
-            yield [order.at(position) for position in range(start, start + plan.micro)]
+            start = (step * plan.world + rank) * plan.micro
+            yield keys[start : start + plan.micro]
 
 
 @dataclass(frozen=True)
@@ -126,7 +101,7 @@ class _Positions(Dataset[tuple[Key, Sample | None, Counter[str]]]):
         skipped: Counter[str] = Counter()
         for index in itertools.chain([key.index], self._substitutes(key)):
             try:
-                return key, self.dataset.sample(index, key.epoch), skipped
+                return key, self.dataset.sample(index, key.epoch, key.size), skipped
             except SampleError as error:
                 skipped[error.reason] += 1
         return key, None, skipped
@@ -152,9 +127,14 @@ def _collate(rows: Sequence[tuple[Key, Sample | None, Counter[str]]]) -> Loaded 
     return Loaded(collate(samples), tuple(key for key, _, _ in rows), skipped)
 
 
-def _one_thread(_worker: int) -> None:
+def one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _start_worker(worker: int) -> None:
+    one_thread(worker)
+    outlive_signals()
 
 
 def loader(dataset: AnyWordDataset, batches: Iterator[list[Key]], workers: int, pin: bool) -> Iterator[Loaded]:
@@ -167,7 +147,7 @@ def loader(dataset: AnyWordDataset, batches: Iterator[list[Key]], workers: int, 
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
         collate_fn=_collate,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     ):

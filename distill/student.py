@@ -15,7 +15,7 @@ from torch import nn
 
 from anytext2.model import AnyText2
 from anytext2.randomness import seed_for
-from distill.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
+from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
 
 STUDENT = "student"
 _ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
@@ -29,12 +29,16 @@ TARGET_PRESETS: dict[str, str] = {
 
 @dataclass
 class LoraSection:
-    """The student's adapter. `targets`: a preset name or a regular expression over official module paths."""
+    """The student's adapter. `targets`: a preset name or a regular expression over official module paths.
+
+    weights: empty for a fresh one, drawn from the seed; or a folder with a PEFT adapter to start from.
+    """
 
     rank: int = 64
     alpha: int = 64
     dropout: float = 0.0
     targets: str = "paper"
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -136,13 +140,14 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
     except (ValueError, TypeError, KeyError) as error:  # PEFT's words are long: it names every target module
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder / ADAPTER_CONFIG}: does not fit this model: {reason}") from error
-    _require_fit(folder / ADAPTER_WEIGHTS, tensors, student)
+    wanted = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+    require_fit(folder / ADAPTER_WEIGHTS, tensors, wanted)
     set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in tensors.items()}, adapter_name=STUDENT)
     return student
 
 
-def _require_fit(path: Path, tensors: Mapping[str, torch.Tensor], student: PeftModel) -> None:
-    wanted = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+def require_fit(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Raises ValueError, counting what is wrong, unless exactly the wanted names are there in the wanted shapes."""
     faults = {
         "missing": [n for n in wanted if n not in tensors],
         "unexpected": [n for n in tensors if n not in wanted],

@@ -3,32 +3,36 @@
 Every value is appended to a journal in the run folder before anything else happens to it:
 
     params.jsonl     {"time", "params": {...}}, one line a start
-    metrics.jsonl    {"time", "step", name: value, ...}
-    system.jsonl     the same, names begin with "system/"
-    artifacts.jsonl  {"time", "path", "folder"}
+    metrics.jsonl    {"time", "step", name: value, ...}; each step of a metric once, also when a resume does it again
+    system.jsonl     the same, names begin with "system/"; its steps count the samples
+    status.jsonl     {"time", "status"}: RUNNING at a start, FINISHED, FAILED or KILLED at an orderly end
+    artifacts.jsonl  {"time", "path", "folder"}; paths in the run folder are relative to it
 
-`mlflow_sender.Sender` reads the journals in the background and sends what is new. Only one process of a run (rank 0)
-has a Tracker.
+`outbox.Outbox` reads the journals in the background and sends what is new. Only one process of a run (rank 0) has a
+Tracker. `finish` leaves tracking_report.json: what was sent, and what tracking cost.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from distill.journal import Journal, metric_record, now
-from distill.mlflow_sender import Sender, SendReport, Timing
+from distill.journal import metric_record, now
+from distill.outbox import Outbox, SendReport, Timing, default_target, last_steps, open_journals
+from distill.sender_lock import SenderLock
 
-JOURNALS = ("params", "metrics", "system", "artifacts")
+REPORT = "tracking_report.json"
 PACKAGES = ("torch", "deepspeed", "peft", "open_clip_torch", "omegaconf", "mlflow", "numpy", "safetensors", "pillow")
 
 
@@ -44,59 +48,112 @@ class TrackingOptions(Protocol):
 class Tracker:
     """Records one run. After the constructor nothing waits for MLflow except `finish`; a call only appends to a file.
 
-    run_dir: the run's folder; its parent holds the default store. params: nested, recorded flat. run_id: MLflow run to
-    continue where the folder does not know one yet. say: takes the rare line for a person. The constructor gives MLflow
-    `timing.connect` seconds to answer, so that `run_id` is known when it does, and goes on without it when it does not.
+    run_dir: the run's folder; its parent holds the default store. params: nested, recorded flat; None for a process
+    that only adds something to a run, such as an evaluation. run_id: MLflow run to continue where the folder does not
+    know one yet. say: takes the rare line for a person. The constructor gives MLflow `timing.connect` seconds to
+    answer, so that `run_id` is known when it does, and goes on without it when it does not.
     """
 
     def __init__(
         self,
         run_dir: Path,
         options: TrackingOptions,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | None,
         run_id: str = "",
         say: Callable[[str], None] = print,
         timing: Timing | None = None,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir.resolve()
-        self._journals = {name: Journal(self.run_dir / f"{name}.jsonl") for name in JOURNALS}
-        self._journals["params"].append({"time": now(), "params": flatten(params)})
-        self._sender: Sender | None = None
+        self.uri = ""
+        self._say, self._owns = say, params is not None
+        self._began, self._call_seconds = time.monotonic(), 0.0
+        self._journals = open_journals(self.run_dir, say)
+        self._last_steps = last_steps(self._journals["metrics"])
+        self._repeated = 0
+        self._lock = SenderLock(self.run_dir)
+        self._outbox: Outbox | None = None
+        if params is not None:
+            self._lock.acquire()  # also where nothing is sent: it tells others that the run is alive
+            self._journals["params"].append({"time": now(), "params": flatten(params)})
+            self._journals["status"].append({"time": now(), "status": "RUNNING"})
         if options.enabled:
-            uri = options.uri or f"sqlite:///{self.run_dir.parent / 'mlflow.db'}"
-            # A server has its own place for artifacts; a local store gets a folder beside it, wherever we were started.
-            artifacts = None if options.uri else (self.run_dir.parent / "mlartifacts").as_uri()
-            self._sender = Sender(
-                self.run_dir, uri, options.experiment, artifacts, self._journals, run_id, say, timing or Timing()
-            )
-            self._sender.start()
+            target = default_target(self.run_dir, options.uri, options.experiment)
+            self.uri = target.uri  # MLflow's tracking URI, empty where MLflow is switched off
+            timing = timing or Timing()
+            timing = timing if self._owns else replace(timing, system=0.0)
+            self._outbox = Outbox(self.run_dir, target, self._journals, self._lock, run_id, say, timing)
+            self._outbox.start()
 
     @property
     def run_id(self) -> str:
         """MLflow's id of this run; empty as long as MLflow has not answered."""
-        return self._sender.run_id if self._sender else ""
-
-    @property
-    def uri(self) -> str:
-        """MLflow's tracking URI, empty where MLflow is switched off."""
-        return self._sender.uri if self._sender else ""
+        return self._outbox.run_id if self._outbox else ""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records numbers of one step. NaN and infinity are kept as such."""
-        self._journals["metrics"].append(metric_record(metrics, step))
-        if self._sender:
-            self._sender.step = step
+        """Records numbers of one step. NaN and infinity are kept as such.
+
+        A metric's steps ascend in a run: values of a step that it had before a resume are those that it has already,
+        and are only counted. A process that only adds to a run may record any step, and again.
+        """
+        began = time.perf_counter()
+        if self._owns:
+            fresh = {name: value for name, value in metrics.items() if step > self._last_steps.get(name, -1)}
+            if len(fresh) < len(metrics):
+                self._pass_over(len(metrics) - len(fresh))
+            self._last_steps.update(dict.fromkeys(fresh, step))
+        else:
+            fresh = dict(metrics)
+        if fresh:
+            self._journals["metrics"].append(metric_record(fresh, step))
+        self._call_seconds += time.perf_counter() - began
+
+    def _pass_over(self, values: int) -> None:
+        if not self._repeated:
+            self._say(
+                f"tracking: {self.run_dir / 'metrics.jsonl'} has steps up to {self._last_steps.get('', 'here')} from "
+                "before the resume, which are not recorded again; a run that is to go another way needs a name=..."
+            )
+        self._repeated += values
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Registers a file or folder, which must stay where it is, to be copied to MLflow under `folder`."""
         assert path.exists(), path
-        self._journals["artifacts"].append({"time": now(), "path": str(path.resolve()), "folder": folder})
+        assert not folder.startswith("/") and ".." not in folder.split("/"), folder
+        began = time.perf_counter()
+        place = path.resolve()
+        if place.is_relative_to(self.run_dir):
+            place = place.relative_to(self.run_dir)
+        elif self._outbox:
+            self._outbox.allow(place)
+        self._journals["artifacts"].append({"time": now(), "path": str(place), "folder": folder})
+        self._call_seconds += time.perf_counter() - began
 
     def finish(self, status: str = "FINISHED", timeout: float = 60.0) -> SendReport:
         """Sends the rest and closes the MLflow run as FINISHED, FAILED or KILLED; waits `timeout` seconds at most."""
         assert status in ("FINISHED", "FAILED", "KILLED"), status
-        return self._sender.finish(status, timeout) if self._sender else SendReport()
+        wall = time.monotonic() - self._began
+        if self._owns:
+            self._journals["status"].append({"time": now(), "status": status})
+        waiting = sum(journal.flush() for journal in self._journals.values())
+        unwritten = waiting + sum(journal.lost for journal in self._journals.values())
+        if unwritten:
+            self._say(
+                f"tracking: {unwritten} lines of the journals in {self.run_dir} could not be written and are lost"
+            )
+        report = self._outbox.finish(timeout) if self._outbox else SendReport()
+        self._lock.release()
+        more = {name: n for name, n in (("repeated", self._repeated), ("unwritten", unwritten)) if n}
+        report = replace(report, counts={**report.counts, **more}, call_seconds=self._call_seconds, wall_seconds=wall)
+        self._write_report(report)
+        return report
+
+    def _write_report(self, report: SendReport) -> None:
+        content = asdict(report) | {"uri": self.uri, "cost": round(report.cost, 6)}
+        try:
+            (self.run_dir / REPORT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            self._say(f"tracking: {self.run_dir / REPORT} cannot be written ({error.strerror})")
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from distill.checkpoint import read_trainer_state, write_text_atomically
+from distill.checkpoint import write_text_atomically
+from distill.checkpoint_files import read_trainer_state
 from distill.evaluate import Evaluation, EvaluationSection, evaluate
 from distill.loading import Opened, held_out_sources, open_model, open_samples, read_samples
 from distill.ocr import LineReader, OcrNotInstalled
@@ -116,7 +117,7 @@ def _record(opened: Opened, found: Evaluation, out: Path) -> None:
     if opened.run_dir is None or opened.checkpoint is None or not opened.recipe.tracking.enabled:
         return
     step = read_trainer_state(opened.checkpoint).step
-    tracker = Tracker(opened.run_dir, opened.recipe.tracking, {})
+    tracker = Tracker(opened.run_dir, opened.recipe.tracking, None)
     measured = ("exact_match", "ned", "latent_rmse", "psnr_db", "seconds_per_image")
     numbers = {
         f"evaluation/{row.key}/{name}": float(value)

@@ -72,7 +72,7 @@ def draw(args: argparse.Namespace, opened: Opened) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shown: list[Shown] = []
     for first in range(0, len(samples), args.batch):
-        batch = collate(samples[first : first + args.batch]).to(opened.device)
+        batch = collate(samples[first : first + args.batch]).to(opened.device).floating()
         scene = set_scene(opened.roles, batch, args.seed, negative)
         originals = to_uint8(pixels(batch.image))
         hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]

@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     began = time.perf_counter()
     try:
-        config = SyntheticConfig(size=args.size, image_format=args.format, fonts=args.fonts)
+        config = SyntheticConfig(
+            size=args.size, image_format=args.format, fonts=args.fonts, default_font=args.default_font
+        )
         counts = write_dataset(args.out, args.count, config, args.seed, args.first_index, args.workers)
     except (ValueError, OSError) as error:
         print(f"make_dataset: {error}", file=sys.stderr)
@@ -40,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", choices=("png", "jpg"), default="png")
     parser.add_argument("--fonts", default=str(DEFAULT_FONT_TABLE), help="font table (YAML)")
+    parser.add_argument(
+        "--default-font",
+        type=float,
+        default=SyntheticConfig.default_font,
+        metavar="FRACTION",
+        help="fraction of the lines drawn in the first font of their language, the one of the glyph pages",
+    )
     return parser
 
 

@@ -1,22 +1,41 @@
 """Trains: `deepspeed launch/train.py --deepspeed ds_configs/zero2.json [--config RECIPE.yaml] [key=value ...]`.
 
-Without --config the embedded default runs: the tiny AnyText2 on a synthetic dataset. Exit code 0: finished; 2: the
-command, a file or a value is wrong (one line says which).
+Without --config the embedded default runs: the tiny AnyText2 on a synthetic dataset. Exit code 0: finished; 1: failed;
+2: the command, a file or a value is wrong (one line says which); 75: stopped in good order, by a signal or a limit, and
+the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.config import EMBEDDED_DEFAULT, load_recipe
-from distill.engine import choose_config, init_world, shutdown
+from distill import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # before the imports below, which take seconds
+
+import torch
+
+from distill.config import Recipe
+from distill.ds_config import choose_config
+from distill.engine import World, gather, init_world, is_lost_connection, shutdown
+from distill.processes import identify
+from distill.readings import GIB
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
+from distill.rendezvous import is_main_process
 from distill.setup import make_session
 from distill.stream import UnreadableError
-from distill.trainer import run
+from distill.trainer import Session, run
+from distill.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
+
+TRACKING_SECONDS = 15.0
+"""What tracking gets to send the rest of a run that ends early."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,27 +48,72 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    stop = stopping.listen()
     args = parse(argv)
-    main_rank = int(os.environ.get("RANK", "0")) == 0
+    main_rank = is_main_process(os.environ)
+    watchdog: Watchdog | None = None
+    session: Session | None = None
     try:
         recipe = load_recipe(args.config or EMBEDDED_DEFAULT, args.overrides)
         if args.config is None and main_rank:
             print(f"No --config: running the embedded default, {EMBEDDED_DEFAULT.name}", flush=True)
         world = init_world(args.local_rank, recipe.train.threads)
+        watchdog = start_watchdog(recipe, world, stop)
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
         if main_rank:
             print(line, flush=True)
         session = make_session(recipe, ds_config, world)
-        run(session)
-        if session.tracker is not None:
-            session.tracker.finish("FINISHED")
+        session.stop, session.watchdog = stop, watchdog
+        watchdog.on_failure = lambda: finish_tracking(session, "FAILED")
+        return end(session, watchdog, run(session))
     except (ValueError, FloatingPointError) as error:
+        if watchdog is not None:
+            watchdog.finish()  # the other ranks meet the same error, and end a little sooner or later
         if main_rank or isinstance(error, UnreadableError):  # every rank meets the others; one line is enough
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        finish_tracking(session, "FAILED")
+        return stopping.FAILED if isinstance(error, FloatingPointError) else stopping.MISTAKE
+    except RuntimeError as error:
+        finish_tracking(session, "FAILED")
+        if watchdog is None or not is_lost_connection(error):
+            raise
+        # A rank of this host that has ended is named by the watchdog, which also ends this one.
+        time.sleep(2 * PEER_GRACE + LAST_WORDS)
+        rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
+        stopping.end_now(stopping.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+    except Exception:
+        finish_tracking(session, "FAILED")
+        raise
     finally:
         shutdown()
-    return 0
+
+
+def start_watchdog(recipe: Recipe, world: World, stop: stopping.StopRequests) -> Watchdog:
+    """From here on the ranks see each other end, and stop together. Collective."""
+    peers = gather(Peer(world.rank, socket.gethostname(), identify(os.getpid())))
+
+    def gpu_free() -> float:
+        return float(torch.cuda.mem_get_info(world.device)[0]) / GIB
+
+    on_gpu = world.device.type == "cuda"
+    watchdog = Watchdog(recipe.watchdog, recipe.run_dir, stop, world.rank, peers, gpu_free if on_gpu else None)
+    stop.wait_for_a_boundary()
+    return watchdog.start()
+
+
+def end(session: Session, watchdog: Watchdog, stopped: stopping.Stopped | None) -> int:
+    """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
+    finish_tracking(session, "KILLED" if stopped else "FINISHED")
+    if stopped and session.engine.world.is_main:
+        print(stopped, flush=True)
+    watchdog.finish()
+    session.engine.barrier()
+    return stopping.STOPPED if stopped else stopping.FINISHED
+
+
+def finish_tracking(session: Session | None, status: str) -> None:
+    if session is not None and session.tracker is not None:
+        session.tracker.finish(status, 60.0 if status == "FINISHED" else TRACKING_SECONDS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,35 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 import anytext2  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SLOW_FIRST = (
+    "test_torture.py",
+    "test_readme.py",
+    "test_train.py",
+    "test_stopping.py",
+    "test_resume.py",
+    "test_outages.py",
+)
+"""Files of more than a minute, so that no process works on one while the others have nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying the file does not."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -19,7 +19,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["anytext2", "deepspeed", "launch.train", "pytest"]
+PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -45,6 +45,10 @@ class Started:
         ]
         for process in self._processes:
             process.start()
+
+    def pids(self) -> list[int]:
+        """Of the ranks that are still running."""
+        return [process.pid for process in self._processes if process.is_alive() and process.pid is not None]
 
     def wait(self, timeout: float = 240.0) -> list[RankResult]:
         """What they left behind. Raises TimeoutError, after ending them, where one needs over `timeout` seconds."""

@@ -41,9 +41,15 @@ def _sample(index: int, n_lines: int) -> Sample:
 def test_collate_stacks_tensors_and_keeps_the_rest_in_order() -> None:
     samples = [_sample(4, 1), _sample(7, 3)]
     batch = collate(samples)
-    assert {field.name for field in fields(Batch)} == {field.name for field in fields(Sample)} | {"quads"}
+    assert {field.name for field in fields(Batch)} == {field.name for field in fields(Sample)} | {
+        "quads",
+        "context_chunks",
+    }
     for field in fields(Sample):
         column = getattr(batch, field.name)
+        if field.name in ("posterior", "masked_latent", "image_context"):
+            assert column is None, "these samples come without what a cache holds"
+            continue
         for row, sample in enumerate(samples):
             value = getattr(sample, field.name)
             same = torch.equal(column[row], value) if isinstance(value, torch.Tensor) else column[row] is value
@@ -88,3 +94,13 @@ def test_conditions_map_every_tensor() -> None:
         assert torch.equal(getattr(doubled, field.name), torch.full((1, number + 1), 2.0 * number))
         assert torch.equal(getattr(conditions, field.name), torch.full((1, number + 1), 1.0 * number))
     assert conditions.to(torch.float64).position.dtype == torch.float64
+
+
+def test_floating_maps_bytes_to_minus_one_to_one_and_leaves_the_rest() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
+    batch = collate([replace(_sample(1, 1), image=levels, masked_image=torch.zeros(3, 16, 16, dtype=torch.uint8))])
+    floating = batch.floating()
+    expected = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    torch.testing.assert_close(floating.image[0, 1].flatten().double(), expected, atol=1e-6, rtol=0)
+    assert (floating.masked_image == -1).all() and batch.image.dtype == torch.uint8
+    assert floating.floating().image is floating.image

@@ -13,16 +13,13 @@ import torch
 from torch import nn
 
 import anytext2  # noqa: F401  declares the torchvision operators that peft's imports need
-from distill.checkpoint import (
-    CheckpointError,
+from distill.checkpoint import CheckpointError, find_checkpoint, mark_best, save_checkpoint, verify
+from distill.checkpoint_files import (
     TrainerState,
-    find_checkpoint,
     portable_name,
     read_adapter,
     read_optimizer,
     read_trainer_state,
-    save_checkpoint,
-    verify,
     write_adapter,
     write_optimizer,
     write_trainer_state,
@@ -186,6 +183,79 @@ def test_death_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path, step: 
             assert at > 8  # the loop really went through all the moments
             return
     raise AssertionError("the save never ran to its end")
+
+
+# --- the best one ---
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, _writer(str(step)), keep=2)
+        if step == 2:
+            mark_best(tmp_path, "checkpoint-2", 0.75)
+    assert _steps(tmp_path) == [2, 4, 5]
+    assert (tmp_path / "best").read_text() == "checkpoint-2\n0.75\n"
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "checkpoint-2"
+    assert find_checkpoint(tmp_path / "latest") == tmp_path / "checkpoint-5" == find_checkpoint(tmp_path)
+    mark_best(tmp_path, "checkpoint-5", 0.875)  # a better one: the other is free to go
+    save_checkpoint(tmp_path, 6, _writer("6"), keep=2)
+    assert _steps(tmp_path) == [5, 6]
+
+
+def test_only_a_complete_checkpoint_can_be_the_best(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, _writer("one"), keep=2)
+    for name, score, words in (
+        ("checkpoint-2", 1.0, "checkpoint-2: incomplete"),
+        ("../elsewhere", 1.0, "not the name of a checkpoint"),
+        ("checkpoint-1", float("nan"), "score nan"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mark_best(tmp_path, name, score)
+    assert not (tmp_path / "best").exists()
+    (tmp_path / "best").write_text("../../etc\n")
+    with pytest.raises(CheckpointError, match="names no checkpoint"):
+        find_checkpoint(tmp_path / "best")
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("content", ["checkpoint-7\n", "", "../somewhere\n"])
+def test_latest_that_points_nowhere_is_said_and_does_no_harm(tmp_path: Path, content: str) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, _writer(str(step)), keep=2)
+    (tmp_path / "latest").write_text(content)
+    said: list[str] = []
+    assert find_checkpoint(tmp_path, said.append).name == "checkpoint-2"
+    assert len(said) == 1 and "latest: names " in said[0] and "\n" not in said[0]
+
+
+def test_a_real_checkpoint_cut_short_at_any_file_is_passed_over(tmp_path: Path) -> None:
+    """Every file of a checkpoint, cut to nothing, to half, by one byte, or with one bit turned."""
+    _, wrapped = _student()
+    _, state = _adamw_state()
+
+    def write(folder: Path) -> None:
+        write_adapter(folder, _adapter_tensors(wrapped), wrapped.peft_config["student"])  # type: ignore[index]
+        write_optimizer(folder, state)
+        write_trainer_state(folder, TrainerState(2, 2, 0, 48))
+
+    old, new = (save_checkpoint(tmp_path, step, write, keep=2) for step in (1, 2))
+    files = sorted(new.iterdir())
+    assert len(files) == 5
+    for file in files:
+        whole = file.read_bytes()
+        turned = bytearray(whole)
+        turned[len(whole) // 2] ^= 1
+        for part in (b"", whole[: len(whole) // 2], whole[:-1], bytes(turned)):
+            if file.name == "manifest.json" and part == whole[:-1]:
+                continue  # its last byte is a line's end, without which it is the same manifest
+            file.write_bytes(part)
+            said: list[str] = []
+            assert find_checkpoint(tmp_path, said.append) == old, (file.name, len(part))
+            assert len(said) == 1 and "checkpoint-2" in said[0]
+        file.write_bytes(whole)
+    assert find_checkpoint(tmp_path) == new
 
 
 # --- contents ---

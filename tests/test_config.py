@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import (
-    EMBEDDED_DEFAULT,
-    Recipe,
-    TrainSection,
-    dump_recipe,
-    ema_decay,
-    learning_rate,
-    load_recipe,
-    objective_config,
-)
+from distill.config import Recipe, TrainSection, ema_decay, learning_rate
 from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import ConsistencyConfig
+from distill.recipe_file import EMBEDDED_DEFAULT, dump_recipe, load_recipe, objective_config
 
 RECIPES = sorted(EMBEDDED_DEFAULT.parent.glob("*.yaml"))
 
@@ -137,7 +129,7 @@ def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[st
         ("train.weight_decay=-0.1", "train.weight_decay=-0.1"),
         ("train.max_grad_norm=nan", "train.max_grad_norm=nan"),
         ("train.threads=-1", "train.threads=-1"),
-        ("checkpoint.save_steps=0", "checkpoint.save_steps=0"),
+        ("checkpoint.save_steps=-1", "checkpoint.save_steps=-1"),
         ("checkpoint.keep=0", "checkpoint.keep=0"),
         ("log.every=0", "log.every=0"),
         ("log.preview_every=-1", "log.preview_every=-1"),

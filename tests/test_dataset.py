@@ -10,19 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from anytext2.batch import Record, Sample, TextLine
-from anytext2.dataset import (
-    TEXT_PHRASES,
-    AnyWordDataset,
-    DatasetConfig,
-    SampleError,
-    image_caption,
-    missing_glyphs,
-    resized,
-    scaled,
-    text_caption,
-)
+from anytext2.batch import Record, Sample, TextLine, collate
+from anytext2.captions import TEXT_PHRASES, fixed_caption, image_caption, text_caption
+from anytext2.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs, resized
 from anytext2.fonts import load_font_table
+from anytext2.placing import scaled
 
 FONTS = load_font_table()
 EXACT = DatasetConfig(
@@ -65,8 +57,8 @@ def _exact_position(config: DatasetConfig, record: Record) -> Sample:
 def test_shapes_dtypes_and_ranges(record: Record) -> None:
     sample = _sample(record, replace(EXACT, glyph_scale=2, font_hint_prob=1))
     expected = {
-        "image": ((3, 128, 128), torch.float32),
-        "masked_image": ((3, 128, 128), torch.float32),
+        "image": ((3, 128, 128), torch.uint8),
+        "masked_image": ((3, 128, 128), torch.uint8),
         "glyph": ((1, 256, 256), torch.uint8),
         "position": ((3, 128, 128), torch.uint8),
         "glyph_line": ((3, 80, 512), torch.uint8),
@@ -76,13 +68,15 @@ def test_shapes_dtypes_and_ranges(record: Record) -> None:
     }
     tensors = {f.name: getattr(sample, f.name) for f in fields(sample) if torch.is_tensor(getattr(sample, f.name))}
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == expected
-    assert all(set(torch.unique(t).tolist()) <= {0, 1} for t in tensors.values() if t.dtype == torch.uint8)
-    assert all(t.is_contiguous() for t in tensors.values())
+    maps = [t for name, t in tensors.items() if t.dtype == torch.uint8 and "image" not in name]
+    assert len(maps) == 5 and all(set(torch.unique(t).tolist()) <= {0, 1} for t in maps)
 
 
 def test_image_is_the_file_in_minus_one_to_one(record: Record) -> None:
     pixels = np.asarray(Image.open(record.image_path)).astype(np.float64)
-    np.testing.assert_allclose(_sample(record).image.permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=1e-6)
+    batch = collate([_sample(record)]).floating()
+    assert batch.image.dtype == torch.float32 and batch.image.is_contiguous()
+    np.testing.assert_allclose(batch.image[0].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=1e-6)
 
 
 def test_lines_and_padding(record: Record) -> None:
@@ -103,7 +97,7 @@ def test_lines_and_padding(record: Record) -> None:
 
 def test_generation_mode_hides_the_picture_and_ignores_invalid_text(record: Record) -> None:
     sample = _sample(record)
-    assert not sample.editing and (sample.masked_image == -1).all()
+    assert not sample.editing and (collate([sample]).floating().masked_image == -1).all()
     expected = np.zeros((128, 128), np.uint8)
     expected[100:121, 5:41] = 1
     np.testing.assert_array_equal(sample.inverse_mask[0].numpy(), expected)
@@ -113,8 +107,9 @@ def test_editing_mode_hides_the_lines_only(record: Record) -> None:
     sample = _exact_position(replace(EXACT, mask_img_prob=1), record)
     assert sample.editing and not sample.inverse_mask.any()
     union = sample.position.sum(0, keepdim=True).float()
-    torch.testing.assert_close(sample.masked_image, (sample.image - union * 10).clamp(-1, 1))
-    assert (sample.masked_image != sample.image).any() and (sample.masked_image == sample.image).any()
+    batch = collate([sample]).floating()
+    torch.testing.assert_close(batch.masked_image[0], (batch.image[0] - union * 10).clamp(-1, 1))
+    assert (batch.masked_image != batch.image).any() and (batch.masked_image == batch.image).any()
 
 
 def test_too_many_lines_leave_the_rest_to_the_inverse_mask(record: Record) -> None:
@@ -232,8 +227,8 @@ def test_gray_and_transparent_pictures_become_colour(record: Record, tmp_path: P
 def test_resizing_keeps_the_mean() -> None:
     pixels = np.zeros((400, 300, 3), np.uint8)
     pixels[::2] = 200
-    assert np.abs(resized(pixels, 100).astype(int) - 100).max() <= 1  # no aliasing
-    assert resized(pixels[:100, :100], 100) is not None and resized(pixels, 512).shape == (512, 512, 3)
+    assert np.abs(resized(pixels, (100, 100)).astype(int) - 100).max() <= 1  # no aliasing
+    assert resized(pixels[:100, :100], (100, 100)) is not None and resized(pixels, (512, 512)).shape == (512, 512, 3)
 
 
 # Captions
@@ -259,6 +254,7 @@ def test_short_captions_only_get_a_full_stop() -> None:
 
 def test_long_captions_keep_the_first_sentence_and_random_others() -> None:
     caption = "first it is. second a b. third c d. fourth e f"
+    assert fixed_caption("one two three", 3) == "one two three. " and fixed_caption(caption, 7) is None
     results = {image_caption(caption, 7, np.random.default_rng(seed)) for seed in range(40)}
     assert len(results) > 2
     for result in results:
@@ -298,3 +294,50 @@ def test_missing_glyphs_are_counted(record: Record) -> None:
     strange = replace(record, lines=(_line("ab\U00012000c\U00012000", 10, language="Others"), _line("药房", 40)))
     assert dict(missing_glyphs([strange, record], FONTS)) == {"\U00012000": 2}
     assert _sample(strange).n_lines == 2
+
+
+def test_a_sample_can_have_any_size_and_its_polygons_follow(record: Record) -> None:
+    sample = AnyWordDataset([record], EXACT, 7, FONTS).sample(0, 0, size=(64, 192))
+    assert sample.image.shape == (3, 64, 192) and sample.position.shape[1:] == (64, 192)
+    assert sample.glyph.shape == sample.font_hint.shape == sample.inverse_mask.shape == (1, 64, 192)
+    np.testing.assert_allclose(sample.polygons[0], record.lines[0].polygon * [1.5, 0.5])
+    ink = sample.glyph[0].numpy() > 0
+    ys, xs = np.nonzero(ink)
+    left, top = (record.lines[0].polygon * [1.5, 0.5]).min(0)
+    assert xs.min() >= left - 2 and ys.min() >= top - 2
+
+
+def test_characters_without_a_glyph_are_left_out_and_lines_of_them_ignored(record: Record) -> None:
+    first, second = record.lines
+    record = replace(
+        record, lines=(replace(first, text="O\U00012000pen"), replace(second, text="\U00012000\U00012001"))
+    )
+    sample = AnyWordDataset([record], EXACT, 7, FONTS).sample(0, 0)
+    assert sample.n_lines == 1 and sample.texts == ("O\U00012000pen",)
+    plain = AnyWordDataset([replace(record, lines=(first,))], EXACT, 7, FONTS).sample(0, 0)
+    assert torch.equal(sample.glyph_line, plain.glyph_line) and torch.equal(sample.glyph, plain.glyph)
+    x, y = second.polygon.mean(0).round().astype(int)
+    assert sample.inverse_mask[0, y, x] == 1 and plain.inverse_mask[0, y, x] == 0
+
+
+def test_lines_outside_the_picture_are_left_out(record: Record) -> None:
+    def moved(line: TextLine, x: float, y: float) -> TextLine:
+        return replace(line, polygon=line.polygon + np.array([x, y], np.float32))
+
+    inside = record.lines[1]
+    outside = [moved(record.lines[0], x, y) for x, y in ((0, 500), (500, 0), (-300, 0), (0, -31.6), (1e5, 1e5))]
+    sample = _sample(replace(record, lines=(*outside, inside)))
+    assert sample.texts == (inside.text,) and sample.position[0].any()
+    border = moved(record.lines[0], 127 - 10, 0)  # its left side is the picture's last column
+    assert _sample(replace(record, lines=(border, inside))).texts == ("Open", "药房")
+    nothing = _sample(replace(record, lines=tuple(outside)))
+    assert nothing.texts == (" ",) and nothing.position[0].any(), "as a picture without text"
+
+
+def test_folders_of_pictures_may_be_links(record: Record, tmp_path: Path) -> None:
+    (tmp_path / "other_disk").symlink_to(record.image_path.parent)
+    linked = replace(record, image_path=tmp_path / "other_disk" / record.image_path.name)
+    torch.testing.assert_close(_sample(linked).image, _sample(record).image)
+    for name in (".", "other_disk"):
+        with pytest.raises(SampleError, match="image corrupt"):
+            _sample(replace(record, image_path=tmp_path / name, name=name))

@@ -17,7 +17,8 @@ from ranks import returned, run_ranks
 from torch import nn
 
 from distill.config import TrainSection
-from distill.engine import MOMENTS, Engine, StepResult, World, choose_config, init_world, precision_of, read_ds_config
+from distill.ds_config import choose_config, precision_of, read_ds_config
+from distill.engine import MOMENTS, Engine, StepResult, World, init_world
 from distill.stream import BatchPlan
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"

@@ -1,4 +1,4 @@
-"""Imports run one way: launch -> distill -> anytext2; DeepSpeed is known in one place only."""
+"""Imports run one way: launch -> distill -> anytext2; DeepSpeed and MLflow are known in one place each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {"anytext2": set[str](), "distill": {"anytext2"}, "launch": {"anytext2", "distill"}}
 HOUSES = set(ALLOWED) | {"tests"}
 DEEPSPEED_HOME = Path("distill/engine.py")
+MLFLOW_HOME = Path("distill/mlflow_sender.py")
 
 
 def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
@@ -35,6 +36,8 @@ def arrows_back(source: str, path: Path) -> list[str]:
             found.append(f"{path}:{line}: {package} must not import {name}")
         if house == "deepspeed" and path != DEEPSPEED_HOME:
             found.append(f"{path}:{line}: only {DEEPSPEED_HOME} may import {name}")
+        if house == "mlflow" and path != MLFLOW_HOME:
+            found.append(f"{path}:{line}: only {MLFLOW_HOME} may import {name}")
     return found
 
 
@@ -60,6 +63,7 @@ def test_no_arrow_points_back() -> None:
         ("import importlib\nimportlib.import_module('launch.train')", "distill/a.py", "must not import launch.train"),
         ("from deepspeed.utils import x", "distill/trainer.py", "only distill/engine.py"),
         ("import deepspeed", "launch/train.py", "only distill/engine.py"),
+        ("def f():\n    from mlflow.entities import Metric", "distill/outbox.py", "only distill/mlflow_sender.py"),
         ("from tests.ranks import x", "launch/train.py", "launch must not import tests.ranks"),
     ],
 )

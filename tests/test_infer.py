@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from anytext2.synthetic import SyntheticConfig, write_dataset
-from distill.checkpoint import TrainerState, portable_name, save_checkpoint, write_adapter, write_trainer_state
-from distill.config import EMBEDDED_DEFAULT, dump_recipe, load_recipe
+from distill.checkpoint import save_checkpoint
+from distill.checkpoint_files import TrainerState, portable_name, write_adapter, write_trainer_state
 from distill.loading import Opened, open_model
+from distill.recipe_file import EMBEDDED_DEFAULT, dump_recipe, load_recipe
 from distill.setup import make_model
 from distill.student import STUDENT, LoraSection, add_student
 from launch import evaluate, infer

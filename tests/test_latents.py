@@ -47,3 +47,24 @@ def test_with_memory_the_mode_is_kept_by_sample_and_nothing_is_encoded_twice(
     renamed = replace(batch, index=(batch.index[0], *(1000 + i for i in batch.index[1:])))
     source(renamed, draws)
     assert encoded == [batch.size, batch.size - 1]
+
+
+def test_the_blank_picture_is_encoded_once_for_each_size(model: AnyText2, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = mini_batch()
+    plain = model.masked_latents(batch)
+    encoded: list[int] = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda image: encoded.append(len(image)) or encode(image))
+    source = LatentSource(model, remember=False)
+    for _ in range(2):
+        torch.testing.assert_close(source.masked(batch), plain)
+    assert encoded == [1, 1, 1], "the blank picture, and the edited row twice"
+    edited = mini_batch((1, 2), (True, True))
+    torch.testing.assert_close(source.masked(edited), encode(edited.masked_image))
+    assert encoded[3:] == [2]
+    unedited = mini_batch((1, 2), (False, False))
+    torch.testing.assert_close(source.masked(unedited), encode(unedited.masked_image))
+    posterior = torch.stack([encode(unedited.image)] * 2, dim=1)
+    stored = replace(unedited, posterior=posterior, masked_latent=torch.ones_like(posterior[:, 0]))
+    torch.testing.assert_close(source.masked(stored), model.masked_latents(stored))
+    assert encoded[4:] == [1], "only by the model itself"

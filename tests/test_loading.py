@@ -9,9 +9,9 @@ from stub_roles import make_sample
 
 from anytext2.batch import collate
 from distill.checkpoint import save_checkpoint
-from distill.config import EMBEDDED_DEFAULT
 from distill.loading import Opened, open_model
 from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
+from distill.recipe_file import EMBEDDED_DEFAULT
 from distill.run_state import MODEL_WEIGHTS
 from distill.schedule import NoiseSchedule
 

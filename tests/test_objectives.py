@@ -24,14 +24,13 @@ def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
     return [torch.zeros(()) if g is None else g for g in found]
 
 
-def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool) -> torch.Tensor:
+def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool, hops: int = 1) -> torch.Tensor:
     """Luo et al. 2023 written down once more, sample-wise constants and all, straight from the formulas."""
     z0, draws = item.latent.clone(), item.draws
     t = 20 * draws.integers("consistency/t", 0, 50) + 19
-    s = torch.where(t - k < 0, torch.zeros_like(t), t - k)
     w = draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
     noise = draws.normal("consistency/noise", z0.shape[1:]).double()
-    (alpha, sigma), (s_alpha, s_sigma) = coefficients(t), coefficients(s)
+    alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * noise
 
     cond = model.condition(item.batch, model.masked_latents(item.batch))
@@ -50,9 +49,14 @@ def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool) -> tor
         return 0.25 / (tau**2 + 0.25) * z + tau / (tau**2 + 0.25) ** 0.5 * x0
 
     with torch.no_grad():
-        eps_c, eps_u = eps_at(z_t, t, cond, False), eps_at(z_t, t, uncond, False)
-        x0_c, x0_u = (z_t - sigma * eps_c) / alpha, (z_t - sigma * eps_u) / alpha
-        z_s = s_alpha * (x0_c + w * (x0_c - x0_u)) + s_sigma * (eps_c + w * (eps_c - eps_u))
+        z_s, s = z_t, t
+        for _ in range(hops):
+            a, b = coefficients(s)
+            eps_c, eps_u = eps_at(z_s, s, cond, False), eps_at(z_s, s, uncond, False)
+            x0_c, x0_u = (z_s - b * eps_c) / a, (z_s - b * eps_u) / a
+            s = torch.where(s - k // hops < 0, torch.zeros_like(s), s - k // hops)
+            a, b = coefficients(s)
+            z_s = a * (x0_c + w * (x0_c - x0_u)) + b * (eps_c + w * (eps_c - eps_u))
         target = f(z_s, s)
     difference = f(z_t, t) - target
     if use_l2:
@@ -60,11 +64,11 @@ def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool) -> tor
     return ((difference.square() + 1e-6).sqrt() - 1e-3).mean((1, 2, 3))
 
 
-@pytest.mark.parametrize(("k", "name"), [(20, "huber"), (20, "l2"), (100, "huber")])
-def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, name: str) -> None:
+@pytest.mark.parametrize(("k", "hops", "name"), [(20, 1, "huber"), (20, 1, "l2"), (100, 1, "huber"), (240, 3, "huber")])
+def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, hops: int, name: str) -> None:
     roles, item = StubRoles(), step_input()
-    ours = Consistency(ConsistencyConfig(lcm_step=k, loss=name), SCHEDULE).loss(roles, item)
-    plain = plain_consistency(roles.model, item, k, name == "l2")
+    ours = Consistency(ConsistencyConfig(lcm_step=k, teacher_steps=hops, loss=name), SCHEDULE).loss(roles, item)
+    plain = plain_consistency(roles.model, item, k, name == "l2", hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.loss, plain.mean(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
@@ -146,10 +150,10 @@ def test_teacher_without_guidance_gives_an_equal_student_no_loss() -> None:
     assert output.loss.item() == 0.0
 
 
-@pytest.mark.parametrize("text_weight", [0.0, 2.0])
-def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float) -> None:
+@pytest.mark.parametrize(("text_weight", "cap"), [(0.0, 1.0), (2.0, 1.0), (2.0, 4.0)])
+def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, cap: float) -> None:
     roles, item = StubRoles(), step_input()
-    ours = Denoise(DenoiseConfig(text_weight=text_weight), SCHEDULE).loss(roles, item)
+    ours = Denoise(DenoiseConfig(text_weight=text_weight, velocity_cap=cap), SCHEDULE).loss(roles, item)
     model, z0, batch = roles.model, item.latent.clone(), item.batch
     t = item.draws.integers("denoise/t", 0, 1000)
     noise = item.draws.normal("denoise/noise", z0.shape[1:]).double()
@@ -161,6 +165,7 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float) ->
     boxes = (batch.position.sum(1, keepdim=True) > 0).double()
     inside = boxes.reshape(3, 1, CELLS, step, CELLS, step).mean((3, 5))
     plain = ((eps - noise).square() * (1 - inverse) * (1 + text_weight * inside)).mean((1, 2, 3))
+    plain = plain * (1 / alpha.square()).clamp_max(cap).flatten()
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
 
@@ -215,6 +220,7 @@ def test_reports_are_detached_scalars() -> None:
         (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
         (DenoiseConfig, {"scope": "unet"}, "'unet'"),
         (DenoiseConfig, {"text_weight": -1.0}, "text_weight = -1.0"),
+        (DenoiseConfig, {"velocity_cap": 0.5}, "velocity_cap = 0.5"),
     ],
 )
 def test_impossible_options_are_named(config: type, options: dict[str, Any], named: str) -> None:

@@ -18,10 +18,12 @@ from anytext2.fonts import load_font_table
 from anytext2.model import AnyText2
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.audit import AuditError
-from distill.config import EMBEDDED_DEFAULT, Recipe, load_recipe
+from distill.config import Recipe
 from distill.engine import World
 from distill.latents import LatentSource
-from distill.preflight import AUDIT_PICTURE, Previews, audit_first_batch
+from distill.order import Order
+from distill.preflight import AUDIT_PICTURE, SAMPLES_PICTURE, Previews, audit_first_batch
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
 from distill.setup import make_model, make_objective, make_roles, make_schedule
 from distill.stream import BatchPlan
 from distill.trainer import Progress, Session
@@ -55,14 +57,15 @@ def session(recipe: Recipe) -> Session:
     drawn: list[Path] = []
     tracker = SimpleNamespace(artifact=lambda path, folder="": drawn.append(path), drawn=drawn)
     latents = LatentSource(model, remember=False)
+    order = Order(len(dataset), recipe.seed)
     return Session(
-        recipe, cast(Any, engine), objective, roles, dataset, Progress(), cast(Any, tracker), latents, schedule
+        recipe, cast(Any, engine), objective, roles, dataset, order, Progress(), cast(Any, tracker), latents, schedule
     )
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     sample = AnyWordDataset.sample
-    monkeypatch.setattr(AnyWordDataset, "sample", lambda self, i, e: replace(sample(self, i, e), **changes))
+    monkeypatch.setattr(AnyWordDataset, "sample", lambda self, *key: replace(sample(self, *key), **changes))
 
 
 def test_a_sound_batch_passes_and_is_drawn(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +74,9 @@ def test_a_sound_batch_passes_and_is_drawn(session: Session, capsys: pytest.Capt
     assert "are sound" in capsys.readouterr().out
     with Image.open(session.recipe.run_dir / AUDIT_PICTURE) as picture:
         assert picture.width > 500 and picture.height > 500
-    assert cast(Any, session.tracker).drawn == [session.recipe.run_dir / AUDIT_PICTURE]
+    with Image.open(session.recipe.run_dir / SAMPLES_PICTURE) as picture:
+        assert picture.width > 1500 and picture.height > 500  # the 8 samples of the data, four a row
+    assert cast(Any, session.tracker).drawn == [session.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE)]
     assert all(torch.equal(before[name], value) for name, value in session.roles.wrapped.state_dict().items())
 
 

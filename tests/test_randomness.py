@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anytext2.randomness import Draws, numpy_rng, seed_for, torch_generator
+from anytext2.randomness import Draws, between, hash_rng, numpy_rng, order, pick, seed_for, torch_generator
 
 
 def test_seed_is_the_digest_of_the_tuple() -> None:
@@ -52,3 +52,28 @@ def test_shapes_dtypes_and_distributions() -> None:
     counts = np.bincount(integers.numpy(), minlength=7)
     assert counts[:3].sum() == 0 and counts[3:].min() > 800
     assert draws.normal("n", (2,), dtype=torch.float16).dtype == torch.float16
+
+
+def test_hash_rng_is_uniform_and_its_own_for_every_draw() -> None:
+    rng = hash_rng(1, 2, 3, "edge")
+    numbers = np.array([rng.random() for _ in range(20000)])
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = np.histogram(numbers, 20, (0, 1))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-squared, 19 degrees of freedom: 1 in 1400
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
+    again = hash_rng(1, 2, 3, "edge")
+    assert [again.random() for _ in range(20)] == numbers[:20].tolist()
+    others = [
+        hash_rng(*key).random() for key in ((0, 2, 3, "edge"), (1, 0, 3, "edge"), (1, 2, 0, "edge"), (1, 2, 3, "e"))
+    ]
+    assert len({numbers[0], *others}) == 5
+
+
+def test_picks_and_orders_are_even() -> None:
+    rng = hash_rng(0, 0, 0, "order")
+    picks = np.bincount([pick(rng, 5) for _ in range(5000)], minlength=5)
+    assert len(picks) == 5 and np.abs(picks - 1000).max() < 150
+    firsts = np.bincount([order(rng, 4)[0] for _ in range(4000)], minlength=4)
+    assert np.abs(firsts - 1000).max() < 150
+    assert sorted(order(rng, 9)) == list(range(9)) and order(rng, 0) == []
+    assert all(2.0 <= between(rng, 2.0, 3.0) < 3.0 for _ in range(100))

@@ -25,6 +25,7 @@ SHORTER = {
     "evaluate.py": "--count 2 --teacher-steps 2 --undistilled-steps 1 --student-steps 1,2",
     "infer.py": "--teacher-steps 2",
     "make_dataset.py": "--count 3",
+    "show_dataset.py": "--count 2",
 }
 
 
@@ -64,7 +65,11 @@ def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
         "evaluate.py",
         "infer.py",
         "make_dataset.py",
+        "show_dataset.py",
+        "check_dataset.py",
+        "build_lmdb_cache.py",
         "mlflow ui",
+        "submit.py",
     )
     unknown = [c for c in commands() if not any(word in c for word in known)]
     assert not unknown
@@ -96,21 +101,31 @@ def test_the_plain_commands_work_in_order_and_leave_what_the_readme_lists(folder
             command.startswith("make ")
             or any(words in command for words in BY_MAKE)
             or "mlflow ui" in command
-            or "rtx4090x3" in command
+            or "rtx4090x3.yaml model.weights" in command
         ):
             continue
         done = run(command, folder, shorter(command))
         assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     demo = folder / "runs" / "demo"
-    for name in ("summary.json", "grid.png", "audit.png", "metrics.jsonl", "recipe.yaml", "run.json"):
+    for name in (
+        "summary.json",
+        "grid.png",
+        "audit.png",
+        "data_samples.png",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "run.json",
+    ):
         assert (demo / name).is_file(), name
     assert (demo / "checkpoint-2" / "adapter_model.safetensors").is_file()
     assert list((folder / "runs" / "pictures").rglob("*.png"))
     assert (folder / "runs" / "drawn" / "data.json").is_file()
+    assert (folder / "runs" / "sheet" / "index.html").is_file() and (folder / "runs/check/data.json").is_file()
+    assert (folder / "runs" / "drawn" / "features.lmdb").is_file()
 
 
 def test_the_production_command_starts_and_says_what_is_missing(folder: Path) -> None:
-    command = next(c for c in commands() if "rtx4090x3" in c).replace("--num_gpus 3", "--num_gpus 1")
+    command = next(c for c in commands() if "rtx4090x3.yaml model.weights" in c).replace("--num_gpus 3", "--num_gpus 1")
     done = run(command, folder)
     assert done.returncode != 0
     errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]

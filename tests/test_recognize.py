@@ -8,15 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stub_model import SCHEDULE, sample
 
+from anytext2 import render
 from anytext2.batch import Batch, collate
+from anytext2.fonts import load_font_table
 from anytext2.randomness import Draws
 from anytext2.recognizer import Recognizer, RecognizerConfig
 from distill.objectives.base import StepInput
-from distill.objectives.recognize import Recognize, RecognizeConfig, columns_needed, contrasting_colors, ctc
+from distill.objectives.recognize import Recognize, RecognizeConfig, _columns, columns_needed, contrasting_colors, ctc
+
+CHARSET = ("", "A", "B", "C", " ")
 
 
 @pytest.fixture
@@ -75,7 +80,9 @@ def test_columns_needed_counts_blanks_between_equal_neighbours() -> None:
 
 def test_plain_views_are_the_glyph_line_and_the_upright_crop(roles: Any) -> None:
     item = item_of([("A", "B"), ("C",)])
-    views, skipped = Recognize(RecognizeConfig(recolor_prob=0, augment=0), SCHEDULE)._views(item.batch, item.draws)
+    views, skipped = Recognize(RecognizeConfig(recolor_prob=0, augment=0), SCHEDULE)._views(
+        item.batch, item.draws, CHARSET
+    )
     assert skipped == 0
     assert [(view.row, view.text) for view in views] == [(0, "A"), (1, "C"), (0, "B")] * 2
     for view in views[:3]:
@@ -89,10 +96,34 @@ def test_plain_views_are_the_glyph_line_and_the_upright_crop(roles: Any) -> None
     assert line.image[:, :, 144:].abs().max() == 0, "24 x 8 pixels become 144 x 48"
 
 
+def without_repeats(text: str) -> str:
+    return "".join(char for char, _ in itertools.groupby(text))
+
+
+def test_random_lines_are_drawn_from_all_characters_and_fill_the_line(roles: Any) -> None:
+    item = item_of([("A", "B")] * 20)
+    config = RecognizeConfig(random_text=0.5, photo_weight=0.0, recolor_prob=0, augment=0, align_weight=1.0)
+    views, skipped = Recognize(config, SCHEDULE)._views(item.batch, item.draws, CHARSET)
+    drawn = [view for view in views if len(view.text) == 6]
+    assert skipped == 0 and 10 < len(drawn) < 30 and {view.text for view in views if len(view.text) != 6} == {"A", "B"}
+    assert set("".join(view.text for view in drawn)) == {"A", "B", "C"} and len({view.text for view in drawn}) > 5
+    font = load_font_table().default
+    for view in drawn:
+        assert view.ink is not None and np.array_equal(view.ink.numpy(), render.glyph_line(view.text, font))
+    for view, columns in zip(views, _columns(views, CHARSET), strict=True):
+        assert columns is not None
+        read = "".join(CHARSET[number] for number in columns.tolist())
+        assert without_repeats(read) == without_repeats(view.text)
+    again, _ = Recognize(config, SCHEDULE)._views(item.batch, item.draws, CHARSET)
+    assert [view.text for view in again] == [view.text for view in views]
+
+
 def test_augmentation_stays_inside_the_line_and_in_range(roles: Any) -> None:
     item = item_of([("A",), ("B",), ("C",)])
-    views, _ = Recognize(RecognizeConfig(recolor_prob=1.0), SCHEDULE)._views(item.batch, item.draws)
-    plain, _ = Recognize(RecognizeConfig(recolor_prob=0.0, augment=0.0), SCHEDULE)._views(item.batch, item.draws)
+    views, _ = Recognize(RecognizeConfig(recolor_prob=1.0), SCHEDULE)._views(item.batch, item.draws, CHARSET)
+    plain, _ = Recognize(RecognizeConfig(recolor_prob=0.0, augment=0.0), SCHEDULE)._views(
+        item.batch, item.draws, CHARSET
+    )
     for view, original in zip(views, plain, strict=True):
         assert view.image.abs().max() <= 1
         padding = original.image.abs().amax((0, 1)) == 0
@@ -113,9 +144,9 @@ def test_samples_weigh_equally_whatever_their_number_of_lines(roles: Any) -> Non
     roles.model.eval()
     objective = Recognize(RecognizeConfig(glyph_weight=1.0, photo_weight=3.0), SCHEDULE)
     output = objective.loss(roles, item)
-    views, _ = objective._views(item.batch, item.draws)
+    views, _ = objective._views(item.batch, item.draws, CHARSET)
     logits = roles.model.text_predictor(torch.stack([view.image for view in views])).logits
-    values = ctc(logits, [view.text for view in views], ("", "A", "B", "C", " "))
+    values = ctc(logits, [view.text for view in views], CHARSET)
     first = (values[0] + values[2] + 3 * values[3] + 3 * values[5]) / 8
     second = (values[1] + 3 * values[4]) / 4
     torch.testing.assert_close(output.per_sample, torch.stack([first, second]))

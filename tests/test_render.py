@@ -55,6 +55,19 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 # Polygons and positions
 
 
+def test_a_position_is_the_filled_polygon_wherever_it_lies() -> None:
+    """The window in which it is drawn must not show, at half pixels and at the page's edges neither."""
+    rng = np.random.default_rng(3)
+    kernel = np.ones((3, 3), np.uint8)
+    for _ in range(200):
+        polygon = (rng.integers(-30, 130, 2) + rng.integers(-80, 80, (4, 2)) / 2).astype(np.float32)
+        whole = render.filled([polygon], (60, 90))
+        np.testing.assert_array_equal(render.position_mask(polygon, (60, 90)), whole)
+        for value, turns, move in ((0.75, 1, cv2.dilate), (0.92, 2, cv2.dilate)):
+            moved = render.position_mask(polygon, (60, 90), _Fixed(value))
+            np.testing.assert_array_equal(moved, move(whole, kernel, iterations=turns))
+
+
 def test_fill_covers_the_corner_pixels_and_unites() -> None:
     mask = render.filled([_box(3, 4, 9, 11), _box(20, 1, 22, 2)], (16, 32))
     expected = np.zeros((16, 32), np.uint8)

@@ -87,3 +87,14 @@ def test_expand_like_keeps_float64() -> None:
 def test_a_table_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
         NoiseSchedule(torch.ones(4))
+
+
+def test_velocity_weight_turns_a_noise_error_into_a_velocity_error() -> None:
+    schedule = NoiseSchedule.scaled_linear()
+    t = torch.tensor([0, 300, 600, 999])
+    x_t, eps, other = torch.randn(3, 4, 2, dtype=torch.float64)
+    alpha, sigma = (value.flatten()[:, None] for value in schedule.alpha_sigma(t, x_t))
+    velocity = [alpha * e - sigma * (x_t - sigma * e) / alpha for e in (eps, other)]
+    weight = schedule.velocity_weight(t, float("inf"))[:, None]
+    torch.testing.assert_close(weight * (eps - other).square(), (velocity[0] - velocity[1]).square())
+    assert schedule.velocity_weight(t, 1.0).tolist() == [1.0] * 4

@@ -12,9 +12,11 @@ from mini_model import write_mini
 from safetensors.torch import save_file
 
 from anytext2.model import AnyText2
-from distill.config import EMBEDDED_DEFAULT, ModelSection, Recipe, load_recipe
+from distill.config import ModelSection, Recipe
+from distill.data import make_data
 from distill.engine import World
-from distill.setup import make_data, make_model, make_schedule
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
+from distill.setup import make_model, make_schedule
 
 
 @pytest.fixture(scope="module")

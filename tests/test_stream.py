@@ -10,7 +10,9 @@ from stub_roles import make_sample
 
 from anytext2.batch import Sample
 from anytext2.dataset import AnyWordDataset, SampleError
-from distill.stream import BatchPlan, Key, Loaded, Order, UnreadableError, loader, micro_batches
+from anytext2.placing import Size
+from distill.order import Key, Order
+from distill.stream import BatchPlan, Loaded, UnreadableError, loader, micro_batches
 
 
 def batches(order: Order, plan: BatchPlan, first: int, count: int) -> list[set[tuple[int, int]]]:
@@ -93,7 +95,7 @@ class Patchy(AnyWordDataset):
     def __len__(self) -> int:
         return self.total
 
-    def sample(self, index: int, epoch: int) -> Sample:
+    def sample(self, index: int, epoch: int, size: Size | None = None) -> Sample:
         if index not in self.readable:
             raise SampleError("missing" if index % 2 else "broken", f"picture {index}")
         return make_sample(index)

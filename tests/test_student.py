@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anytext2.model import AnyText2, build_model, load_model_config
-from distill.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, write_adapter
+from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, write_adapter
 from distill.student import STUDENT, LoraSection, Roles, add_student, load_student, lora_targets
 
 LORA = LoraSection(rank=3, alpha=6.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -15,22 +16,13 @@ from typing import Any
 
 import pytest
 
+from distill import sent_state
 from distill.journal import Journal, read_metrics
-from distill.mlflow_sender import Timing
+from distill.outbox import Timing
 from distill.tracking import Tracker, duration, environment, flatten, git_revision, progress_line
 
 FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: refused at once
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying the file does not."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -88,7 +80,7 @@ def test_everything_arrives_in_the_default_store(run_dir: Path) -> None:
     assert (stored / "previews" / "preview.png").read_bytes() == b"png"
     assert (stored / "adapter" / "adapter_config.json").is_file()
     assert (report.failures, report.unsent, report.run_id) == (0, 0, tracker.run_id)
-    assert report.counts == {"params": 1, "metrics": 3, "artifacts": 2, "shortened": 1}
+    assert report.counts == {"params": 1, "metrics": 3, "status": 2, "artifacts": 2, "shortened": 1}
     assert said == []
 
 
@@ -122,8 +114,8 @@ def test_a_run_that_mlflow_lost_is_sent_again(run_dir: Path, empty_store: Path) 
     first.finish()
     store = run_dir.parent / "other.db"
     shutil.copy(empty_store, store)
-    state = json.loads((run_dir / "tracking.json").read_text())
-    (run_dir / "tracking.json").write_text(json.dumps(state | {"uri": f"sqlite:///{store}"}))
+    (state,) = json.loads((run_dir / "tracking.json").read_text())["targets"].values()
+    (run_dir / "tracking.json").write_text(json.dumps({"targets": {f"sqlite:///{store}": state}}))
     said: list[str] = []
     second = Tracker(run_dir, _options(uri=f"sqlite:///{store}"), {"lr": 1}, say=said.append, timing=FAST)
     second.log({"loss": 0.5}, 2)
@@ -142,8 +134,8 @@ def test_dead_server_costs_one_line_and_no_data(run_dir: Path) -> None:
     assert time.monotonic() - logging_time < 1.0  # nothing waits for the server
     report = tracker.finish("FAILED", timeout=20)
     assert time.monotonic() - began < 20
-    assert tracker.run_id == "" and report.failures >= 2 and report.unsent == 201
-    assert len(said) == 2 and "does not answer" in said[0] and "201 records did not reach" in said[1]
+    assert tracker.run_id == "" and report.failures >= 2 and report.unsent == 203
+    assert len(said) == 2 and "does not answer" in said[0] and "203 records did not reach" in said[1]
     assert [m["loss"] for m in read_metrics(run_dir)] == [float(i) for i in range(200)]
 
 
@@ -209,6 +201,33 @@ def test_an_artifact_that_is_gone_is_counted(run_dir: Path) -> None:
     assert tracker.finish().counts["absent artifacts"] == 1
 
 
+def test_a_folder_that_cannot_note_what_was_sent(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sent_state, "write_text_atomically", full)
+    said: list[str] = []
+    tracker = Tracker(run_dir, _options(), {}, say=said.append, timing=FAST)
+    for step in range(3):
+        tracker.log({"loss": 1.0}, step)
+        time.sleep(0.1)
+    report = tracker.finish()
+    assert report.failures == 0 and report.counts["metrics"] == 3 and report.unsent == 0
+    assert len(said) == 1 and "tracking.json cannot be written (No space left" in said[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"targets": 3}', '{"targets": {"x": {"run_id": 1, "sent": {}}}}'])
+def test_a_note_that_cannot_be_read_is_said_and_everything_is_sent(run_dir: Path, text: str) -> None:
+    run_dir.mkdir()
+    (run_dir / "tracking.json").write_text(text)
+    said: list[str] = []
+    state = sent_state.SentState(run_dir, said.append)
+    assert state.load("x") is None and state.load("x") is None
+    assert len(said) == 1 and "is not readable" in said[0]
+    state.store("x", "run", {"metrics": 5})
+    assert sent_state.SentState(run_dir, said.append).load("x") == ("run", {"metrics": 5}) and len(said) == 1
+
+
 def test_system_metrics_are_local_and_in_mlflow(run_dir: Path) -> None:
     tracker = Tracker(run_dir, _options(), {}, timing=Timing(send=0.05, system=0.05))
     tracker.log({"loss": 1.0}, 7)
@@ -239,39 +258,7 @@ def test_not_a_number_survives_locally_and_in_mlflow(run_dir: Path) -> None:
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-# --- journals, text ---
-
-
-def test_journal_reads_on_from_an_offset(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.jsonl")
-    for i in range(5):
-        journal.append({"i": i, "text": "招牌"})
-    records, offset, broken = journal.read(limit=3)
-    assert [r["i"] for r in records] == [0, 1, 2] and records[0]["text"] == "招牌" and broken == 0
-    records, offset, _ = journal.read(offset)
-    assert [r["i"] for r in records] == [3, 4]
-    assert journal.read(offset) == ([], offset, 0)
-
-
-def test_a_line_cut_by_death_is_counted_and_the_next_one_whole(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    path.write_text('{"i": 1}\n{"i": 2')
-    unread = Journal(path)  # a new process
-    unread.append({"i": 3})
-    records, _, broken = unread.read()
-    assert records == [{"i": 1}, {"i": 3}] and broken == 1
-
-
-def test_a_line_being_written_is_left_for_later(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.jsonl")
-    journal.append({"i": 1})
-    with journal.path.open("a") as file:
-        file.write('{"i": ')
-    records, offset, broken = journal.read()
-    assert records == [{"i": 1}] and broken == 0
-    with journal.path.open("a") as file:
-        file.write("2}\n")
-    assert journal.read(offset)[0] == [{"i": 2}]
+# --- text ---
 
 
 @dataclass

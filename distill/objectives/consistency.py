@@ -1,7 +1,7 @@
 """Latent consistency distillation (Luo et al. 2023, LCM; LCM-LoRA), for a noise-predicting teacher.
 
 1. t is drawn from the solver's grid, s = max(t - k, 0), z_t = alpha_t z_0 + sigma_t noise;
-2. the guided teacher makes one DDIM step from z_t to z_s;
+2. the guided teacher makes one DDIM step (or several) from z_t to z_s;
 3. the student at (z_t, t) is to say what it (or its average) says at (z_s, s): both through the boundary-scaled
    consistency function f = c_skip z + c_out x0, both without guidance, the target without gradient.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
-from distill.objectives.guidance import GuidedConfig, guided_teacher, root_mean_square
+from distill.objectives.guidance import GuidedConfig, GuidedTeacher, root_mean_square
 from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, expand_like
 from distill.solver import ddim_step
 
@@ -23,11 +23,14 @@ from distill.solver import ddim_step
 @dataclass
 class ConsistencyConfig(GuidedConfig):
     """``solver_steps``: N of the solver's grid. ``lcm_step``: k, how far the teacher steps, in timesteps of the table
-    and a multiple of T / N. ``sigma_data``, ``timestep_scaling``: of the boundary scalings.
+    and a multiple of T / N. ``teacher_steps``: equal DDIM steps in which it goes there; a k of many grid cells needs
+    fewer updates for the student to know the whole way, but more than one step to be exact.
+    ``sigma_data``, ``timestep_scaling``: of the boundary scalings.
     """
 
     solver_steps: int = 50
     lcm_step: int = 20
+    teacher_steps: int = 1
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
 
@@ -35,6 +38,8 @@ class ConsistencyConfig(GuidedConfig):
         super().__post_init__()
         if self.solver_steps < 1:
             raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
+        if self.teacher_steps < 1 or self.lcm_step % self.teacher_steps:
+            raise ValueError(f"teacher_steps = {self.teacher_steps}: must divide lcm_step = {self.lcm_step}")
         if self.sigma_data <= 0 or self.timestep_scaling <= 0:
             raise ValueError(
                 f"sigma_data = {self.sigma_data}, timestep_scaling = {self.timestep_scaling}: both must be > 0"
@@ -71,8 +76,13 @@ class Consistency:
         noise = item.draws.normal("consistency/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
         z_t = schedule.add_noise(latent, noise, t)
 
-        teacher = guided_teacher(roles, item, config, schedule, z_t, t)
-        z_s = ddim_step(teacher.x0, teacher.eps, *schedule.alpha_sigma(s, latent))
+        teacher = GuidedTeacher(roles, item, config, schedule)
+        x0, eps = teacher(z_t, t)
+        first_x0, stride = x0, config.lcm_step // config.teacher_steps
+        for step in range(1, config.teacher_steps):
+            between = (t - step * stride).clamp_min(0)
+            x0, eps = teacher(ddim_step(x0, eps, *schedule.alpha_sigma(between, latent)), between)
+        z_s = ddim_step(x0, eps, *schedule.alpha_sigma(s, latent))
 
         # The student goes first: under autocast, weights cast inside the target's inference mode would be cached and
         # then met by the student's graph.
@@ -85,7 +95,7 @@ class Consistency:
             target = self._f(z_s, eps_s, s, schedule)
 
         per_sample = config.distance(prediction, target.clone())
-        return loss_output(per_sample, teacher_distance=root_mean_square(prediction.detach() - teacher.x0))
+        return loss_output(per_sample, teacher_distance=root_mean_square(prediction.detach() - first_x0))
 
     def _f(self, z: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The consistency function [B,C,h,w] of the model's ``eps`` at (z, t)."""

@@ -46,6 +46,9 @@ class DenoiseConfig:
     """``context_dropout``: share of samples whose two captions are replaced by the unconditional ones.
 
     ``text_weight``: extra weight of the cells inside the text boxes (0: none, as AnyText2).
+    ``velocity_cap``: a sample's loss is weighted by min(1 / abar_t, cap). 1: the plain noise loss, as AnyText2;
+    infinity: the velocity loss (Salimans and Ho 2022, appendix D). Weight on high noise brings colours and layout
+    sooner.
     ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
     whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
     ``frozen``: modules (dotted paths) of the scope that stay as they are.
@@ -53,6 +56,7 @@ class DenoiseConfig:
 
     context_dropout: float = 0.0
     text_weight: float = 0.0
+    velocity_cap: float = 1.0
     scope: str = "official"
     frozen: list[str] = field(default_factory=list)
 
@@ -61,6 +65,8 @@ class DenoiseConfig:
             raise ValueError(f"denoise.context_dropout = {self.context_dropout}: must be in [0, 1)")
         if self.text_weight < 0:
             raise ValueError(f"denoise.text_weight = {self.text_weight}: must be >= 0")
+        if not self.velocity_cap >= 1.0:
+            raise ValueError(f"denoise.velocity_cap = {self.velocity_cap}: must be >= 1")
         if self.scope not in SCOPES:
             raise ValueError(f"denoise.scope = '{self.scope}': choose one of {', '.join(SCOPES)}")
 
@@ -100,6 +106,7 @@ class Denoise:
 
         allowed, inside = allowed_and_text(item.batch, *latent.shape[-2:])
         per_sample = losses.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
+        per_sample = per_sample * self.schedule.velocity_weight(t, self.config.velocity_cap).to(per_sample)
         with torch.no_grad():
             error = (eps - noise).square()
             text_error = (error * inside).sum() / (inside.sum() * error.shape[1]).clamp_min(1.0)

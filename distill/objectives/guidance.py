@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from anytext2.batch import Conditions
+from anytext2.batch import Conditions, Control
 from anytext2.randomness import Draws
 from distill import losses
 from distill.objectives.base import Roles, StepInput, masked_latent_of, predict_noise
@@ -57,37 +57,43 @@ class GuidedConfig:
         return losses.pseudo_huber(prediction, target, c=self.huber_c)
 
 
-@dataclass(frozen=True)
-class TeacherEstimate:
-    """The guided x0 and eps [B,C,h,w], and the conditions of the step; all normal tensors, free of any graph."""
+class GuidedTeacher:
+    """The teacher under guidance w drawn per sample, for one micro-batch: conditions and WriteNet maps are made once.
 
-    x0: Tensor
-    eps: Tensor
-    conditions: Conditions
-
-
-def guided_teacher(
-    roles: Roles, item: StepInput, config: GuidedConfig, schedule: NoiseSchedule, noisy: Tensor, t: Tensor
-) -> TeacherEstimate:
-    """The teacher at (``noisy``, ``t``) under guidance w drawn per sample; no gradient.
-
-    x0 and eps are both extrapolated: ``x0_c + w (x0_c - x0_u)`` and likewise eps (Luo et al. 2023, eq. 14; as in the
-    diffusers LCM-LoRA script). One conditional and one unconditional pass, each with its own WriteNet maps.
+    ``conditions`` are normal tensors, for the student to share: text tower, text embedding and VAE carry no adapter, so
+    what they say holds for every role.
     """
-    model = roles.model
-    # Text tower, text embedding and VAE carry no adapter: what they say holds for every role.
-    with roles.teacher():
-        conditions = model.condition(item.batch, masked_latent_of(model, item))
-        eps = estimate_noise(model, noisy, t, conditions)
-        x0 = schedule.eps_to_x0(noisy, eps, t)
-        if not config.unguided:
-            w = expand_like(guidance_of(item.draws, config), noisy)
-            without = model.unconditional(conditions, item.batch, config.negative_prompt)
-            eps_u = estimate_noise(model, noisy, t, without)
-            x0 = x0 + w * (x0 - schedule.eps_to_x0(noisy, eps_u, t))
-            eps = eps + w * (eps - eps_u)
-    # An inference tensor may not be saved for backward; clones made out here are normal ones.
-    return TeacherEstimate(x0.clone(), eps.clone(), conditions.map(torch.clone))
+
+    def __init__(self, roles: Roles, item: StepInput, config: GuidedConfig, schedule: NoiseSchedule) -> None:
+        model = roles.model
+        self._roles, self._schedule = roles, schedule
+        self._w = guidance_of(item.draws, config)
+        with roles.teacher():
+            conditions = model.condition(item.batch, masked_latent_of(model, item))
+            self._given = conditions, model.write(conditions)
+            self._without: tuple[Conditions, Control] | None = None
+            if not config.unguided:
+                without = model.unconditional(conditions, item.batch, config.negative_prompt)
+                self._without = without, model.write(without)
+        # An inference tensor may not be saved for backward; clones made out here are normal ones.
+        self.conditions = conditions.map(torch.clone)
+
+    def __call__(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The guided x0 and eps [B,C,h,w] at (``noisy``, ``t``); normal tensors, free of any graph.
+
+        Both are extrapolated: ``x0_c + w (x0_c - x0_u)`` and likewise eps (Luo et al. 2023, eq. 14; as in the diffusers
+        LCM-LoRA script).
+        """
+        model, schedule = self._roles.model, self._schedule
+        with self._roles.teacher():
+            eps = predict_noise(model, noisy, t, *self._given)
+            x0 = schedule.eps_to_x0(noisy, eps, t)
+            if self._without is not None:
+                w = expand_like(self._w, noisy)
+                eps_u = predict_noise(model, noisy, t, *self._without)
+                x0 = x0 + w * (x0 - schedule.eps_to_x0(noisy, eps_u, t))
+                eps = eps + w * (eps - eps_u)
+        return x0.clone(), eps.clone()
 
 
 def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytext2.batch import Batch
-from anytext2.dataset import glyph_line_font
-from anytext2.fonts import FontTable, load_font_table
+from anytext2.fonts import Font, FontTable, load_font_table
 from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
+from anytext2.parts import glyph_line_font
 from anytext2.randomness import Draws
 from anytext2.recognizer import BLANK, COLUMNS, Recognizer, ctc_targets, load_charset
+from anytext2.render import glyph_line
 from distill.alignment import glyph_line_columns
 from distill.objectives.base import (
     LossOutput,
@@ -40,13 +41,17 @@ from distill.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from anytext2.model import AnyText2
 
+_RANDOM_LENGTH = 6  # so many Chinese characters fill a glyph line at the size a single one has
+
 
 @dataclass
 class RecognizeConfig:
     """``glyph_weight`` and ``photo_weight``: of the two views. ``recolor_prob``: share of the glyph lines that get
     random ink and paper instead of white on black. ``augment``: strength of noise, blur, contrast and crop jitter (0:
     none, 1: strong but readable). ``align_weight``: of a cross-entropy with the known place of each character of a
-    glyph line, which keeps CTC from starting with blanks only.
+    glyph line, which keeps CTC from starting with blanks only. ``random_text``: share of the glyph lines that say six
+    random characters of the charset instead of the picture's text: every class is seen equally often, and a line of
+    six costs no more than a line of one.
     """
 
     glyph_weight: float = 1.0
@@ -54,29 +59,31 @@ class RecognizeConfig:
     recolor_prob: float = 0.5
     augment: float = 1.0
     align_weight: float = 0.0
+    random_text: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.glyph_weight, self.photo_weight) < 0 or self.glyph_weight + self.photo_weight == 0:
             raise ValueError("recognize: glyph_weight and photo_weight must be >= 0 and not both 0")
         if self.align_weight < 0:
             raise ValueError(f"recognize.align_weight = {self.align_weight}: must be >= 0")
-        if not 0.0 <= self.recolor_prob <= 1.0:
-            raise ValueError(f"recognize.recolor_prob = {self.recolor_prob}: must be between 0 and 1")
-        if not 0.0 <= self.augment <= 1.0:
-            raise ValueError(f"recognize.augment = {self.augment}: must be between 0 and 1")
+        for name in ("recolor_prob", "augment", "random_text"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"recognize.{name} = {getattr(self, name)}: must be between 0 and 1")
 
 
 @dataclass(frozen=True)
 class LineView:
-    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], ``kind`` glyph or photo, its sample's
-    row, its number in the sample, text and weight."""
+    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], its sample's row, text and weight.
+
+    ``ink``: the drawn glyph line {0, 1} [80, 512] and ``font`` what it was drawn with; None for a line in the picture.
+    """
 
     image: Tensor
     row: int
     text: str
     weight: float
-    line: int
-    kind: str
+    ink: Tensor | None = None
+    font: Font | None = None
 
 
 class Recognize:
@@ -98,7 +105,7 @@ class Recognize:
         Report: ``lines`` seen and ``lines_skipped`` (blank, too long for CTC, or less than a pixel in the picture).
         """
         batch, recognizer = item.batch, roles.model.text_predictor
-        views, skipped = self._views(batch, item.draws)
+        views, skipped = self._views(batch, item.draws, _charset(recognizer))
         device = batch.image.device
         counts = {
             "lines": torch.tensor(float(len(views)), device=device),
@@ -111,39 +118,53 @@ class Recognize:
             logits = recognizer(torch.stack([view.image for view in views])).logits
         values = ctc(logits, [view.text for view in views], _charset(recognizer))
         if self.config.align_weight:
-            values = values + self.config.align_weight * alignment(logits, _columns(batch, views, _charset(recognizer)))
+            values = values + self.config.align_weight * alignment(logits, _columns(views, _charset(recognizer)))
         rows = torch.tensor([view.row for view in views], device=device)
         weights = torch.tensor([view.weight for view in views], device=device)
         totals = torch.zeros(batch.size, device=device).index_add(0, rows, weights * values)
         per_sample = totals / torch.zeros(batch.size, device=device).index_add(0, rows, weights).clamp_min(1e-12)
         return loss_output(per_sample, **counts)
 
-    def _views(self, batch: Batch, draws: Draws) -> tuple[list[LineView], int]:
+    def _views(self, batch: Batch, draws: Draws, charset: Sequence[str]) -> tuple[list[LineView], int]:
         """The views of all readable lines, and how many (line, view) pairs are not."""
         lines = [(row, line) for line in range(max(batch.n_lines, default=0)) for row in _rows_with(batch, line)]
-        views, skipped = [], 0
+        views: list[LineView] = []
         for name, weight in (("glyph", self.config.glyph_weight), ("photo", self.config.photo_weight)):
             if weight == 0 or not lines:
                 continue
             style = torch.special.ndtr(_line_normals(batch, draws, f"recognize/{name}/style", (12,)))
             noise = _line_normals(batch, draws, f"recognize/{name}/noise", (1, 48, 320))
             jitter = _line_normals(batch, draws, f"recognize/{name}/jitter", (4, 2))
+            letters = torch.special.ndtr(_line_normals(batch, draws, f"recognize/{name}/text", (1 + _RANDOM_LENGTH,)))
             for at, (row, line) in enumerate(lines):
-                text = batch.texts[row][line]
-                crop = None
-                if text.strip() and columns_needed(text) <= COLUMNS:
-                    crop = self._glyph(batch, row, line, style[at]) if name == "glyph" else None
-                    crop = self._photo(batch, row, line, jitter[at]) if name == "photo" else crop
-                if crop is None:
-                    skipped += 1
+                if name == "photo":
+                    text, ink, font = batch.texts[row][line], None, None
                 else:
+                    text, ink, font = self._line(batch, row, line, letters[at], charset)
+                if not text.strip() or columns_needed(text) > COLUMNS:
+                    continue
+                crop = self._photo(batch, row, line, jitter[at]) if ink is None else self._glyph(ink, style[at])
+                if crop is not None:
                     image = self._finish(crop, style[at], noise[at])
-                    views.append(LineView(image, row, text, weight, line, name))
-        return views, skipped
+                    views.append(LineView(image, row, text, weight, ink, font))
+        wanted = (self.config.glyph_weight > 0) + (self.config.photo_weight > 0)
+        return views, wanted * len(lines) - len(views)
 
-    def _glyph(self, batch: Batch, row: int, line: int, style: Tensor) -> Tensor:
+    def _line(
+        self, batch: Batch, row: int, line: int, numbers: Tensor, charset: Sequence[str]
+    ) -> tuple[str, Tensor, Font]:
+        """Text, ink {0, 1} [80, 512] and font of a glyph line: the batch's, or one of random characters."""
+        text, language = batch.texts[row][line], batch.languages[row][line]
+        if numbers[0] >= self.config.random_text:
+            return text, batch.glyph_line[row, line], glyph_line_font(text, language, _fonts())
+        characters = [char for char in charset if char.strip()]
+        text = "".join(characters[min(int(x * len(characters)), len(characters) - 1)] for x in numbers[1:])
+        font = glyph_line_font(text, language, _fonts())
+        return text, torch.from_numpy(glyph_line(text, font)).to(batch.glyph_line), font
+
+    def _glyph(self, ink: Tensor, style: Tensor) -> Tensor:
         """The rendered line [3, 80, 512] in [0, 1], white on black or in random colours."""
-        ink = batch.glyph_line[row, line].float().expand(3, -1, -1)
+        ink = ink.float().expand(3, -1, -1)
         if style[0] >= self.config.recolor_prob:
             return ink
         paper, ink_color = contrasting_colors(style[1:7])
@@ -182,18 +203,12 @@ def ctc(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Ten
     return values / logits_NTK.shape[1]
 
 
-def _columns(batch: Batch, views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor | None]:
+def _columns(views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor | None]:
     """The classes of each view's columns; None for lines in the picture, whose characters stand anywhere."""
-    fonts = _fonts()
     return [
-        glyph_line_columns(
-            batch.glyph_line[view.row, view.line].cpu(),
-            view.text,
-            glyph_line_font(view.text, batch.languages[view.row][view.line], fonts),
-            charset,
-        )
-        if view.kind == "glyph"
-        else None
+        None
+        if view.ink is None or view.font is None
+        else glyph_line_columns(view.ink.cpu(), view.text, view.font, charset)
         for view in views
     ]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, require_latent
-from distill.objectives.guidance import GuidedConfig, estimate_noise, guided_teacher, root_mean_square
+from distill.objectives.guidance import GuidedConfig, GuidedTeacher, estimate_noise, root_mean_square
 from distill.schedule import NoiseSchedule, ddim_timesteps
 
 
@@ -51,7 +51,8 @@ class X0Regression:
         t = self.grid[item.draws.integers("x0_regression/t", 0, len(self.grid))].to(latent.device)
         noise = item.draws.normal("x0_regression/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
         noisy = schedule.add_noise(latent, noise, t)
-        teacher = guided_teacher(roles, item, self.config, schedule, noisy, t)
+        teacher = GuidedTeacher(roles, item, self.config, schedule)
+        wanted, _ = teacher(noisy, t)
         prediction = schedule.eps_to_x0(noisy, estimate_noise(roles.model, noisy, t, teacher.conditions), t)
-        per_sample = self.config.distance(prediction, teacher.x0)
-        return loss_output(per_sample, teacher_distance=root_mean_square(prediction - teacher.x0))
+        per_sample = self.config.distance(prediction, wanted)
+        return loss_output(per_sample, teacher_distance=root_mean_square(prediction - wanted))

@@ -1,0 +1,176 @@
+"""What a check of a dataset found: the values, whether it is usable, and a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_EXAMPLE = 150  # characters of an example that a table shows; the JSON has all of them
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How often something occurs, and the first place where it does."""
+
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Colors:
+    """told: lines that tell their colour. Of those: the mean in 0..255 and the shares that are black or white."""
+
+    told: int
+    share_told: float
+    mean: tuple[float, float, float] | None
+    share_black: float
+    share_white: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of whole numbers, one for each thing counted: mean, greatest, and the share above `limit`."""
+
+    mean: float
+    most: int
+    limit: int
+    share_above: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the readable pictures, 'width x height' in pixels; by area where one is smallest or largest."""
+
+    different: int
+    smallest: str
+    largest: str
+    most_frequent: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """Characters that no font of their line's language can draw."""
+
+    total: int
+    different: int
+    most_frequent: dict[str, Counted]
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """What was found in one annotation file.
+
+    error: why the file could not be used at all, else empty. items: entries of its list; usable: those that loading
+    kept; checked: those of them that were looked at; readable: those that became a sample; faulty: those that break a
+    rule of the audit. left_out is about all items, everything else about the checked ones. Mappings: by reason or name.
+    """
+
+    source: str
+    error: str
+    items: int
+    usable: int
+    checked: int
+    readable: int
+    faulty: int
+    lines: int
+    left_out: dict[str, Counted]
+    unreadable: dict[str, Counted]
+    audit: dict[str, Counted]
+    polygons: dict[str, Counted]
+    uncovered: Uncovered
+    languages: dict[str, int]
+    colors: Colors
+    text_lengths: Spread
+    lines_per_picture: Spread
+    pictures_without_lines: int
+    sizes: Sizes
+
+
+def shortcomings(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
+    """Why the source should not be trained on, one line each; empty where nothing speaks against it.
+
+    max_unreadable: share of the checked pictures that may be missing or corrupt; max_findings: share of them that may
+    fail the audit.
+    """
+    if check.error:
+        return [check.error]
+    if not check.checked:
+        return [f"{check.source}: no usable item in its list of {check.items}"]
+    found = []
+    unreadable = sum(reason.count for reason in check.unreadable.values())
+    if unreadable > max_unreadable * check.checked or unreadable == check.checked:
+        found.append(
+            f"{check.source}: {unreadable} of {check.checked} pictures cannot be read ({_reasons(check.unreadable)}); "
+            f"--max-unreadable is {max_unreadable:g}"
+        )
+    if check.faulty > max_findings * check.checked:
+        example = next(iter(check.audit.values())).example
+        found.append(
+            f"{check.source}: {check.faulty} of {check.checked} samples fail the audit ({_reasons(check.audit)}), as "
+            f"{example}"
+        )
+    return found
+
+
+def _reasons(counted: Mapping[str, Counted]) -> str:
+    return ", ".join(f"{reason}: {found.count}" for reason, found in counted.items())
+
+
+# --- the table ---
+
+
+def table(check: SourceCheck) -> str:
+    """The report as text: a label and what belongs to it, several lines where several things do."""
+    if check.error:
+        return f"{check.source}\n  cannot be used: {check.error}"
+    rows = [(label, value) for label, values in _rows(check).items() for value in values]
+    lines, before = [check.source], ""
+    for label, value in rows:
+        lines.append(f"  {label if label != before else '':<14}{value}")
+        before = label
+    return "\n".join(lines)
+
+
+def _rows(check: SourceCheck) -> dict[str, list[str]]:
+    lines, texts, colors, sizes = check.lines_per_picture, check.text_lengths, check.colors, check.sizes
+    mean = "" if colors.mean is None else f"; mean ({', '.join(f'{value:.0f}' for value in colors.mean)})"
+    uncovered = check.uncovered
+    return {
+        "items": [
+            f"{check.items} in the file, {check.usable} usable, {check.checked} checked, {check.readable} readable"
+        ],
+        "left out": _listed(check.left_out),
+        "unreadable": _listed(check.unreadable),
+        "sizes": [f"{n} pictures of {size}" for size, n in sizes.most_frequent.items()]
+        + ([f"{sizes.different} different, from {sizes.smallest} to {sizes.largest}"] if sizes.different > 1 else []),
+        "lines": [
+            f"{check.lines}: {lines.mean:.1f} a picture, {lines.most} at most; {lines.share_above:.1%} of the pictures "
+            f"have more than {lines.limit} (that many are learned at a time); {check.pictures_without_lines} have none"
+        ],
+        "texts": [
+            f"{texts.mean:.1f} characters long, {texts.most} at most; {texts.share_above:.1%} are longer than "
+            f"{texts.limit} and get cut"
+        ],
+        "languages": [", ".join(f"{name} {count}" for name, count in check.languages.items()) or "none"],
+        "colours": [
+            f"{colors.told} lines ({colors.share_told:.1%}) tell theirs{mean}; {colors.share_black:.1%} black, "
+            f"{colors.share_white:.1%} white"
+        ],
+        "polygons": _listed(check.polygons, none="all inside their pictures"),
+        "no glyph": [
+            f"{uncovered.total} characters, {uncovered.different} different",
+            *_listed(uncovered.most_frequent),
+        ]
+        if uncovered.total
+        else ["fonts have all characters"],
+        "audit": [f"{check.faulty} samples break a rule", *_listed(check.audit)] if check.faulty else ["no findings"],
+    }
+
+
+def _listed(counted: Mapping[str, Counted], none: str = "none") -> list[str]:
+    return [f"{reason}: {found.count}{_as_in(found.example)}" for reason, found in counted.items()] or [none]
+
+
+def _as_in(example: str) -> str:
+    short = example if len(example) <= _EXAMPLE else example[: _EXAMPLE - 1] + "…"
+    return f", as {short}" if short else ""

@@ -1,0 +1,117 @@
+"""Recipes as files: read, overridden by `key=value`, checked, written. Every mistake is one line that names the key.
+
+Resolution order: the dataclass defaults, the recipe file, the overrides. A recipe is an OmegaConf structured config, so
+an unknown key or a value of the wrong type is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from distill.config import Recipe
+from distill.objectives import OBJECTIVES
+
+EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
+
+
+def objective_config(recipe: Recipe) -> Any:
+    """The validated Config of the recipe's objective.
+
+    Raises ValueError for an unknown objective or an unknown or impossible option of it.
+    """
+    options = dict(recipe.objective)
+    name = options.pop("name", None)
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective.name={name!r}: one of {', '.join(OBJECTIVES)}")
+    schema = OmegaConf.structured(OBJECTIVES[name].Config)
+    return _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file (None: the dataclasses' defaults) and applies `key=value` overrides.
+
+    Raises ValueError in one line for a missing or malformed file, an unknown key, or an impossible value.
+    """
+    merged = OmegaConf.structured(Recipe)
+    if path is not None:
+        merged = _merge(merged, _read_yaml(path), f"--config {path}")
+        _to_object(merged, f"--config {path}")
+    for item in overrides:
+        merged = _merge(merged, _parse_override(item), f"override {item}")
+    recipe: Recipe = _to_object(merged, "override")
+    objective_config(recipe)
+    return recipe
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.name for p in EMBEDDED_DEFAULT.parent.glob("*.yaml")))
+        raise ValueError(f"--config {path}: no such file (shipped in launch/recipes: {shipped})")
+    try:
+        from_file = OmegaConf.load(path)
+    except Exception as error:  # OmegaConf passes the YAML parser's own exceptions through
+        raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(from_file, DictConfig):
+        raise ValueError(f"--config {path}: a mapping of recipe keys is needed, found {type(from_file).__name__}")
+    return from_file
+
+
+def dump_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe as YAML, readable by `load_recipe`."""
+    OmegaConf.save(OmegaConf.structured(recipe), path)
+
+
+def _parse_override(item: str) -> DictConfig:
+    if "=" not in item:
+        raise ValueError(f"override {item!r}: write it as key=value, as in train.max_steps=100")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except (YAMLError, OmegaConfBaseException, LookupError) as error:  # what OmegaConf's own parsing lets through
+        cause = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"override {item!r}: cannot be read as key=value in YAML: {cause}") from error
+
+
+def _merge(base: DictConfig, layer: DictConfig, where: str) -> DictConfig:
+    """`base` with the values of `layer` over it. Raises ValueError naming the key that does not fit."""
+    try:
+        return cast(DictConfig, OmegaConf.merge(base, layer))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ValueError(f"{where}: {_explained(error, _culprit(base, layer))}") from error
+
+
+def _to_object(merged: DictConfig, where: str) -> Any:
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {_explained(error, '')}") from error
+    except ValueError as error:  # from the sections' own checks, which name the field
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _culprit(base: DictConfig, layer: DictConfig) -> str:
+    """The path of the first value of `layer` that alone cannot be laid over `base` (OmegaConf does not always tell)."""
+    for key, value in cast(dict[str, Any], OmegaConf.to_container(layer)).items():
+        try:
+            OmegaConf.merge(base, DictConfig({key: value}))
+        except (OmegaConfBaseException, TypeError):
+            inner = base.get(key) if key in base else None
+            if isinstance(inner, DictConfig) and isinstance(value, dict):
+                return f"{key}.{_culprit(inner, DictConfig(value))}"
+            return str(key)
+    return ""
+
+
+def _explained(error: Exception, culprit: str) -> str:
+    """The key, what is wrong with it and, where there is no such key, those that there are; one line."""
+    key = getattr(error, "full_key", None) or culprit
+    cause = str(getattr(error, "msg", None) or error).split("\n")[0]
+    parent = getattr(error, "parent_node", None)
+    if isinstance(error, ConfigKeyError) and isinstance(parent, DictConfig):
+        cause += f"; known there: {', '.join(map(str, parent))}"
+    return f"{key}: {cause}" if key else cause

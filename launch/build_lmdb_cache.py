@@ -1,0 +1,176 @@
+"""Builds a feature cache: `python launch/build_lmdb_cache.py data.json --out features.lmdb [key=value ...]`.
+
+Stores what is drawn once for each picture (glyph pages in every font, glyph lines, strokes for the font hint), and with
+`--latents` the VAE's latents of the recipe's model, with `--captions` the contexts of the image captions. A build that
+was stopped or killed goes on where it was when the same command runs again. A run uses the store with
+`data.cache=features.lmdb`, its latents with `data.latents=cache` and its contexts with `data.captions=cache`. For a run
+with `data.buckets=[512,768x512]` name the same buckets here: each size gets a store of its own, as
+features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from anytext2.cache_build import build, estimated_bytes
+from anytext2.cache_encoders import Encode, EncodeCaptions, caption_encoder_of, context_bytes, encoder_of
+from anytext2.cache_header import CacheHeader
+from anytext2.dataset import AnyWordDataset
+from anytext2.placing import Size
+from distill.config import Recipe
+from distill.data import header_of, store_path, weights_hash
+from distill.data_arguments import add_data_arguments, data_of, exit_code
+from distill.loading import open_samples, pick_device
+from distill.selection import records_by_size
+from distill.setup import make_model
+
+_GIB = 2**30
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Build a feature cache for training.")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the store, one file (with buckets one for each size)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
+    parser.add_argument("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
+    parser.add_argument("--latents", action="store_true", help="also the latents of the recipe's model")
+    parser.add_argument("--captions", action="store_true", help="also the contexts of image captions, of that model")
+    parser.add_argument("--device", default="auto", help="for latents and captions: auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_intermixed_args(argv)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What the recipe's model adds to a store, with the hashes of the weights that it comes from.
+
+    latent_bytes: of one picture of a size (H, W); caption_bytes: of one caption's context.
+    """
+
+    encode: Encode | None = None
+    latents: str | None = None
+    latent_bytes: Callable[[Size], int] = lambda size: 0
+    encode_captions: EncodeCaptions | None = None
+    captions: str | None = None
+    caption_bytes: Callable[[str], int] | None = None
+
+
+@dataclass(frozen=True)
+class Store:
+    """One file to be written, and the pictures that go into it."""
+
+    path: Path
+    header: CacheHeader
+    dataset: AnyWordDataset
+    estimate: int
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds and says what was built; returns 0. Raises ValueError in one line."""
+    if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
+        raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
+    sources, recipe = data_of(args.items, args.recipe)
+    dataset, report = open_samples(sources, recipe)
+    print(f"data: {report}")
+    if not len(dataset):
+        raise ValueError(f"{', '.join(map(str, sources))}: no picture to store")
+    encoders = _encoders(args, recipe) if args.latents or args.captions else Encoders()
+    stores = []
+    for size, indices in records_by_size(dataset, recipe.data).items():
+        part = dataset.select(indices)
+        header = header_of(recipe.data, size, dataset.fonts, sources, encoders.latents, encoders.captions)
+        estimate = estimated_bytes(part, size, encoders.latent_bytes(size), encoders.caption_bytes)
+        stores.append(Store(store_path(args.out, size, recipe.data), header, part, estimate))
+    most = round(args.map_size * _GIB) if args.map_size else shutil.disk_usage(_existing(args.out)).free
+    _announce(args, stores, most)
+    for store in stores:
+        _build(store, args.workers, most, encoders)
+    return 0
+
+
+def _build(store: Store, workers: int, most: int, encoders: Encoders) -> None:
+    with tqdm(total=len(store.dataset), unit="picture", mininterval=1.0) as bar:
+        done = build(
+            store.path,
+            store.dataset,
+            store.header,
+            workers,
+            most,
+            encoders.encode,
+            encoders.encode_captions,
+            progress=bar.update,
+        )
+    captions = f", contexts of {done.captions} captions" if encoders.captions else ""
+    left_out = "".join(f"; {reason}: {count}" for reason, count in sorted(done.skipped.items()))
+    print(f"wrote {store.path}: {done.stored} pictures{captions}, {done.bytes / _GIB:.3f} GiB{left_out}")
+
+
+def _announce(args: argparse.Namespace, stores: Sequence[Store], most: int) -> None:
+    """Says how large the stores will be; ValueError where there is no room for them."""
+    for store in stores:
+        pictures = f"{len(store.dataset)} pictures of {store.header.resolution} px"
+        print(f"{store.path}: about {store.estimate / _GIB:.3f} GiB for {pictures}, {most / _GIB:.1f} GiB may be used")
+    size = sum(store.estimate for store in stores)
+    if size > most:
+        raise ValueError(
+            f"{args.out}: about {size / _GIB:.2f} GiB are needed and {most / _GIB:.2f} may be used; "
+            "free disk space, give more with --map-size, or leave out --latents and --captions"
+        )
+    if args.latents:
+        print(
+            "with latents: the posterior's noise, fonts, hints, colours and positions stay random; the hidden area in "
+            "editing mode has exact edges, and pictures with more lines than data.options.max_lines are not edited"
+        )
+    if args.captions:
+        long = sum(store.dataset.count_shortened_captions() for store in stores)
+        print(
+            f"with captions: nothing random is frozen; {long} captions of more than data.options.max_caption_words "
+            "words are shortened anew for every sample, so a run encodes these itself"
+        )
+    sys.stdout.flush()
+
+
+def _encoders(args: argparse.Namespace, recipe: Recipe) -> Encoders:
+    model = make_model(recipe.model, recipe.seed).to(pick_device(args.device)).eval()
+    found = Encoders()
+    if args.latents:
+        found = replace(
+            found,
+            encode=encoder_of(model.posterior, next(model.parameters()).device),
+            latents=weights_hash(model.first_stage_model),
+            latent_bytes=lambda size: 6 * torch.Size(model.latent_shape(*size)).numel(),
+        )
+    if args.captions:
+        encoder = model.cond_stage_model
+        found = replace(
+            found,
+            encode_captions=caption_encoder_of(encoder),
+            captions=weights_hash(encoder),
+            caption_bytes=partial(context_bytes, width=encoder.cfg.width),
+        )
+    return found
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    return exit_code(lambda: run(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

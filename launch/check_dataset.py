@@ -1,0 +1,100 @@
+"""Is a dataset fit to train on? `python launch/check_dataset.py data.json [...] [--workers 4] [key=value ...]`.
+
+Decodes every picture, makes the sample and audits it as a run audits its first batch; no network is needed. Prints a
+table, with the first example of every fault, and writes it as JSON. Exit code 0: usable; 1: not usable (the last line
+says which file and why); 2: the command, a file name or a value is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from distill.checkpoint import write_text_atomically
+from distill.data_arguments import add_data_arguments, data_of, exit_code
+from distill.data_check import check_source
+from distill.data_report import SourceCheck, shortcomings, table
+
+FOLDER = Path("runs/check")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Check annotation files, their pictures and what is made of them.")
+    add_data_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: {FOLDER}/<name of the first file>.json")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes; the result is the same")
+    parser.add_argument("--limit", type=int, metavar="N", help="check only N pictures of each file, spread over it")
+    parser.add_argument(
+        "--max-unreadable", type=float, metavar="SHARE", help="of the pictures; default: data.max_unreadable, 0.05"
+    )
+    parser.add_argument(
+        "--max-findings", type=float, default=0.0, metavar="SHARE", help="of the samples that may fail the audit"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints the table and writes the JSON; returns 0 where the data is usable. Raises ValueError in one line."""
+    for name, least in (("workers", 0), ("limit", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise ValueError(f"--{name} {getattr(args, name)}: must be at least {least}")
+    sources, recipe = data_of(args.items, args.recipe)
+    options = recipe.data.options
+    max_unreadable = recipe.data.max_unreadable if args.max_unreadable is None else args.max_unreadable
+    for name, share in (("max-unreadable", max_unreadable), ("max-findings", args.max_findings)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"--{name} {share}: must be a share, in [0, 1]")
+    checks: list[SourceCheck] = []
+    for source in sources:
+        progress = progress_on_stderr(source)
+        found = check_source(source, options, recipe.seed, args.workers, args.limit, recipe.data.max_faulty, progress)
+        print(table(found), flush=True)
+        checks.append(found)
+    why_not = [reason for found in checks for reason in shortcomings(found, max_unreadable, args.max_findings)]
+    report = {
+        "usable": not why_not,
+        "why_not": why_not,
+        "limit": args.limit,
+        "seed": recipe.seed,
+        "options": asdict(options),
+        "sources": [asdict(found) for found in checks],
+    }
+    out = args.out or FOLDER / f"{sources[0].stem}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(out, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    print(f"wrote {out}")
+    if why_not:
+        print(f"not usable: {'; '.join(why_not)}")
+        return 1
+    print(f"usable: {sum(found.readable for found in checks)} samples are sound")
+    return 0
+
+
+def progress_on_stderr(source: Path, every: float = 2.0) -> Callable[[int, int], None]:
+    """A line on how far the check of a file is, at most each `every` seconds; a terminal keeps only the last one."""
+    began = last = time.perf_counter()
+    end = "\r" if sys.stderr.isatty() else "\n"
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= every or done == total:
+            last = now
+            line = f"{source.name}: checked {done}/{total} pictures, {now - began:.0f} s"
+            print(line, end="\n" if done == total else end, file=sys.stderr, flush=True)
+
+    return say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    return exit_code(lambda: check(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

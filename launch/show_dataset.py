@@ -1,0 +1,57 @@
+"""Shows what goes in: `python launch/show_dataset.py data.json --out runs/sheet [--count 24] [key=value ...]`.
+
+Writes `index.html`, a page to browse (it works without a server), with every map that the model is given of some
+samples, spread evenly over the data; `contact_sheet.png`, the same in one picture; and `images/`. Exit code 0: done;
+2: the command, a file or a value is wrong, or no picture can be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.contact_sheet import OVERVIEW, spread, write_page
+from distill.data_arguments import add_data_arguments, data_of, exit_code
+from distill.loading import open_samples, read_samples
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Show samples of a dataset as the model is given them.")
+    add_data_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
+    parser.add_argument("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
+    parser.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="side of a sample; default: the recipe's, else 512"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Writes the page and says where it is; returns 0. Raises ValueError in one line."""
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}: must be at least 1")
+    size = [] if args.resolution is None else [f"resolution={args.resolution}"]
+    sources, recipe = data_of([*args.items, *size], args.recipe)
+    dataset, report = open_samples(sources, recipe)
+    if not len(dataset):
+        raise ValueError(f"{', '.join(map(str, sources))}: no picture to show ({report})")
+    samples, skipped = read_samples(dataset, spread(len(dataset), args.count))
+    unreadable = "".join(f"; {reason}: {count}" for reason, count in sorted(skipped.items()))
+    facts = [
+        f"{', '.join(map(str, sources))}: {report}",
+        f"{len(samples)} samples at {recipe.data.options.resolution} px, spread evenly over the data{unreadable}",
+    ]
+    page = write_page(samples, args.out, f"What goes in: {len(samples)} samples", facts)
+    print("\n".join(facts))
+    print(f"wrote {page} and {args.out / OVERVIEW}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    return exit_code(lambda: show(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
