@@ -37,7 +37,7 @@ test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
 test-slurm: setup
-	tests/slurm/cluster.sh with $(BIN)/python -m pytest -m slurm tests/slurm
+	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
 smoke-official: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/recipes/smoke_official.yaml \

@@ -150,16 +150,18 @@ def test_teacher_without_guidance_gives_an_equal_student_no_loss() -> None:
     assert output.loss.item() == 0.0
 
 
-@pytest.mark.parametrize(("text_weight", "cap"), [(0.0, 1.0), (2.0, 1.0), (2.0, 4.0)])
-def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, cap: float) -> None:
+@pytest.mark.parametrize(("text_weight", "cap", "gamma"), [(0.0, 1.0, 0.0), (2.0, 1.0, 0.1), (2.0, 4.0, 0.3)])
+def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, cap: float, gamma: float) -> None:
     roles, item = StubRoles(), step_input()
-    ours = Denoise(DenoiseConfig(text_weight=text_weight, velocity_cap=cap), SCHEDULE).loss(roles, item)
+    config = DenoiseConfig(text_weight=text_weight, velocity_cap=cap, input_perturbation=gamma)
+    ours = Denoise(config, SCHEDULE).loss(roles, item)
     model, z0, batch = roles.model, item.latent.clone(), item.batch
     t = item.draws.integers("denoise/t", 0, 1000)
     noise = item.draws.normal("denoise/noise", z0.shape[1:]).double()
     alpha, sigma = coefficients(t)
     cond = model.condition(batch, model.masked_latents(batch))
-    eps = model.predict_noise(alpha * z0 + sigma * noise, t, cond.image_context, model.write(cond))
+    seen = noise + gamma * item.draws.normal("denoise/perturbation", z0.shape[1:]).double()
+    eps = model.predict_noise(alpha * z0 + sigma * seen, t, cond.image_context, model.write(cond))
     step = SIZE // CELLS
     inverse = batch.inverse_mask[:, :, ::step, ::step].double()  # nearest: the first pixel of each cell
     boxes = (batch.position.sum(1, keepdim=True) > 0).double()
@@ -220,6 +222,7 @@ def test_reports_are_detached_scalars() -> None:
         (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
         (DenoiseConfig, {"scope": "unet"}, "'unet'"),
         (DenoiseConfig, {"text_weight": -1.0}, "text_weight = -1.0"),
+        (DenoiseConfig, {"input_perturbation": 1.0}, "input_perturbation = 1.0"),
         (DenoiseConfig, {"velocity_cap": 0.5}, "velocity_cap = 0.5"),
     ],
 )

@@ -116,6 +116,18 @@ def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     assert losses["online"] != pytest.approx(losses["sizes"], rel=1e-2), "or this would say nothing"
 
 
+def test_the_audit_sees_the_edits_of_stored_latents(folder: Path) -> None:
+    """With more lines than a sample holds a picture is edited when drawn, and is not when its latents are stored."""
+    options = ["data.options.max_lines=1", "data.options.mask_img_prob=1.0"]
+    store, source = folder / "edited.lmdb", folder / "data" / "data.json"
+    build = [str(source), "--recipe", str(folder / "recipe.yaml"), "--latents", "--workers", "0", "--out", str(store)]
+    assert build_lmdb_cache.main([*build, *options]) == 0
+    more = [f"data.cache={store}", "data.latents=cache", "train.max_steps=1", *options]
+    command = ["--deepspeed", str(ZERO2), "--config", str(folder / "recipe.yaml")]
+    result = start_ranks(1, watched, [*command, *changes(folder, "edited", *more)]).wait(300.0)
+    assert len(returned(result)[0]) == 2 and "audit: one batch" in result[0].stdout, told(result)
+
+
 def _losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 

@@ -49,6 +49,8 @@ class DenoiseConfig:
     ``velocity_cap``: a sample's loss is weighted by min(1 / abar_t, cap). 1: the plain noise loss, as AnyText2;
     infinity: the velocity loss (Salimans and Ho 2022, appendix D). Weight on high noise brings colours and layout
     sooner.
+    ``input_perturbation``: the model's input holds noise + this share of more noise, and the target stays the noise
+    (Ning et al. 2023, algorithm 1, gamma): a sampler's own errors look like that, and many steps add up less of them.
     ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
     whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
     ``frozen``: modules (dotted paths) of the scope that stay as they are.
@@ -57,6 +59,7 @@ class DenoiseConfig:
     context_dropout: float = 0.0
     text_weight: float = 0.0
     velocity_cap: float = 1.0
+    input_perturbation: float = 0.0
     scope: str = "official"
     frozen: list[str] = field(default_factory=list)
 
@@ -67,6 +70,8 @@ class DenoiseConfig:
             raise ValueError(f"denoise.text_weight = {self.text_weight}: must be >= 0")
         if not self.velocity_cap >= 1.0:
             raise ValueError(f"denoise.velocity_cap = {self.velocity_cap}: must be >= 1")
+        if not 0.0 <= self.input_perturbation < 1.0:
+            raise ValueError(f"denoise.input_perturbation = {self.input_perturbation}: must be in [0, 1)")
         if self.scope not in SCOPES:
             raise ValueError(f"denoise.scope = '{self.scope}': choose one of {', '.join(SCOPES)}")
 
@@ -98,7 +103,11 @@ class Denoise:
         model, latent = roles.model, require_latent(item)
         t = item.draws.integers("denoise/t", 0, self.schedule.timesteps, device=latent.device)
         noise = item.draws.normal("denoise/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
-        noisy = self.schedule.to(latent.device).add_noise(latent, noise, t)
+        seen = noise
+        if self.config.input_perturbation > 0:
+            more = item.draws.normal("denoise/perturbation", latent.shape[1:], device=latent.device, dtype=latent.dtype)
+            seen = noise + self.config.input_perturbation * more
+        noisy = self.schedule.to(latent.device).add_noise(latent, seen, t)
 
         conditions = model.condition(item.batch, masked_latent_of(model, item))
         conditions = self._drop_context(model, conditions, item)

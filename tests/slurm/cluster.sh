@@ -123,7 +123,7 @@ stop() {
   done
   sleep 2
   for pid in $(pgrep -x slurmstepd || true; pgrep -x slurmd || true; pgrep -x slurmctld || true); do
-    ! tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "SLURM_CONF=$SLURM_CONF" || kill -KILL "$pid" || true
+    ! tr "\0" "\n" 2>/dev/null <"/proc/$pid/environ" | grep -qx "SLURM_CONF=$SLURM_CONF" || kill -KILL "$pid" || true
   done
 }
 
