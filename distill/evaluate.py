@@ -23,6 +23,7 @@ from distill.objectives.base import Roles
 from distill.ocr import Reader
 from distill.painting import PUBLISHED, ConsistencyOptions, Painting, RowSpec, paint, set_scene
 from distill.pictures import Shown, hint_picture, pixels, to_uint8
+from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule
 from distill.scores import (
     Comparison,
@@ -44,7 +45,7 @@ class EvaluationSection:
 
     batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; seed: of all noise;
     undistilled_steps: steps at which the undistilled model is tried with both samplers; shown: pictures kept for the
-    grid; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
+    grid; student_sampler: of the student; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
     """
 
     batch: int = 8
@@ -53,6 +54,7 @@ class EvaluationSection:
     teacher_steps: list[int] = field(default_factory=lambda: [50, 20])
     undistilled_steps: list[int] = field(default_factory=lambda: [4])
     student_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    student_sampler: SamplerName = "consistency"
     seed: int = 0
     shown: int = 8
     resamples: int = 2000
@@ -77,7 +79,7 @@ class EvaluationSection:
             *(RowSpec("teacher", "ddim", n, self.guidance) for n in self.teacher_steps),
             *(RowSpec("undistilled", "ddim", n, self.guidance) for n in self.undistilled_steps),
             *(RowSpec("undistilled", "consistency", n) for n in self.undistilled_steps),
-            *(RowSpec("student", "consistency", n) for n in self.student_steps),
+            *(RowSpec("student", self.student_sampler, n) for n in self.student_steps),
         )
 
 

@@ -25,8 +25,9 @@ from distill.checkpoint import MANIFEST, find_checkpoint
 from distill.checkpoint_files import ADAPTER_CONFIG, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.config import Recipe
 from distill.painting import ConsistencyOptions
-from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config, student_sampler
 from distill.run_state import MODEL_WEIGHTS
+from distill.sampler import SamplerName
 from distill.setup import RUN_FACTS, make_model
 from distill.student import Roles, load_student
 
@@ -59,6 +60,10 @@ class Opened:
         trained = objective_config(self.recipe)
         names = [field.name for field in fields(ConsistencyOptions) if hasattr(trained, field.name)]
         return ConsistencyOptions(**{name: getattr(trained, name) for name in names})
+
+    @property
+    def student_sampler(self) -> SamplerName:
+        return student_sampler(self.recipe)
 
     @property
     def guidance(self) -> float:

@@ -19,11 +19,10 @@ from anytext2.batch import Batch, Conditions, Control
 from anytext2.randomness import Draws
 from distill.objectives.base import Roles, predict_noise
 from distill.pictures import pixels
-from distill.sampler import Predict, guided, sample_consistency, sample_ddim
+from distill.sampler import Predict, SamplerName, guided, sample_consistency, sample_ddim, sample_phased
 from distill.schedule import NoiseSchedule
 
 Role = Literal["teacher", "undistilled", "student"]
-SamplerName = Literal["ddim", "consistency"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class RowSpec:
     @property
     def label(self) -> str:
         """For a picture's column: without the sampler where the role has only one that is usual."""
-        usual = {"teacher": "ddim", "student": "consistency"}.get(self.role) == self.sampler
-        return f"{self.role} {self.steps}" if usual else f"{self.role} {self.steps} {self.sampler}"
+        usual = {"teacher": ("ddim",), "student": ("consistency", "phased")}.get(self.role, ())
+        return f"{self.role} {self.steps}" if self.sampler in usual else f"{self.role} {self.steps} {self.sampler}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,8 @@ def _sample(
 ) -> torch.Tensor:
     if spec.sampler == "ddim":
         return sample_ddim(predict, start, spec.steps, schedule)
+    if spec.sampler == "phased":
+        return sample_phased(predict, start, spec.steps, schedule, solver_steps=options.solver_steps)
 
     def fresh(step: int) -> torch.Tensor:
         return draws.normal(f"sampler_noise_{step}", start.shape[1:], start.device)

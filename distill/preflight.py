@@ -18,6 +18,7 @@ from distill import audit, preview
 from distill.contact_sheet import contact_sheet, spread
 from distill.objectives.base import StepInput
 from distill.painting import RowSpec, paint, set_scene
+from distill.recipe_file import student_sampler
 from distill.stream import loader, micro_batches
 from distill.student import STUDENT
 
@@ -163,7 +164,7 @@ def _predictions(session: Session, batch: Batch) -> dict[str, Tensor]:
         return {}
     student = session.objective.trains == "lora"
     spec = (
-        RowSpec("student", "consistency", steps)
+        RowSpec("student", student_sampler(session.recipe), steps)
         if student
         else RowSpec("teacher", "ddim", steps, TEACHER_PREVIEW_GUIDANCE)
     )

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from distill.config import Recipe
 from distill.objectives import OBJECTIVES
+from distill.sampler import SamplerName
 
 EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
 
@@ -31,6 +32,12 @@ def objective_config(recipe: Recipe) -> Any:
         raise ValueError(f"objective.name={name!r}: one of {', '.join(OBJECTIVES)}")
     schema = OmegaConf.structured(OBJECTIVES[name].Config)
     return _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
+
+
+def student_sampler(recipe: Recipe) -> SamplerName:
+    """The sampler that the recipe's objective trains a student for; LCM's where it trains none."""
+    sampler: SamplerName = getattr(OBJECTIVES[recipe.objective["name"]], "student_sampler", "consistency")
+    return sampler
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:

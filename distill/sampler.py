@@ -9,7 +9,7 @@ Shape legend: B batch, C channels, h/w latent cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, e
 from distill.solver import ddim_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+SamplerName = Literal["ddim", "consistency", "phased"]
 StepNoise = Callable[[int], Tensor]
 """Standard normal noise [B,C,h,w] of the given step (0 is the first step after x_T)."""
 
@@ -54,9 +55,35 @@ def sample_ddim(
     """
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise; pass noise= or set eta to 0")
+    return _ddim(predict, x_T, leading_timesteps(n_steps, schedule.timesteps), schedule, noise, eta)
+
+
+def sample_phased(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    solver_steps: int = 50,
+) -> Tensor:
+    """DDIM along the edges of ``n_steps`` phases (Wang et al. 2024, PCM), deterministic.
+
+    The edges are `consistency_timesteps`, so that sampling begins at the top of the schedule.
+    """
+    return _ddim(predict, x_T, consistency_timesteps(n_steps, schedule.timesteps, solver_steps), schedule)
+
+
+def _ddim(
+    predict: Predict,
+    x_T: Tensor,
+    times_down: Tensor,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    eta: float = 0.0,
+) -> Tensor:
     x = _at_least_float32(x_T)
     schedule = schedule.to(x.device)
-    for step, (t, s) in enumerate(_pairs(leading_timesteps(n_steps, schedule.timesteps), last=0)):
+    for step, (t, s) in enumerate(_pairs(times_down, last=0)):
         times, next_times = _fill(t, x), _fill(s, x)
         eps = predict(x, times).to(x.dtype)
         x0 = schedule.eps_to_x0(x, eps, times)
@@ -125,7 +152,7 @@ def guided(predict_cond: Predict, predict_uncond: Predict, scale: float) -> Pred
     return predict
 
 
-SAMPLERS: dict[str, Sampler] = {"ddim": sample_ddim, "consistency": sample_consistency}
+SAMPLERS: dict[str, Sampler] = {"ddim": sample_ddim, "consistency": sample_consistency, "phased": sample_phased}
 
 
 def _pairs(times_down: Tensor, last: int) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ from distill.evaluate import Evaluation, EvaluationSection, evaluate
 from distill.loading import Opened, held_out_sources, open_model, open_samples, read_samples
 from distill.ocr import LineReader, OcrNotInstalled
 from distill.pictures import picture_grid
+from distill.sampler import SAMPLERS
 from distill.scores import row_to_plain, table
 from distill.setup import make_schedule
 from distill.tracking import Tracker
@@ -50,6 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             f"--{role}-steps", type=_numbers, default=steps, metavar="N,N", help=f"default: {','.join(map(str, steps))}"
         )
+    parser.add_argument("--student-sampler", choices=SAMPLERS, help="default: its objective's own")
     parser.add_argument("--batch", type=int, default=defaults.batch, metavar="N", help="pictures drawn together")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the noise")
     parser.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help="rows of the grid")
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def section(args: argparse.Namespace, opened: Opened) -> EvaluationSection:
     """The evaluation's options; without an adapter there is no student to measure."""
     given = {**vars(args), "guidance": opened.guidance if args.guidance is None else args.guidance}
+    given["student_sampler"] = args.student_sampler or opened.student_sampler
     if not opened.has_student:
         given["student_steps"] = []
     return EvaluationSection(

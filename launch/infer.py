@@ -1,6 +1,6 @@
 """Draws pictures: `python launch/infer.py --checkpoint runs/demo --data data.json --sample-index 0 --out DIR`.
 
-Takes a sample of a dataset (caption, texts, boxes), a checkpoint and 1, 2, 4 or 8 steps of the consistency sampler;
+Takes a sample of a dataset (caption, texts, boxes), a checkpoint and 1, 2, 4 or 8 steps of the student's sampler;
 --teacher adds the undistilled model with guided DDIM from the same noise. Without --checkpoint only the teacher is
 drawn. Writes PNGs and a side-by-side grid. Exit code 0: done; 2: the command, a file or a value is wrong.
 """
@@ -18,6 +18,7 @@ from anytext2.batch import collate
 from distill.loading import Opened, data_sources, open_model, open_samples, read_samples
 from distill.painting import RowSpec, paint, set_scene
 from distill.pictures import Shown, hint_picture, picture_grid, pixels, to_uint8
+from distill.sampler import SAMPLERS
 from distill.setup import make_schedule
 
 STEPS = (1, 2, 4, 8)
@@ -35,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
     parser.add_argument("--steps", type=int, action="append", choices=STEPS, help="of the student; may be repeated")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="of the student; default: its objective's own")
     parser.add_argument("--teacher", action="store_true", help="draw the teacher beside the student")
     parser.add_argument("--teacher-steps", type=int, default=50, metavar="N")
     parser.add_argument("--guidance", type=float, help="of the teacher; 1: none; default: as distilled")
@@ -50,9 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
     """The ways of sampling that the command asks for."""
-    students = (
-        [RowSpec("student", "consistency", n) for n in sorted(set(args.steps or [4]))] if opened.has_student else []
-    )
+    sampler = args.sampler or opened.student_sampler
+    students = [RowSpec("student", sampler, n) for n in sorted(set(args.steps or [4]))] if opened.has_student else []
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
     return (*teachers, *students)

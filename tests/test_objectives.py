@@ -10,12 +10,13 @@ import torch
 from stub_model import ABAR, CELLS, SCHEDULE, SIZE, Stub, StubRoles, coefficients, sample, step_input
 from torch import nn
 
-from anytext2.batch import Conditions, collate
+from anytext2.batch import collate
 from anytext2.randomness import Draws
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import StepInput
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.denoise import Denoise, DenoiseConfig, allowed_and_text
+from distill.objectives.phased import Phased, PhasedConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
 
 
@@ -24,44 +25,98 @@ def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
     return [torch.zeros(()) if g is None else g for g in found]
 
 
+def plain_solve(
+    model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, hops: int
+) -> torch.Tensor:
+    """The guided teacher's DDIM steps from t down to s, sample-wise constants and all (Luo et al. 2023, eq. 14)."""
+    w = item.draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    uncond = model.unconditional(cond, item.batch)
+    times = [t - (t - s) * hop // hops for hop in range(hops + 1)]
+    with torch.no_grad():
+        model.adapters = False
+        for now, after in zip(times, times[1:], strict=False):
+            (a, b), (a_s, b_s) = coefficients(now), coefficients(after)
+            eps_c = model.predict_noise(z, now, cond.image_context, model.write(cond))
+            eps_u = model.predict_noise(z, now, uncond.image_context, model.write(uncond))
+            x0_c, x0_u = (z - b * eps_c) / a, (z - b * eps_u) / a
+            z = a_s * (x0_c + w * (x0_c - x0_u)) + b_s * (eps_c + w * (eps_c - eps_u))
+        model.adapters = True
+    return z
+
+
+def plain_distance(difference: torch.Tensor, use_l2: bool) -> torch.Tensor:
+    if use_l2:
+        return difference.square().mean((1, 2, 3))
+    return ((difference.square() + 1e-6).sqrt() - 1e-3).mean((1, 2, 3))
+
+
 def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool, hops: int = 1) -> torch.Tensor:
     """Luo et al. 2023 written down once more, sample-wise constants and all, straight from the formulas."""
     z0, draws = item.latent.clone(), item.draws
     t = 20 * draws.integers("consistency/t", 0, 50) + 19
-    w = draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
     noise = draws.normal("consistency/noise", z0.shape[1:]).double()
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * noise
 
     cond = model.condition(item.batch, model.masked_latents(item.batch))
-    uncond = model.unconditional(cond, item.batch)
-
-    def eps_at(z: torch.Tensor, time: torch.Tensor, c: Conditions, adapters: bool) -> torch.Tensor:
-        model.adapters = adapters
-        eps = model.predict_noise(z, time, c.image_context, model.write(c))
-        model.adapters = True
-        return eps
 
     def f(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         a, b = coefficients(time)
         tau = 10.0 * time.double().reshape(-1, 1, 1, 1)
-        x0 = (z - b * eps_at(z, time, cond, adapters=True)) / a
+        x0 = (z - b * model.predict_noise(z, time, cond.image_context, model.write(cond))) / a
         return 0.25 / (tau**2 + 0.25) * z + tau / (tau**2 + 0.25) ** 0.5 * x0
 
+    s = torch.where(t < k, torch.zeros_like(t), t - k)
     with torch.no_grad():
-        z_s, s = z_t, t
-        for _ in range(hops):
-            a, b = coefficients(s)
-            eps_c, eps_u = eps_at(z_s, s, cond, False), eps_at(z_s, s, uncond, False)
-            x0_c, x0_u = (z_s - b * eps_c) / a, (z_s - b * eps_u) / a
-            s = torch.where(s - k // hops < 0, torch.zeros_like(s), s - k // hops)
-            a, b = coefficients(s)
-            z_s = a * (x0_c + w * (x0_c - x0_u)) + b * (eps_c + w * (eps_c - eps_u))
-        target = f(z_s, s)
-    difference = f(z_t, t) - target
-    if use_l2:
-        return difference.square().mean((1, 2, 3))
-    return ((difference.square() + 1e-6).sqrt() - 1e-3).mean((1, 2, 3))
+        target = f(plain_solve(model, item, z_t, t, s, hops), s)
+    return plain_distance(f(z_t, t) - target, use_l2)
+
+
+def plain_phased(model: Stub, item: StepInput, k: int, hops: int, edges_only: bool, use_l2: bool) -> torch.Tensor:
+    """Four phases of 50 solver steps, as Wang et al. 2024 (PCM) say it."""
+    z0, draws = item.latent.clone(), item.draws
+    edges = [0, 259, 499, 759, 999]
+    if edges_only:
+        t = torch.tensor([edges[1 + i] for i in draws.integers("phased/t", 0, 4).tolist()])
+    else:
+        t = 20 * draws.integers("phased/t", 0, 50) + 19
+    edge = torch.tensor([max(e for e in edges if e < time) for time in t.tolist()])
+    s = torch.tensor([max(time - k, e) for time, e in zip(t.tolist(), edge.tolist(), strict=True)])
+    alpha, sigma = coefficients(t)
+    z_t = alpha * z0 + sigma * draws.normal("phased/noise", z0.shape[1:]).double()
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+
+    def to_edge(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        (a, b), (a_e, b_e) = coefficients(time), coefficients(edge)
+        eps = model.predict_noise(z, time, cond.image_context, model.write(cond))
+        return a_e * (z - b * eps) / a + b_e * eps
+
+    with torch.no_grad():
+        target = to_edge(plain_solve(model, item, z_t, t, s, hops), s)
+    return plain_distance(to_edge(z_t, t) - target, use_l2)
+
+
+@pytest.mark.parametrize(
+    ("k", "hops", "edges_only", "name"),
+    [(20, 1, False, "huber"), (100, 3, False, "l2"), (250, 2, True, "huber"), (1000, 3, True, "l2")],
+)
+def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edges_only: bool, name: str) -> None:
+    roles, item = StubRoles(), step_input(8, seed=3)
+    config = PhasedConfig(lcm_step=k, teacher_steps=hops, edges_only=edges_only, loss=name)
+    ours = Phased(config, SCHEDULE).loss(roles, item)
+    plain = plain_phased(roles.model, item, k, hops, edges_only, name == "l2")
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+    )
+
+
+def test_a_phase_taken_whole_needs_no_target() -> None:
+    roles = StubRoles()
+    config = PhasedConfig(lcm_step=1000, teacher_steps=3, edges_only=True)
+    Phased(config, SCHEDULE).loss(roles, step_input())
+    assert roles.model.calls.count("unet") == 2 * 3 + 1
 
 
 @pytest.mark.parametrize(("k", "hops", "name"), [(20, 1, "huber"), (20, 1, "l2"), (100, 1, "huber"), (240, 3, "huber")])
@@ -107,6 +162,7 @@ def test_on_the_exact_path_only_the_boundary_is_left() -> None:
 def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
     for objective in (
         Consistency(ConsistencyConfig(), SCHEDULE),
+        Phased(PhasedConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
         Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0), SCHEDULE),
     ):
@@ -205,7 +261,7 @@ def test_nothing_dropped_costs_no_unconditional_encoding() -> None:
 
 def test_reports_are_detached_scalars() -> None:
     roles = StubRoles()
-    for name in ("consistency", "x0_regression", "denoise"):
+    for name in ("consistency", "phased", "x0_regression", "denoise"):
         objective = OBJECTIVES[name](OBJECTIVES[name].Config(), SCHEDULE)
         report = objective.loss(roles, step_input()).report
         assert set(report) > {"loss"}
@@ -219,6 +275,10 @@ def test_reports_are_detached_scalars() -> None:
         (ConsistencyConfig, {"loss": "l3"}, "'l3'"),
         (ConsistencyConfig, {"huber_c": 0.0}, "huber_c = 0.0"),
         (ConsistencyConfig, {"sigma_data": 0.0}, "sigma_data = 0.0"),
+        (PhasedConfig, {"phases": 51}, "phases = 51.*solver_steps = 50"),
+        (PhasedConfig, {"lcm_step": 0}, "lcm_step = 0"),
+        (PhasedConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
+        (ConsistencyConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
         (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
         (DenoiseConfig, {"scope": "unet"}, "'unet'"),
         (DenoiseConfig, {"text_weight": -1.0}, "text_weight = -1.0"),
@@ -236,6 +296,7 @@ def test_impossible_options_are_named(config: type, options: dict[str, Any], nam
     [
         (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
         (lambda: Consistency(ConsistencyConfig(lcm_step=30), SCHEDULE), "lcm_step = 30.*multiple of 20"),
+        (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver_steps = 2000"),
         (lambda: X0Regression(X0RegressionConfig(timesteps=[999, 1000]), SCHEDULE), "1000 is not in the schedule"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 import anytext2  # noqa: F401  # declares torchvision's operators before diffusers looks for them
 from distill import sampler
@@ -50,6 +50,17 @@ def test_consistency_equals_diffusers(n_steps: int, monkeypatch: pytest.MonkeyPa
         x, denoised = reference.step(predict(x, t.expand(2)), t, x, return_dict=False)
     ours = sampler.sample_consistency(predict, start(), n_steps, SCHEDULE, noises.__getitem__)
     torch.testing.assert_close(ours, denoised, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_steps", range(1, 17))
+def test_phased_equals_trajectory_sampling_without_noise_in_diffusers(n_steps: int) -> None:
+    reference = TCDScheduler(**BETAS, original_inference_steps=50, clip_sample=False, set_alpha_to_one=False)
+    reference.set_timesteps(n_steps)
+    x = start()
+    for t in reference.timesteps:
+        x = reference.step(predict(x, t.expand(2)), t, x, eta=0.0).prev_sample
+    ours = sampler.sample_phased(predict, start(), n_steps, SCHEDULE)
+    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
 def test_grids() -> None:

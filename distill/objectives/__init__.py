@@ -8,11 +8,13 @@ from distill.objectives.autoencode import Autoencode
 from distill.objectives.base import FullWeightObjective, LossOutput, Objective, Roles, StepInput
 from distill.objectives.consistency import Consistency
 from distill.objectives.denoise import Denoise
+from distill.objectives.phased import Phased
 from distill.objectives.recognize import Recognize
 from distill.objectives.x0_regression import X0Regression
 
 OBJECTIVES: dict[str, Any] = {
     "consistency": Consistency,
+    "phased": Phased,
     "x0_regression": X0Regression,
     "denoise": Denoise,
     "autoencode": Autoencode,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
 from distill.objectives.guidance import GuidedConfig, GuidedTeacher, root_mean_square
+from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, expand_like
-from distill.solver import ddim_step
 
 
 @dataclass
@@ -38,8 +38,8 @@ class ConsistencyConfig(GuidedConfig):
         super().__post_init__()
         if self.solver_steps < 1:
             raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
-        if self.teacher_steps < 1 or self.lcm_step % self.teacher_steps:
-            raise ValueError(f"teacher_steps = {self.teacher_steps}: must divide lcm_step = {self.lcm_step}")
+        if self.teacher_steps < 1:
+            raise ValueError(f"teacher_steps = {self.teacher_steps}: must be at least 1")
         if self.sigma_data <= 0 or self.timestep_scaling <= 0:
             raise ValueError(
                 f"sigma_data = {self.sigma_data}, timestep_scaling = {self.timestep_scaling}: both must be > 0"
@@ -51,6 +51,7 @@ class Consistency:
 
     Config = ConsistencyConfig
     trains: Trains = "lora"
+    student_sampler: SamplerName = "consistency"
     needs_latents = True
 
     def __init__(self, config: ConsistencyConfig, schedule: NoiseSchedule) -> None:
@@ -77,12 +78,7 @@ class Consistency:
         z_t = schedule.add_noise(latent, noise, t)
 
         teacher = GuidedTeacher(roles, item, config, schedule)
-        x0, eps = teacher(z_t, t)
-        first_x0, stride = x0, config.lcm_step // config.teacher_steps
-        for step in range(1, config.teacher_steps):
-            between = (t - step * stride).clamp_min(0)
-            x0, eps = teacher(ddim_step(x0, eps, *schedule.alpha_sigma(between, latent)), between)
-        z_s = ddim_step(x0, eps, *schedule.alpha_sigma(s, latent))
+        z_s, teacher_x0 = teacher.solve(z_t, t, s, config.teacher_steps)
 
         # The student goes first: under autocast, weights cast inside the target's inference mode would be cached and
         # then met by the student's graph.
@@ -95,7 +91,7 @@ class Consistency:
             target = self._f(z_s, eps_s, s, schedule)
 
         per_sample = config.distance(prediction, target.clone())
-        return loss_output(per_sample, teacher_distance=root_mean_square(prediction.detach() - first_x0))
+        return loss_output(per_sample, teacher_distance=root_mean_square(prediction - teacher_x0))
 
     def _f(self, z: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The consistency function [B,C,h,w] of the model's ``eps`` at (z, t)."""

@@ -16,6 +16,7 @@ from anytext2.randomness import Draws
 from distill import losses
 from distill.objectives.base import Roles, StepInput, masked_latent_of, predict_noise
 from distill.schedule import NoiseSchedule, expand_like
+from distill.solver import ddim_step
 
 if TYPE_CHECKING:
     from anytext2.model import AnyText2
@@ -94,6 +95,14 @@ class GuidedTeacher:
                 x0 = x0 + w * (x0 - schedule.eps_to_x0(noisy, eps_u, t))
                 eps = eps + w * (eps - eps_u)
         return x0.clone(), eps.clone()
+
+    def solve(self, noisy: Tensor, t: Tensor, s: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """``noisy`` taken from t down to s [B] in equal DDIM steps, and the guided x0 at (``noisy``, t)."""
+        x0, eps = first_x0, _ = self(noisy, t)
+        for step in range(1, steps):
+            between = t - (t - s) * step // steps
+            x0, eps = self(ddim_step(x0, eps, *self._schedule.alpha_sigma(between, noisy)), between)
+        return ddim_step(x0, eps, *self._schedule.alpha_sigma(s, noisy)), first_x0
 
 
 def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:

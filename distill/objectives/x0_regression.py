@@ -14,6 +14,7 @@ import torch
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, require_latent
 from distill.objectives.guidance import GuidedConfig, GuidedTeacher, estimate_noise, root_mean_square
+from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule, ddim_timesteps
 
 
@@ -33,6 +34,7 @@ class X0Regression:
 
     Config = X0RegressionConfig
     trains: Trains = "lora"
+    student_sampler: SamplerName = "consistency"
     needs_latents = True
 
     def __init__(self, config: X0RegressionConfig, schedule: NoiseSchedule) -> None:
