@@ -103,6 +103,14 @@ def test_the_seed_and_nothing_else_decides(workplace, tmp_path, reuse):
     assert np.abs(a - c).max() > 20
 
 
+def test_the_sampler_of_the_student_can_be_chosen(workplace, tmp_path, reuse, capsys):
+    assert call_infer(workplace, tmp_path, "--steps", "2", "--sampler", "phased") == 0
+    assert (tmp_path / "sample000000-student-phased-2.png").is_file()
+    with pytest.raises(SystemExit):
+        call_infer(workplace, tmp_path, "--sampler", "euler")
+    assert "ddim" in capsys.readouterr().err
+
+
 def test_without_a_checkpoint_the_teacher_is_drawn(workplace, tmp_path):
     data, recipe = str(workplace / "data" / "data.json"), str(workplace / "run" / "recipe.yaml")
     more = ["--teacher-steps", "1", "--guidance", "1", "--out", str(tmp_path)]

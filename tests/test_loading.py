@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from anytext2.batch import collate
 from distill.checkpoint import save_checkpoint
 from distill.loading import Opened, open_model
 from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
-from distill.recipe_file import EMBEDDED_DEFAULT
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, student_sampler
 from distill.run_state import MODEL_WEIGHTS
 from distill.schedule import NoiseSchedule
 
@@ -44,6 +45,14 @@ def test_the_sampler_follows_the_objective(plain):
     changes = ["objective.solver_steps=25", "objective.lcm_step=40", "objective.timestep_scaling=5"]
     other = open_model(None, EMBEDDED_DEFAULT, [*SCRATCH, *changes], "fp32", "cpu")
     assert other.consistency == ConsistencyOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"), [("consistency", "consistency"), ("phased", "phased"), ("denoise", "consistency")]
+)
+def test_a_student_is_sampled_as_its_objective_taught_it(objective, sampler):
+    recipe = load_recipe(EMBEDDED_DEFAULT)
+    assert student_sampler(replace(recipe, objective={"name": objective})) == sampler
 
 
 @pytest.mark.parametrize(("low", "high", "scale"), [(5.0, 15.0, 7.5), (2.0, 4.0, 4.0), (8.0, 10.0, 10.0)])

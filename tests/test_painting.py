@@ -10,7 +10,7 @@ from anytext2.batch import collate
 from anytext2.randomness import Draws
 from distill import painting
 from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
-from distill.sampler import sample_consistency, sample_ddim
+from distill.sampler import sample_consistency, sample_ddim, sample_phased
 from distill.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -20,6 +20,7 @@ ROWS = (
     RowSpec("undistilled", "consistency", 2),
     RowSpec("student", "consistency", 1),
     RowSpec("student", "consistency", 4),
+    RowSpec("student", "phased", 3),
 )
 
 
@@ -56,6 +57,8 @@ def test_rows_are_what_the_samplers_give_for_teacher_and_student():
         noise=lambda step: draws.normal(f"sampler_noise_{step}", (2, 4, 4)),
     )
     assert torch.allclose(found["student-consistency-4"].latent, expected, atol=1e-5)
+    phased = sample_phased(lambda x, t: eps(TEACHER_GAIN + 0.2, x, t, text), start, 3, SCHEDULE)
+    assert torch.allclose(found["student-phased-3"].latent, phased, atol=1e-5)
     assert not torch.allclose(
         found["student-consistency-4"].latent, found["undistilled-consistency-2"].latent, atol=1e-2
     )
@@ -70,6 +73,7 @@ def test_calls_are_counted_and_maps_made_once_a_role():
         "undistilled-consistency-2": 2,
         "student-consistency-1": 1,
         "student-consistency-4": 4,
+        "student-phased-3": 3,
     }
     assert roles.model.calls == sum(found.values())
     assert roles.model.writes == 3  # teacher with and without text, student with text
@@ -85,6 +89,7 @@ def test_seconds_are_of_maps_and_sampling(monkeypatch):
         "undistilled-consistency-2": 2.0,
         "student-consistency-1": 2.0,
         "student-consistency-4": 2.0,
+        "student-phased-3": 2.0,
     }
 
 

@@ -114,6 +114,16 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
+def _looks_up(pid: int) -> bool:
+    """A rank that catches signals has noted who started it. True for one that has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    caught = text.partition("SigCgt:")[2].split()
+    return not caught or bool(int(caught[0], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
 Start = Callable[[int, Sequence[str], Path], Attempt]
 
 
@@ -206,6 +216,8 @@ class Run:
         if target == "rank" and victims:
             victims = [self._rng.choice(victims)]
         elif target == "launcher" or not victims:
+            while not all(map(_looks_up, attempt.ranks())):  # before that no rank would miss it; docs/RELIABILITY.md
+                time.sleep(0.01)
             victims, target = [attempt.launcher or os.getpid()], "launcher"
         elif attempt.launcher:
             victims.append(attempt.launcher)
