@@ -9,7 +9,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -24,6 +23,8 @@ from distill.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm
 from distill.stream import BatchPlan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET = 32 * 2**20
+"""Values that are gathered at once for a checkpoint: 128 MiB beside everything else on the device."""
 T = TypeVar("T")
 
 
@@ -219,31 +220,33 @@ class Engine:
         The form does not depend on the world size; tensors are float32 on the CPU, and later updates do not change
         them. keep: False on a rank that only takes part in gathering; it gets nothing.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        step = torch.as_tensor(float(self._optimizer.optimizer.state[self._masters[0]]["step"]))
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        for name, p in self.params:
-            slots = {"master": safe_get_full_fp32_param(p)}
-            slots |= {moment: safe_get_full_optimizer_state(p, moment) for moment in MOMENTS}
-            if keep:
-                state[name] = {slot: _snapshot(value) for slot, value in slots.items()} | {"step": step.clone()}
+        (master,) = self._masters
+        inner = self._optimizer.optimizer.state[master]
+        shards = {"master": master.detach()} | {moment: inner[moment] for moment in MOMENTS}
         if self._ema:
-            with self._masters_are_ema():
-                for name, p in self.params:
-                    average = safe_get_full_fp32_param(p)
-                    if keep:
-                        state[name]["ema"] = _snapshot(average)
+            shards["ema"] = self._ema[0]
+        step = torch.as_tensor(float(inner["step"]))
+        state = {name: {"step": step.clone()} for name, _ in self.params} if keep else {}
+        for bucket in _buckets(self.params):
+            for slot, shard in shards.items():
+                whole = self._whole([p for _, p in bucket], shard)
+                if keep:
+                    copies = whole.to("cpu", copy=True).split([p.numel() for _, p in bucket])
+                    for (name, p), values in zip(bucket, copies, strict=True):
+                        state[name][slot] = values.reshape(p.shape)
         return state
 
-    @contextmanager
-    def _masters_are_ema(self) -> Iterator[None]:
-        kept = [m.detach().clone() for m in self._masters]
-        torch._foreach_copy_([m.data for m in self._masters], self._ema)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_([m.data for m in self._masters], kept)
+    def _whole(self, params: Sequence[nn.Parameter], shard: torch.Tensor) -> torch.Tensor:
+        """The values of `params`, flat and one after the other, of which every rank's `shard` holds a part. Collective.
+
+        One sum for many parameters: DeepSpeed's `safe_get_full_*` need one for each parameter and kind of state.
+        """
+        whole = torch.zeros(sum(p.numel() for p in params), device=shard.device)
+        for p, values in zip(params, whole.split([p.numel() for p in params]), strict=True):
+            if p._hp_mapping is not None:  # type: ignore[attr-defined]  # some of it is in this rank's shard
+                to, of = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address  # type: ignore[attr-defined]
+                values.narrow(0, to.start, to.numel).copy_(shard.narrow(0, of.start, of.numel))
+        return self.total(whole)
 
     def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
         """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.
@@ -296,8 +299,15 @@ class Engine:
             dist.barrier()
 
 
-def _snapshot(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+def _buckets(params: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Runs of parameters of at most BUCKET values together, or of one parameter."""
+    bucket: list[tuple[str, nn.Parameter]] = []
+    for name, p in params:
+        if bucket and sum(q.numel() for _, q in bucket) + p.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append((name, p))
+    yield bucket
 
 
 def on_main(world: World, call: Callable[[], T]) -> T:
