@@ -302,11 +302,13 @@ class Engine:
 def _buckets(params: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
     """Runs of parameters of at most BUCKET values together, or of one parameter."""
     bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
     for name, p in params:
-        if bucket and sum(q.numel() for _, q in bucket) + p.numel() > BUCKET:
+        if bucket and size + p.numel() > BUCKET:
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append((name, p))
+        size += p.numel()
     yield bucket
 
 

@@ -16,6 +16,7 @@ import torch
 from ranks import returned, run_ranks
 from torch import nn
 
+from distill import engine as engine_module
 from distill.config import TrainSection
 from distill.ds_config import choose_config, precision_of, read_ds_config
 from distill.engine import MOMENTS, Engine, StepResult, World, init_world
@@ -180,6 +181,7 @@ def handover_job(world: World, state: State | None, update: int) -> Handover:
     else:
         engine.load_full_state(state)
     weights = {name: p.detach().clone() for name, p in engine.params}
+    engine_module.BUCKET = 7  # gathered a parameter or two at a time; this process is forked for these jobs
     read_back = engine.full_state()
     train_one(engine, update + 1)
     return Handover(state, read_back, weights, engine.full_state())
