@@ -45,7 +45,8 @@ class EvaluationSection:
 
     batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; seed: of all noise;
     undistilled_steps: steps at which the undistilled model is tried with both samplers; shown: pictures kept for the
-    grid; student_sampler: of the student; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
+    grid; student_sampler: of the student, with gamma where it is the
+    trajectory sampler; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
     """
 
     batch: int = 8
@@ -55,6 +56,7 @@ class EvaluationSection:
     undistilled_steps: list[int] = field(default_factory=lambda: [4])
     student_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     student_sampler: SamplerName = "consistency"
+    gamma: float = 0.3
     seed: int = 0
     shown: int = 8
     resamples: int = 2000
@@ -79,7 +81,7 @@ class EvaluationSection:
             *(RowSpec("teacher", "ddim", n, self.guidance) for n in self.teacher_steps),
             *(RowSpec("undistilled", "ddim", n, self.guidance) for n in self.undistilled_steps),
             *(RowSpec("undistilled", "consistency", n) for n in self.undistilled_steps),
-            *(RowSpec("student", self.student_sampler, n) for n in self.student_steps),
+            *(RowSpec("student", self.student_sampler, n, gamma=self.gamma) for n in self.student_steps),
         )
 
 

@@ -19,7 +19,15 @@ from anytext2.batch import Batch, Conditions, Control
 from anytext2.randomness import Draws
 from distill.objectives.base import Roles, predict_noise
 from distill.pictures import pixels
-from distill.sampler import Predict, SamplerName, guided, sample_consistency, sample_ddim, sample_phased
+from distill.sampler import (
+    Predict,
+    SamplerName,
+    guided,
+    sample_consistency,
+    sample_ddim,
+    sample_phased,
+    sample_trajectory,
+)
 from distill.schedule import NoiseSchedule
 
 Role = Literal["teacher", "undistilled", "student"]
@@ -27,12 +35,16 @@ Role = Literal["teacher", "undistilled", "student"]
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One way of sampling. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost."""
+    """One way of sampling. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost.
+
+    gamma: of the trajectory sampler.
+    """
 
     role: Role
     sampler: SamplerName
     steps: int
     guidance: float = 1.0
+    gamma: float = 0.3
 
     def __post_init__(self) -> None:
         for name, value, known in (("role", self.role, Role), ("sampler", self.sampler, SamplerName)):
@@ -48,7 +60,7 @@ class RowSpec:
     @property
     def label(self) -> str:
         """For a picture's column: without the sampler where the role has only one that is usual."""
-        usual = {"teacher": ("ddim",), "student": ("consistency", "phased")}.get(self.role, ())
+        usual = {"teacher": ("ddim",), "student": ("consistency", "phased", "trajectory")}.get(self.role, ())
         return f"{self.role} {self.steps}" if self.sampler in usual else f"{self.role} {self.steps} {self.sampler}"
 
 
@@ -164,12 +176,14 @@ def _sample(
 ) -> torch.Tensor:
     if spec.sampler == "ddim":
         return sample_ddim(predict, start, spec.steps, schedule)
-    if spec.sampler == "phased":
-        return sample_phased(predict, start, spec.steps, schedule, solver_steps=options.solver_steps)
 
     def fresh(step: int) -> torch.Tensor:
         return draws.normal(f"sampler_noise_{step}", start.shape[1:], start.device)
 
+    if spec.sampler == "phased":
+        return sample_phased(predict, start, spec.steps, schedule, solver_steps=options.solver_steps)
+    if spec.sampler == "trajectory":
+        return sample_trajectory(predict, start, spec.steps, schedule, fresh, options.solver_steps, spec.gamma)
     return sample_consistency(predict, start, spec.steps, schedule, noise=fresh, **asdict(options))
 
 

@@ -18,7 +18,7 @@ from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, e
 from distill.solver import ddim_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-SamplerName = Literal["ddim", "consistency", "phased"]
+SamplerName = Literal["ddim", "consistency", "phased", "trajectory"]
 StepNoise = Callable[[int], Tensor]
 """Standard normal noise [B,C,h,w] of the given step (0 is the first step after x_T)."""
 
@@ -71,6 +71,37 @@ def sample_phased(
     The edges are `consistency_timesteps`, so that sampling begins at the top of the schedule.
     """
     return _ddim(predict, x_T, consistency_timesteps(n_steps, schedule.timesteps, solver_steps), schedule)
+
+
+def sample_trajectory(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    solver_steps: int = 50,
+    gamma: float = 0.3,
+) -> Tensor:
+    """Strategic stochastic sampling (Zheng et al. 2024, TCD, algorithm 4).
+
+    Each step goes past its end, to (1 - gamma) of it, and comes back with fresh noise: gamma 0 is `sample_phased`,
+    gamma 1 goes to the end of the schedule every time, as `sample_consistency` does.
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma = {gamma}: must be in [0, 1] (0.3 is usual)")
+    if gamma > 0 and n_steps > 1 and noise is None:
+        raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
+    x = _at_least_float32(x_T)
+    schedule = schedule.to(x.device)
+    for step, (t, end) in enumerate(_pairs(consistency_timesteps(n_steps, schedule.timesteps, solver_steps), last=0)):
+        times, past = _fill(t, x), int((1.0 - gamma) * end)
+        eps = predict(x, times).to(x.dtype)
+        alpha, sigma = schedule.alpha_sigma(_fill(past, x), x)
+        x = ddim_step(schedule.eps_to_x0(x, eps, times), eps, alpha, sigma)
+        if noise is not None and past < end:
+            kept = schedule.alpha_sigma(_fill(end, x), x)[0] / alpha
+            x = kept * x + (1.0 - kept.square()).sqrt() * noise(step).to(x)
+    return x
 
 
 def _ddim(
@@ -152,7 +183,12 @@ def guided(predict_cond: Predict, predict_uncond: Predict, scale: float) -> Pred
     return predict
 
 
-SAMPLERS: dict[str, Sampler] = {"ddim": sample_ddim, "consistency": sample_consistency, "phased": sample_phased}
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": sample_ddim,
+    "consistency": sample_consistency,
+    "phased": sample_phased,
+    "trajectory": sample_trajectory,
+}
 
 
 def _pairs(times_down: Tensor, last: int) -> Iterator[tuple[int, int]]:

@@ -52,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--{role}-steps", type=_numbers, default=steps, metavar="N,N", help=f"default: {','.join(map(str, steps))}"
         )
     parser.add_argument("--student-sampler", choices=SAMPLERS, help="default: its objective's own")
+    parser.add_argument("--gamma", type=float, default=defaults.gamma, help="of the student's trajectory sampler")
     parser.add_argument("--batch", type=int, default=defaults.batch, metavar="N", help="pictures drawn together")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the noise")
     parser.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help="rows of the grid")

@@ -37,6 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
     parser.add_argument("--steps", type=int, action="append", choices=STEPS, help="of the student; may be repeated")
     parser.add_argument("--sampler", choices=SAMPLERS, help="of the student; default: its objective's own")
+    parser.add_argument(
+        "--gamma", type=float, default=0.3, help="of the trajectory sampler: the share of noise put back"
+    )
     parser.add_argument("--teacher", action="store_true", help="draw the teacher beside the student")
     parser.add_argument("--teacher-steps", type=int, default=50, metavar="N")
     parser.add_argument("--guidance", type=float, help="of the teacher; 1: none; default: as distilled")
@@ -53,7 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
-    students = [RowSpec("student", sampler, n) for n in sorted(set(args.steps or [4]))] if opened.has_student else []
+    steps = sorted(set(args.steps or [4])) if opened.has_student else []
+    students = [RowSpec("student", sampler, n, gamma=args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
     return (*teachers, *students)

@@ -16,7 +16,9 @@ from distill.objectives import OBJECTIVES
 from distill.objectives.base import StepInput
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.denoise import Denoise, DenoiseConfig, allowed_and_text
+from distill.objectives.flow import FlowConfig
 from distill.objectives.phased import Phased, PhasedConfig
+from distill.objectives.trajectory import Trajectory
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
 
 
@@ -97,6 +99,40 @@ def plain_phased(model: Stub, item: StepInput, k: int, hops: int, edges_only: bo
     return plain_distance(to_edge(z_t, t) - target, use_l2)
 
 
+def plain_trajectory(model: Stub, item: StepInput, k: int, hops: int) -> torch.Tensor:
+    """Zheng et al. 2024 (TCD): the student's step may end anywhere at or below s."""
+    z0, draws = item.latent.clone(), item.draws
+    t = 20 * draws.integers("trajectory/t", 0, 50) + 19
+    s = torch.where(t < k, torch.zeros_like(t), t - k)
+    share = draws.uniform("trajectory/end", 0, 1).tolist()
+    ends = [[0, *(e for e in range(19, 1000, 20) if e <= time)] for time in s.tolist()]
+    end = torch.tensor([those[int(u * len(those))] for u, those in zip(share, ends, strict=True)])
+    alpha, sigma = coefficients(t)
+    z_t = alpha * z0 + sigma * draws.normal("trajectory/noise", z0.shape[1:]).double()
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+
+    def to_end(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        (a, b), (a_e, b_e) = coefficients(time), coefficients(end)
+        eps = model.predict_noise(z, time, cond.image_context, model.write(cond))
+        return a_e * (z - b * eps) / a + b_e * eps
+
+    with torch.no_grad():
+        target = to_end(plain_solve(model, item, z_t, t, s, hops), s)
+    assert len(set(end.tolist())) > 3 and (s - end).min() == 0 and (s - end).max() > 100
+    return plain_distance(to_end(z_t, t) - target, use_l2=False)
+
+
+@pytest.mark.parametrize(("k", "hops"), [(20, 1), (100, 2)])
+def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int) -> None:
+    roles, item = StubRoles(), step_input(16, seed=5)
+    ours = Trajectory(FlowConfig(lcm_step=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
+    plain = plain_trajectory(roles.model, item, k, hops)
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize(
     ("k", "hops", "edges_only", "name"),
     [(20, 1, False, "huber"), (100, 3, False, "l2"), (250, 2, True, "huber"), (1000, 3, True, "l2")],
@@ -163,6 +199,7 @@ def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
     for objective in (
         Consistency(ConsistencyConfig(), SCHEDULE),
         Phased(PhasedConfig(), SCHEDULE),
+        Trajectory(FlowConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
         Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0), SCHEDULE),
     ):
@@ -261,7 +298,7 @@ def test_nothing_dropped_costs_no_unconditional_encoding() -> None:
 
 def test_reports_are_detached_scalars() -> None:
     roles = StubRoles()
-    for name in ("consistency", "phased", "x0_regression", "denoise"):
+    for name in ("consistency", "phased", "trajectory", "x0_regression", "denoise"):
         objective = OBJECTIVES[name](OBJECTIVES[name].Config(), SCHEDULE)
         report = objective.loss(roles, step_input()).report
         assert set(report) > {"loss"}
@@ -296,7 +333,7 @@ def test_impossible_options_are_named(config: type, options: dict[str, Any], nam
     [
         (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
         (lambda: Consistency(ConsistencyConfig(lcm_step=30), SCHEDULE), "lcm_step = 30.*multiple of 20"),
-        (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver_steps = 2000"),
+        (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver steps: 2000"),
         (lambda: X0Regression(X0RegressionConfig(timesteps=[999, 1000]), SCHEDULE), "1000 is not in the schedule"),
     ],
 )

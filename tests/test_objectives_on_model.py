@@ -68,7 +68,7 @@ def test_denoise_in_official_scope_trains_what_the_released_code_trains() -> Non
 
 
 @pytest.mark.parametrize("precision", ["float32", "autocast bfloat16"])
-@pytest.mark.parametrize("name", ["consistency", "phased", "x0_regression"])
+@pytest.mark.parametrize("name", ["consistency", "phased", "trajectory", "x0_regression"])
 def test_every_lora_tensor_gets_a_gradient_and_no_base_weight(model: AnyText2, name: str, precision: str) -> None:
     bare = model.float()
     item = step_input(bare)

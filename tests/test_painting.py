@@ -21,6 +21,7 @@ ROWS = (
     RowSpec("student", "consistency", 1),
     RowSpec("student", "consistency", 4),
     RowSpec("student", "phased", 3),
+    RowSpec("student", "trajectory", 2, gamma=0.5),
 )
 
 
@@ -74,6 +75,7 @@ def test_calls_are_counted_and_maps_made_once_a_role():
         "student-consistency-1": 1,
         "student-consistency-4": 4,
         "student-phased-3": 3,
+        "student-trajectory-2": 2,
     }
     assert roles.model.calls == sum(found.values())
     assert roles.model.writes == 3  # teacher with and without text, student with text
@@ -90,6 +92,7 @@ def test_seconds_are_of_maps_and_sampling(monkeypatch):
         "student-consistency-1": 2.0,
         "student-consistency-4": 2.0,
         "student-phased-3": 2.0,
+        "student-trajectory-2": 2.0,
     }
 
 

@@ -22,7 +22,9 @@ def start(seed: int = 5) -> torch.Tensor:
     return torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("n_steps", "eta"), [(4, 0.0), (20, 0.0), (50, 0.0), (10, 0.7)])
+@pytest.mark.parametrize(
+    ("n_steps", "eta"), [*((n, 0.0) for n in range(1, 17) if 1000 % n == 0), (20, 0.0), (50, 0.0), (10, 0.7)]
+)
 def test_ddim_equals_diffusers(n_steps: int, eta: float) -> None:
     noises = [start(100 + step) for step in range(n_steps)]
     reference = DDIMScheduler(
@@ -37,7 +39,7 @@ def test_ddim_equals_diffusers(n_steps: int, eta: float) -> None:
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_steps", range(1, 17))
 def test_consistency_equals_diffusers(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     noises = [start(200 + step) for step in range(n_steps)]
     reference = LCMScheduler(**BETAS, original_inference_steps=50, clip_sample=False, set_alpha_to_one=False)
@@ -52,15 +54,29 @@ def test_consistency_equals_diffusers(n_steps: int, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(ours, denoised, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("n_steps", range(1, 17))
-def test_phased_equals_trajectory_sampling_without_noise_in_diffusers(n_steps: int) -> None:
+def test_trajectory_equals_diffusers_and_phased_is_it_without_noise(
+    n_steps: int, gamma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noises = [start(300 + step) for step in range(n_steps)]
     reference = TCDScheduler(**BETAS, original_inference_steps=50, clip_sample=False, set_alpha_to_one=False)
     reference.set_timesteps(n_steps)
+    drawn = iter(noises)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_tcd.randn_tensor", lambda *_, **__: next(drawn))
     x = start()
     for t in reference.timesteps:
-        x = reference.step(predict(x, t.expand(2)), t, x, eta=0.0).prev_sample
-    ours = sampler.sample_phased(predict, start(), n_steps, SCHEDULE)
+        x = reference.step(predict(x, t.expand(2)), t, x, eta=gamma).prev_sample
+    ours = sampler.sample_trajectory(predict, start(), n_steps, SCHEDULE, noises.__getitem__, gamma=gamma)
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+    if gamma == 0.0:
+        torch.testing.assert_close(sampler.sample_phased(predict, start(), n_steps, SCHEDULE), ours)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1])
+def test_an_impossible_gamma_is_named(gamma: float) -> None:
+    with pytest.raises(ValueError, match=f"gamma = {gamma}"):
+        sampler.sample_trajectory(predict, start(), 2, SCHEDULE, lambda _: start(), gamma=gamma)
 
 
 def test_grids() -> None:

@@ -10,11 +10,13 @@ from distill.objectives.consistency import Consistency
 from distill.objectives.denoise import Denoise
 from distill.objectives.phased import Phased
 from distill.objectives.recognize import Recognize
+from distill.objectives.trajectory import Trajectory
 from distill.objectives.x0_regression import X0Regression
 
 OBJECTIVES: dict[str, Any] = {
     "consistency": Consistency,
     "phased": Phased,
+    "trajectory": Trajectory,
     "x0_regression": X0Regression,
     "denoise": Denoise,
     "autoencode": Autoencode,
