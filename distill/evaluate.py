@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from statistics import median
 from typing import Any
 
@@ -19,24 +20,34 @@ import torch
 from torch import nn
 
 from anytext2.batch import Batch, Sample, collate
+from distill.distribution import sliced_wasserstein
 from distill.objectives.base import Roles
-from distill.ocr import Reader
+from distill.ocr import Reader, reading_corners
 from distill.painting import PUBLISHED, ConsistencyOptions, Painting, RowSpec, paint, set_scene
 from distill.pictures import Shown, hint_picture, pixels, to_uint8
 from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule
 from distill.scores import (
+    HEIGHT,
+    LANGUAGE,
     Comparison,
+    LineScores,
     RowScore,
     TextScore,
     compare,
+    lines_to_plain,
     mean_interval,
     psnr,
     rmse,
     row_to_plain,
+    score_structure,
     score_text,
     to_plain,
 )
+from distill.structure import line_structure
+
+HEIGHTS = ((24.0, "under 24"), (32.0, "24-32"), (48.0, "32-48"), (float("inf"), "48 and more"))
+"""Pixels of a line's height: the shorter side of its box, which in a vertical column is its width."""
 
 
 @dataclass
@@ -87,14 +98,14 @@ class EvaluationSection:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that an evaluation found. The first row is the reference; text scores are None without an OCR engine."""
+    """All that an evaluation found. The first row is the reference."""
 
     pictures: int
     seed: int
     rows: tuple[RowScore, ...]
     comparisons: tuple[Comparison, ...]
-    originals: TextScore | None
-    reconstructions: TextScore | None
+    originals: LineScores
+    reconstructions: LineScores
     ocr_engine: str | None
     lines_not_scored: int
     lines_beyond_charset: int
@@ -110,6 +121,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: everything but the pictures."""
         plain: dict[str, Any] = to_plain(replace(self, shown=(), rows=()))
+        plain |= {name: lines_to_plain(getattr(self, name)) for name in ("originals", "reconstructions")}
         plain["reference"] = self.rows[0].key
         plain["rows"] = [row_to_plain(row) for row in self.rows]
         del plain["shown"]
@@ -157,6 +169,9 @@ class _Tally:
     def __init__(self, config: EvaluationSection, reader: Reader | None) -> None:
         self.config, self.reader = config, reader
         self.truth: list[list[str]] = []
+        self.groups: list[list[tuple[str, ...]]] = []
+        self.structure: dict[str, list[list[float]]] = {}
+        self.latents: dict[str, list[torch.Tensor]] = {}
         self.read: dict[str, list[list[str]]] = {}
         self.rmse: dict[str, list[float]] = {}
         self.psnr: dict[str, list[float]] = {}
@@ -171,9 +186,13 @@ class _Tally:
         self.reference = None
         originals = to_uint8(pixels(batch.image))
         self.truth += [[text for text in texts if text.strip()] for texts in batch.texts]
+        self.groups += [
+            [groups_of(*line) for line in zip(*lines, strict=True) if line[0].strip()]
+            for lines in zip(batch.texts, batch.languages, batch.polygons, strict=True)
+        ]
         self.not_scored += sum(not text.strip() for texts in batch.texts for text in texts)
-        self._read("originals", batch, originals)
-        self._read("reconstructions", batch, to_uint8(rebuilt))
+        self._look("originals", batch, originals)
+        self._look("reconstructions", batch, to_uint8(rebuilt))
         for b in range(min(batch.size, self.config.shown - len(self.shown))):
             hint = hint_picture(batch.position[b], batch.glyph[b])
             self.shown.append(Shown(batch.name[b], originals[b], hint, {}))
@@ -183,17 +202,18 @@ class _Tally:
         key = painting.spec.key
         self.reference = self.reference or painting
         self.rmse.setdefault(key, []).extend(rmse(painting.latent, self.reference.latent).tolist())
+        self.latents.setdefault(key, []).append(painting.latent.float().cpu())
         self.psnr.setdefault(key, []).extend(psnr(painting.image, self.reference.image).tolist())
         self.seconds.setdefault(key, []).append(painting.seconds / batch.size)
         self.nfe[key] = painting.nfe
         images = to_uint8(painting.image)
-        self._read(key, batch, images)
+        self._look(key, batch, images)
         first = len(self.rmse[key]) - batch.size
         for shown, image in zip(self.shown[first:], images, strict=False):  # few of them are shown
             shown.rows[key] = image
 
     def finish(self, specs: Sequence[RowSpec]) -> Evaluation:
-        rows = tuple(self._row(spec) for spec in specs)
+        rows = tuple(self._row(spec, specs[0]) for spec in specs)
         few = [s for s in specs if s.role == "student"]
         pairs = [(s, o) for s in few for o in specs if o.role == "undistilled" and o.steps == s.steps]
         n, seed, reader = self.config.resamples, self.config.seed, self.reader
@@ -202,15 +222,15 @@ class _Tally:
             seed=seed,
             rows=rows,
             comparisons=tuple(compare(s.key, self.rmse[s.key], o.key, self.rmse[o.key], n, seed) for s, o in pairs),
-            originals=self._text("originals"),
-            reconstructions=self._text("reconstructions"),
+            originals=self._lines("originals"),
+            reconstructions=self._lines("reconstructions"),
             ocr_engine=reader.name if reader else None,
             lines_not_scored=self.not_scored,
             lines_beyond_charset=sum(not reader.can_write(t) for texts in self.truth for t in texts) if reader else 0,
             shown=tuple(self.shown),
         )
 
-    def _row(self, spec: RowSpec) -> RowScore:
+    def _row(self, spec: RowSpec, reference: RowSpec) -> RowScore:
         errors, ratios = self.rmse[spec.key], self.psnr[spec.key]
         mean_psnr = float(np.mean(ratios))
         return RowScore(
@@ -223,21 +243,49 @@ class _Tally:
             latent_rmse=float(np.mean(errors)),
             latent_rmse_95=mean_interval(errors, None, self.config.resamples, self.config.seed),
             psnr_db=mean_psnr if np.isfinite(mean_psnr) else None,
-            text=self._text(spec.key),
+            distance=sliced_wasserstein(
+                torch.cat(self.latents[spec.key]), torch.cat(self.latents[reference.key]), self.config.seed
+            ),
+            lines=self._lines(spec.key),
             seconds_per_image=median(self.seconds[spec.key]),
         )
 
-    def _read(self, key: str, batch: Batch, images: np.ndarray) -> None:
-        if self.reader is None:
-            return
-        for image, texts, polygons in zip(images, batch.texts, batch.polygons, strict=True):
+    def _look(self, key: str, batch: Batch, images: np.ndarray) -> None:
+        """Reads the lines of a batch's pictures [B, H, W, 3], and compares their strokes with the glyphs."""
+        pages = batch.glyph.to(torch.uint8).cpu().numpy()
+        for image, page, texts, polygons in zip(images, pages, batch.texts, batch.polygons, strict=True):
             lines = [polygon for text, polygon in zip(texts, polygons, strict=True) if text.strip()]
-            self.read.setdefault(key, []).append(self.reader.read_lines(image, lines))
+            if self.reader is not None:
+                self.read.setdefault(key, []).append(self.reader.read_lines(image, lines))
+            strokes = [line_structure(image, polygon, page[0]) for polygon in lines]
+            self.structure.setdefault(key, []).append([found.score for found in strokes if found is not None])
 
-    def _text(self, key: str) -> TextScore | None:
+    def _groups(self, key: str) -> dict[str, TextScore]:
+        """The lines' score by language and by height."""
         if self.reader is None:
-            return None
-        return score_text(self.read[key], self.truth, self.config.resamples, self.config.seed)
+            return {}
+        found = {}
+        for name in sorted({name for picture in self.groups for names in picture for name in names}):
+            chosen = [[name in names for names in picture] for picture in self.groups]
+            read, truth = (
+                [list(compress(lines, which)) for lines, which in zip(texts, chosen, strict=True)]
+                for texts in (self.read[key], self.truth)
+            )
+            found[name] = score_text(read, truth, self.config.resamples, self.config.seed)
+        return found
+
+    def _lines(self, key: str) -> LineScores:
+        resamples, seed = self.config.resamples, self.config.seed
+        text = score_text(self.read[key], self.truth, resamples, seed) if self.reader else None
+        structure = score_structure(self.structure[key], resamples, seed)
+        return LineScores(text, structure, self._groups(key))
+
+
+def groups_of(text: str, language: str, polygon: np.ndarray) -> tuple[str, str]:
+    """The groups that a line is scored in: its language, and how many pixels high it is."""
+    corners = reading_corners(polygon)
+    height = min(float(np.linalg.norm(corners[n] - corners[0])) for n in (1, 3))
+    return LANGUAGE + language, HEIGHT + next(name for limit, name in HEIGHTS if height < limit)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from anytext2.randomness import numpy_rng
 from distill.ocr import exact_match, ned
 
 Interval = tuple[float, float]
+LANGUAGE, HEIGHT = "language ", "height "
+"""What the names of groups of lines begin with."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,32 @@ class TextScore:
 
 
 @dataclass(frozen=True)
+class StructureScore:
+    """Agreement of the lines' strokes with their glyphs (`structure.LineStructure`), 0..1, mean over lines."""
+
+    lines: int
+    structure: float
+    structure_95: Interval
+
+
+@dataclass(frozen=True)
+class LineScores:
+    """All that is said of a set of pictures' lines. text and groups (the text score of each language and height) are
+    None and empty without an OCR engine."""
+
+    text: TextScore | None
+    structure: StructureScore
+    groups: dict[str, TextScore]
+
+
+@dataclass(frozen=True)
 class RowScore:
-    """One way of sampling, scored. All but the text scores are means over pictures.
+    """One way of sampling, scored. All but the scores of lines are means over pictures.
 
     latent_rmse: root mean square error of a picture's scaled latent to the reference row's; psnr_db: of its pixels,
-    peak to peak 1 (None: identical to the reference); text: None without an OCR engine; nfe: UNet calls for one
-    picture; seconds_per_image: median over batches of WriteNet + UNet calls + decoding, divided by the batch.
+    peak to peak 1 (None: identical to the reference); nfe: UNet calls for one picture; seconds_per_image: median over
+    batches of WriteNet + UNet calls + decoding, divided by the batch; distance: sliced Wasserstein distance of the
+    row's latents to the reference row's.
     """
 
     key: str
@@ -51,7 +73,8 @@ class RowScore:
     latent_rmse: float
     latent_rmse_95: Interval
     psnr_db: float | None
-    text: TextScore | None
+    distance: float
+    lines: LineScores
     seconds_per_image: float
 
 
@@ -113,6 +136,14 @@ def score_text(read: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], re
     )
 
 
+def score_structure(found: Sequence[Sequence[float]], resamples: int, seed: int) -> StructureScore:
+    """Of the lines of N pictures."""
+    sums, lines = [sum(picture) for picture in found], [float(len(picture)) for picture in found]
+    n_lines = int(sum(lines))
+    mean = sum(sums) / n_lines if n_lines else math.nan
+    return StructureScore(n_lines, mean, mean_interval(sums, lines, resamples, seed))
+
+
 def compare(
     row: str, errors: Sequence[float], other: str, other_errors: Sequence[float], resamples: int, seed: int
 ) -> Comparison:
@@ -128,27 +159,38 @@ def compare(
 
 
 def table(
-    rows: Sequence[RowScore], originals: TextScore | None = None, reconstructions: TextScore | None = None
+    rows: Sequence[RowScore], originals: LineScores | None = None, reconstructions: LineScores | None = None
 ) -> str:
     """The rows as text for a terminal, one line each, after the pictures that bound what can be read."""
-    head = ("row", "guidance", "NFE", "s/image", "latent RMSE", "PSNR dB", "exact match (95 %)", "NED")
-    body = [
-        (name, "", "", "", "", "", _rate(score), f"{score.ned:.3f}")
-        for name, score in (("originals", originals), ("VAE reconstructions", reconstructions))
-        if score is not None
+    bounds = [
+        (name, lines)
+        for name, lines in (("originals", originals), ("VAE reconstructions", reconstructions))
+        if lines is not None
     ]
+    everything = [lines for _, lines in bounds] + [row.lines for row in rows]
+    groups = sorted({name for lines in everything for name in lines.groups if name.startswith(LANGUAGE)})
+
+    def cells(lines: LineScores) -> list[str]:
+        rates = [f"{lines.groups[name].exact_match:.3f}" if name in lines.groups else "-" for name in groups]
+        read = ["-", "-"] if lines.text is None else [_rate(lines.text), f"{lines.text.ned:.3f}"]
+        return [*read, *rates, f"{lines.structure.structure:.3f}"]
+
+    languages = [name.removeprefix(LANGUAGE) for name in groups]
+    head = ["row", "guidance", "NFE", "s/image", "latent RMSE", "PSNR dB", "distance"]
+    head += ["exact match (95 %)", "NED", *languages, "structure"]
+    body = [[name, *[""] * 6, *cells(lines)] for name, lines in bounds]
     for row in rows:
         body.append(
-            (
+            [
                 f"{row.role} {row.sampler} {row.steps}",
                 "none" if row.guidance == 1.0 else f"{row.guidance:g}",
                 str(row.nfe),
                 f"{row.seconds_per_image:.3f}",
                 f"{row.latent_rmse:.4f}",
                 "same" if row.psnr_db is None else f"{row.psnr_db:.2f}",
-                "-" if row.text is None else _rate(row.text),
-                "-" if row.text is None else f"{row.text.ned:.3f}",
-            )
+                f"{row.distance:.4f}",
+                *cells(row.lines),
+            ]
         )
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
     lines = []
@@ -171,11 +213,20 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def row_to_plain(row: RowScore) -> dict[str, Any]:
-    """One flat dictionary for one row: the text score beside the others, None where it was not measured."""
-    flat = to_plain(row)
+def lines_to_plain(lines: LineScores) -> dict[str, Any]:
+    """One flat dictionary: the text score beside the others, None where it was not measured."""
+    flat = to_plain(lines)
+    structure = flat.pop("structure")
+    flat |= {name: structure[name] for name in ("structure", "structure_95")}
     text = flat.pop("text") or dict.fromkeys(("lines", "exact_match", "exact_match_95", "ned"))
-    return {**flat, **text}
+    return {**text, **flat}
+
+
+def row_to_plain(row: RowScore) -> dict[str, Any]:
+    """One flat dictionary for one row."""
+    flat = to_plain(row)
+    del flat["lines"]
+    return {**flat, **lines_to_plain(row.lines)}
 
 
 def _rate(score: TextScore) -> str:

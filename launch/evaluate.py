@@ -122,7 +122,7 @@ def _record(opened: Opened, found: Evaluation, out: Path) -> None:
         return
     step = read_trainer_state(opened.checkpoint).step
     tracker = Tracker(opened.run_dir, opened.recipe.tracking, None)
-    measured = ("exact_match", "ned", "latent_rmse", "psnr_db", "seconds_per_image")
+    measured = ("exact_match", "ned", "structure", "distance", "latent_rmse", "psnr_db", "seconds_per_image")
     numbers = {
         f"evaluation/{row.key}/{name}": float(value)
         for row in found.rows

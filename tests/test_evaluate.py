@@ -8,7 +8,7 @@ import torch
 from stub_roles import StubRoles, make_sample
 
 from anytext2.batch import collate
-from distill.evaluate import EvaluationSection, evaluate
+from distill.evaluate import EvaluationSection, evaluate, groups_of
 from distill.painting import paint, set_scene
 from distill.schedule import NoiseSchedule
 
@@ -87,14 +87,14 @@ def test_an_undistilled_student_is_the_undistilled_model():
         ("student-consistency-2", "undistilled-consistency-2"),
     }
     assert against["student-consistency-2", "undistilled-consistency-2"].rmse_difference == 0.0
-    assert found.originals is None and found.rows[0].text is None and found.ocr_engine is None
+    assert found.originals.text is None and found.rows[0].lines.text is None and found.ocr_engine is None
 
 
 def test_results_do_not_depend_on_the_batch(found):
     other = evaluate(StubRoles(), samples(), SCHEDULE, section(batch=5), StubReader())
     for one, two in zip(found.rows, other.rows, strict=True):
         assert one.latent_rmse == pytest.approx(two.latent_rmse, rel=1e-5, abs=1e-7)
-        assert one.text == two.text
+        assert one.lines == two.lines and one.distance == pytest.approx(two.distance, rel=1e-4, abs=1e-7)
 
 
 def test_lines_are_scored_against_their_texts(found):
@@ -102,9 +102,36 @@ def test_lines_are_scored_against_their_texts(found):
     found = evaluate(StubRoles(), samples(), SCHEDULE, section(), reader)
     assert reader.lines == 6 * 8  # six lines that hold text; originals, reconstructions and six rows
     assert (found.lines_not_scored, found.lines_beyond_charset) == (1, 1)
-    for score in (found.originals, found.reconstructions, *(row.text for row in found.rows)):
+    for lines in (found.originals, found.reconstructions, *(row.lines for row in found.rows)):
+        score = lines.text
         assert (score.lines, score.exact_match) == (6, pytest.approx(2 / 6))
         assert score.exact_match_95[0] <= 2 / 6 <= score.exact_match_95[1]
+
+
+def test_lines_are_scored_by_language_and_height_too(found):
+    lines = found.originals
+    assert {name.split()[0] for name in lines.groups} == {"language", "height"}
+    for kind in ("language", "height"):
+        groups = [score for name, score in lines.groups.items() if name.startswith(kind)]
+        assert sum(score.lines for score in groups) == lines.text.lines
+        hits = sum(score.exact_match * score.lines for score in groups)
+        assert hits == pytest.approx(lines.text.exact_match * lines.text.lines)
+
+
+@pytest.mark.parametrize(
+    ("height", "name"), [(10, "under 24"), (23.9, "under 24"), (24, "24-32"), (40, "32-48"), (200, "48 and more")]
+)
+def test_the_height_of_a_line_is_its_box_s(height, name):
+    turned = np.array([[0, 0], [0, 300], [-height, 300], [-height, 0]], dtype=np.float32)  # a vertical column
+    lying = np.array([[0, 0], [300, 0], [300, height], [0, height]], dtype=np.float32)
+    assert groups_of("x", "Latin", lying) == ("language Latin", f"height {name}")
+    assert groups_of("x", "Latin", turned) == ("language Latin", f"height {name}")
+
+
+def test_structure_and_distance_are_there_for_every_row(found):
+    assert found.rows[0].distance == 0.0 and all(row.distance > 0 for row in found.rows[1:])
+    assert all(0.0 <= row.lines.structure.structure <= 1.0 for row in found.rows)
+    assert found.originals.structure.lines == found.rows[0].lines.structure.lines > 0
 
 
 def test_the_first_pictures_are_kept_for_the_grid(found):

@@ -147,7 +147,7 @@ def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
     assert evaluate.main([*argv, *steps, "data.synthetic.size=96"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["pictures"] == 2 and summary["data"] == [str(tmp_path / "held_out" / "data.json")]
-    assert summary["originals"] is None and summary["rows"][0]["exact_match"] is None
+    assert summary["originals"]["exact_match"] is None and summary["rows"][0]["exact_match"] is None
     assert summary["rows"][0]["guidance"] == 5.0 - 1.0  # w in [2, 4] is a scale of 3 to 5
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from distill.scores import (
+    LineScores,
     RowScore,
+    StructureScore,
     TextScore,
     compare,
     mean_interval,
@@ -19,6 +21,13 @@ from distill.scores import (
     table,
     to_plain,
 )
+
+READ = TextScore(10, 0.9, (0.7, 1.0), 0.95)
+
+
+def lines_of(text: TextScore | None, **groups: TextScore) -> LineScores:
+    named = {f"language {name}": score for name, score in groups.items()}
+    return LineScores(text, StructureScore(10, 0.8, (0.7, 0.9)), named)
 
 
 def row(**changes) -> RowScore:
@@ -32,8 +41,9 @@ def row(**changes) -> RowScore:
         latent_rmse=0.25,
         latent_rmse_95=(0.2, 0.3),
         psnr_db=21.5,
-        text=TextScore(10, 0.9, (0.7, 1.0), 0.95),
+        lines=lines_of(READ),
         seconds_per_image=0.5,
+        distance=0.125,
     )
     return RowScore(**{**values, **changes})
 
@@ -86,17 +96,19 @@ def test_a_paired_comparison_sees_a_small_steady_gain():
 
 def test_the_table_lines_up_and_shows_what_is_missing():
     text = table(
-        [row(role="teacher", sampler="ddim", steps=50, guidance=7.5, nfe=100, psnr_db=None), row(text=None)],
-        originals=TextScore(10, 1.0, (1.0, 1.0), 1.0),
+        [row(role="teacher", sampler="ddim", steps=50, guidance=7.5, nfe=100, psnr_db=None), row(lines=lines_of(None))],
+        originals=lines_of(TextScore(10, 1.0, (1.0, 1.0), 1.0), Latin=TextScore(6, 0.75, (0.5, 1.0), 0.9)),
     )
     lines = text.splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert "originals" in lines[2] and "teacher ddim 50" in lines[3] and "same" in lines[3] and "7.5" in lines[3]
-    assert "none" in lines[4] and lines[4].endswith("-")
+    assert "none" in lines[4] and lines[4].split()[-4:] == ["-", "-", "-", "0.800"]
+    assert "Latin" in lines[0] and lines[2].split()[-2:] == ["0.750", "0.800"]
 
 
 def test_json_holds_no_infinity():
-    plain = row_to_plain(row(psnr_db=math.inf, text=None))
+    plain = row_to_plain(row(psnr_db=math.inf, lines=lines_of(None)))
     assert plain["psnr_db"] is None and plain["exact_match"] is None and plain["latent_rmse_95"] == [0.2, 0.3]
     assert row_to_plain(row())["exact_match"] == 0.9 and row_to_plain(row())["lines"] == 10
+    assert row_to_plain(row())["structure"] == 0.8 and row_to_plain(row())["distance"] == 0.125
     assert json.loads(json.dumps(to_plain({"a": (1.0, math.nan), "b": [row()]}), allow_nan=False))["a"] == [1.0, None]
