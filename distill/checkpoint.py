@@ -38,12 +38,14 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, incomplete or does not fit; the message is one line."""
 
 
-def save_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+def save_checkpoint(
+    run_dir: Path, step: int, write: Callable[[Path], None], keep: int, best_score: float | None = None
+) -> Path:
     """Writes `run_dir/checkpoint-<step>` through `write(folder)` and returns its path, once it is complete on disk.
 
     A checkpoint of the same step is replaced. Complete ones beyond the `keep` newest are removed (the one just written
     and the best one never are); incomplete ones are left for a person to look at. If `write` raises, or the disk is
-    full (OSError), what was there is as it was.
+    full (OSError), what was there is as it was. best_score: given where it is the best so far.
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep={keep} must be at least 1")
@@ -61,6 +63,8 @@ def save_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], kee
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _publish(temporary, target)
+    if best_score is not None:
+        mark_best(run_dir, target.name, best_score)
     write_text_atomically(run_dir / LATEST, target.name + "\n")
     _remove_old(run_dir, target, keep)
     return target

@@ -25,15 +25,17 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def submit(self, step: int, write: Callable[[Path], None], note: str = "") -> None:
+    def submit(self, step: int, write: Callable[[Path], None], note: str = "", best_score: float | None = None) -> None:
         """Begins to write `checkpoint-<step>` through `write(folder)`, after the one in flight.
 
         `write` runs in another thread: nothing that training changes may be reached from it. note: for the line that
-        tells of the complete checkpoint.
+        tells of the complete checkpoint. best_score: given where it is the best so far, which is kept.
         """
         self.wait()
         # Not a daemon: a training that ends with an error still completes the checkpoint in flight.
-        self._thread = threading.Thread(target=self._run, args=(step, write, note), name="checkpoint-writer")
+        self._thread = threading.Thread(
+            target=self._run, args=(step, write, note, best_score), name="checkpoint-writer"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -45,10 +47,10 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, step: int, write: Callable[[Path], None], note: str) -> None:
+    def _run(self, step: int, write: Callable[[Path], None], note: str, best_score: float | None) -> None:
         began = time.perf_counter()
         try:
-            path = save_checkpoint(self.run_dir, step, write, self._keep)
+            path = save_checkpoint(self.run_dir, step, write, self._keep, best_score)
             megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
         except OSError as error:
             self.failures += 1

@@ -186,6 +186,26 @@ class CheckpointSection:
 
 
 @dataclass
+class EvalSection:
+    """Reading what the student writes, every so many optimizer updates (0: never). The best checkpoint stays.
+
+    samples: held-out pictures; data: annotation files of theirs (none: the `val` part of the data, or pictures drawn
+    apart where the data is drawn); steps: of the student; patience: evaluations without a better one after which the
+    run ends (0: it goes on).
+    """
+
+    every: int = 0
+    samples: int = 64
+    data: list[str] = field(default_factory=list)
+    steps: int = 4
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, "eval", self, "every", "patience")
+        _require_at_least(1, "eval", self, "samples", "steps")
+
+
+@dataclass
 class TrackingSection:
     """MLflow. uri: empty for the SQLite store `mlflow.db` in run_root; a server's address sends everything there."""
 
@@ -227,6 +247,7 @@ class Recipe:
     train: TrainSection = field(default_factory=TrainSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     log: LogSection = field(default_factory=LogSection)
+    eval: EvalSection = field(default_factory=EvalSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
     watchdog: WatchdogSection = field(default_factory=WatchdogSection)
 

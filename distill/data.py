@@ -25,6 +25,9 @@ from distill.config import DataSection, Recipe, SyntheticSection
 from distill.engine import World
 from distill.selection import sizes_of
 
+HELD_OUT_FIRST = 10_000_000
+"""Index of the first held-out synthetic picture; training sets start at 0 and are smaller."""
+
 PROBED = 100_000
 """Pictures whose texts are looked at for characters without a glyph when a run starts; launch/check_dataset.py looks
 at all."""

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -247,6 +248,23 @@ class Engine:
                 to, of = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address  # type: ignore[attr-defined]
                 values.narrow(0, to.start, to.numel).copy_(shard.narrow(0, of.start, of.numel))
         return self.total(whole)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their average, as a checkpoint holds them, where one is kept. Collective."""
+        if not self._ema:
+            yield
+            return
+        kept = [p.detach().clone() for _, p in self.params]
+        for bucket in _buckets(self.params):
+            whole = self._whole([p for _, p in bucket], self._ema[0])
+            for (_, p), values in zip(bucket, whole.split([p.numel() for _, p in bucket]), strict=True):
+                p.data.copy_(values.reshape(p.shape))
+        try:
+            yield
+        finally:
+            for (_, p), values in zip(self.params, kept, strict=True):
+                p.data.copy_(values)
 
     def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
         """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from anytext2.weights import load_parts
 from distill.checkpoint import MANIFEST, find_checkpoint
 from distill.checkpoint_files import ADAPTER_CONFIG, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.config import Recipe
+from distill.data import HELD_OUT_FIRST
 from distill.painting import ConsistencyOptions
-from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config, student_sampler
+from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config, sampling_options, student_sampler
 from distill.run_state import MODEL_WEIGHTS
 from distill.sampler import SamplerName
 from distill.setup import RUN_FACTS, make_model
@@ -33,8 +34,6 @@ from distill.student import Roles, load_student
 
 RECIPE = "recipe.yaml"
 USUAL_GUIDANCE = 7.5
-HELD_OUT_FIRST = 10_000_000
-"""Index of the first held-out synthetic picture; training sets start at 0 and are smaller."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,10 +55,7 @@ class Opened:
 
     @property
     def consistency(self) -> ConsistencyOptions:
-        """The sampler's side of the objective that the student was trained with."""
-        trained = objective_config(self.recipe)
-        names = [field.name for field in fields(ConsistencyOptions) if hasattr(trained, field.name)]
-        return ConsistencyOptions(**{name: getattr(trained, name) for name in names})
+        return sampling_options(self.recipe)
 
     @property
     def student_sampler(self) -> SamplerName:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -70,8 +70,8 @@ class Window:
         self._micro_batches += 1
         self._unreadable.update(unreadable)
 
-    def flush(self, session: Session, result: StepResult, rate: float) -> None:
-        """Logs the means over the window and over all ranks. Collective."""
+    def flush(self, session: Session, result: StepResult, rate: float, scores: Mapping[str, float]) -> None:
+        """Logs the means over the window and over all ranks, and an evaluation's scores beside them. Collective."""
         recipe, progress, plan = session.recipe, session.progress, self._engine.plan
         names = sorted(self._sums)
         means = self._engine.mean(torch.stack([self._sums[n] / self._micro_batches for n in names]).float()).tolist()
@@ -89,11 +89,13 @@ class Window:
             metrics |= session.watchdog.metrics()
         if math.isfinite(result.grad_norm):
             metrics["grad_norm"] = result.grad_norm
+        metrics |= scores
         if session.tracker is not None:
             session.tracker.log(metrics, progress.updates)
             left = (recipe.train.max_steps - progress.updates) * plan.effective / samples_per_s
             line = progress_line(progress.updates, recipe.train.max_steps, metrics["loss"], rate, samples_per_s, left)
-            print(line, flush=True)
+            spelling = f"  spelling {scores['eval/exact_match']:.3f}" if scores else ""
+            print(line + spelling, flush=True)
         self._reset()
 
 

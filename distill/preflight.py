@@ -54,7 +54,7 @@ def audit_first_batch(session: Session) -> None:
         preview.audit_picture(item.batch.to("cpu")).save(path)
         session.tracker.artifact(path)
         _show_samples(session, session.tracker)
-    with _without_dropout(session):
+    with without_dropout(session):
         everywhere = engine.gather(list(_findings(session, item)))
     audit.require([finding for rank in everywhere for finding in rank])
     if engine.world.is_main:
@@ -88,7 +88,7 @@ def _readable(dataset: AnyWordDataset, indices: Iterable[int]) -> Iterator[Sampl
 
 
 @contextmanager
-def _without_dropout(session: Session) -> Iterator[None]:
+def without_dropout(session: Session) -> Iterator[None]:
     """Two calls with the same input must agree here; afterwards the training goes on in its own mode."""
     wrapped = session.roles.wrapped
     before = wrapped.training
@@ -134,7 +134,7 @@ class Previews:
 
     def __call__(self, session: Session) -> None:
         """Writes previews/step-N.png and registers it with the tracker; nothing for a recogniser: it draws nothing."""
-        with _without_dropout(session):
+        with without_dropout(session):
             images = _predictions(session, self._batch)
         if not images:
             return

@@ -7,6 +7,7 @@ an unknown key or a value of the wrong type is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from yaml import YAMLError
 
 from distill.config import Recipe
 from distill.objectives import OBJECTIVES
+from distill.painting import ConsistencyOptions
 from distill.sampler import SamplerName
 
 EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
@@ -38,6 +40,13 @@ def student_sampler(recipe: Recipe) -> SamplerName:
     """The sampler that the recipe's objective trains a student for; LCM's where it trains none."""
     sampler: SamplerName = getattr(OBJECTIVES[recipe.objective["name"]], "student_sampler", "consistency")
     return sampler
+
+
+def sampling_options(recipe: Recipe) -> ConsistencyOptions:
+    """What the consistency sampler must share with the recipe's objective."""
+    trained = objective_config(recipe)
+    names = [field.name for field in fields(ConsistencyOptions) if hasattr(trained, field.name)]
+    return ConsistencyOptions(**{name: getattr(trained, name) for name in names})
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from distill.trainer import Progress, Session
 
 MODEL_WEIGHTS = "model.safetensors"
-CARRIED = ("skipped_in_a_row", "best_score", "evaluations_since_best", "optimizer_restart")
+CARRIED = ("skipped_in_a_row", "best_score", "best_ned", "best_update", "evaluations_since_best", "optimizer_restart")
 """Fields of Progress that stand under their own names in TrainerState.extra."""
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -52,7 +52,8 @@ def save(session: Session) -> None:
         waited = time.perf_counter() - began
         pace = session.window.seconds_per_batch if session.window else None
         updates = f", {waited / pace:.2f} of a step" if pace else ""
-        session.writer.submit(progress.updates, write, f"; training waited {waited:.2f} s{updates}")
+        best = progress.best_score if progress.best_update == progress.updates else None
+        session.writer.submit(progress.updates, write, f"; training waited {waited:.2f} s{updates}", best)
 
 
 def finish(session: Session) -> None:
@@ -217,6 +218,9 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         **{name: state.extra[name] for name in CARRIED if name in state.extra},
     )
     progress.optimizer_restart = restart
+    if engine.world.is_main and progress.best_update == progress.updates and _is_own(folder, recipe.run_dir):
+        assert progress.best_score is not None
+        checkpoint.mark_best(recipe.run_dir, folder.name, progress.best_score)  # killed just before it was marked
     return progress, state.tracking_run_id
 
 

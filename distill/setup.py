@@ -21,6 +21,7 @@ from distill.checkpoint_writer import CheckpointWriter
 from distill.config import ModelSection, Recipe
 from distill.data import make_data
 from distill.engine import Engine, World, on_main
+from distill.judge import make_judge
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
@@ -136,7 +137,11 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
             flush=True,
         )
     latents = LatentSource(roles.model, remember=recipe.data.latents == "memory")
-    return Session(recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock)
+    session = Session(
+        recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock
+    )
+    session.judge = make_judge(recipe, world, dataset)
+    return session
 
 
 def _take_folder(recipe: Recipe, locks: list[RunLock]) -> Path | None:

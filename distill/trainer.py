@@ -15,6 +15,7 @@ from distill import run_state
 from distill.checkpoint_writer import CheckpointWriter
 from distill.config import Recipe, ema_decay, learning_rate
 from distill.engine import Engine, StepResult
+from distill.judge import Judge, is_hopeless
 from distill.latents import LatentSource
 from distill.log_window import Window
 from distill.objectives.base import LossOutput, Objective, StepInput
@@ -45,8 +46,11 @@ class Progress:
     # `batches` at the newest checkpoint.
     saved_batches: int = 0
     checkpoint_failures: int = 0
-    # Score of the best checkpoint so far (None: nothing was evaluated), and evaluations without a better one.
+    # Lines read exactly, NED and update of the best checkpoint so far (None: nothing was evaluated), and evaluations
+    # without a better one.
     best_score: float | None = None
+    best_ned: float = 0.0
+    best_update: int | None = None
     evaluations_since_best: int = 0
     # The update at which checkpoint.resume_optimizer=false started the optimizer afresh.
     optimizer_restart: int | None = None
@@ -90,6 +94,12 @@ class Session:
     window: Window | None = None  # while it runs
     stop: StopRequests = field(default_factory=StopRequests)
     watchdog: Watchdog | None = None
+    judge: Judge | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Every update is made, or the spelling has not got better for too long."""
+        return self.progress.updates >= self.recipe.train.max_steps or is_hopeless(self.recipe, self.progress)
 
     def beat(self, phase: Phase = "training") -> None:
         """Tells the watchdog that there is progress, and what comes next."""
@@ -123,7 +133,7 @@ def run(session: Session) -> Stopped | None:
     samples = SampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else None
     engine.module.train()
     for loaded in loader(session.dataset, batches, recipe.data.workers, engine.world.device.type == "cuda"):
-        if progress.updates >= recipe.train.max_steps:
+        if session.is_done:
             break
         session.beat()
         _seed_dropout(recipe, loaded.keys[0])
@@ -147,8 +157,14 @@ def run(session: Session) -> Stopped | None:
             _after_update(session, window, result, rate, previews)
         if reasons:
             break
-    if progress.updates < recipe.train.max_steps:
+    if not session.is_done:
         return _stop(session, reasons)
+    if session.tracker is not None and progress.updates < recipe.train.max_steps:
+        print(
+            f"eval: no better spelling than at update {progress.best_update} in {progress.evaluations_since_best} "
+            "evaluations (eval.patience): the run ends",
+            flush=True,
+        )
     run_state.finish(session)
     if session.tracker is not None:
         for path in run_state.deliverables(session):
@@ -201,10 +217,14 @@ def _count(session: Session, result: StepResult, loaded: Loaded) -> None:
 
 def _after_update(session: Session, window: Window, result: StepResult, rate: float, previews: Previews | None) -> None:
     recipe, updates = session.recipe, session.progress.updates
-    last = updates == recipe.train.max_steps
-    if last or updates % recipe.log.every == 0:
-        window.flush(session, result, rate)
-    if last or _checkpoint_is_due(session):
+    scores: dict[str, float] = {}
+    if session.judge is not None and (session.is_done or updates % recipe.eval.every == 0):
+        session.beat("evaluation")
+        scores = session.judge(session)
+    last = session.is_done
+    if last or scores or updates % recipe.log.every == 0:
+        window.flush(session, result, rate, scores)
+    if last or _checkpoint_is_due(session) or session.progress.best_update == updates:
         run_state.save(session)
     if recipe.log.preview_every and (last or updates % recipe.log.preview_every == 0):
         session.beat("evaluation")  # on every rank: the others wait for the one that draws

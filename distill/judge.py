@@ -1,0 +1,144 @@
+"""Reads what the student writes while it is trained: the checkpoint that spells best is the one to keep.
+
+Loss says nothing about words (docs/LOG.md), so it decides nothing. Every rank draws and reads its share of the held-out
+pictures; all know the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from anytext2.annotations import load_records
+from anytext2.batch import Sample, collate
+from anytext2.dataset import AnyWordDataset, SampleError
+from anytext2.records import Records
+from anytext2.synthetic import SyntheticConfig, write_dataset
+from distill.config import Recipe
+from distill.contact_sheet import spread
+from distill.data import HELD_OUT_FIRST
+from distill.engine import World
+from distill.objectives import OBJECTIVES
+from distill.ocr import LineReader, OcrNotInstalled, Reader, exact_match, ned
+from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
+from distill.pictures import to_uint8
+from distill.preflight import without_dropout
+from distill.recipe_file import sampling_options, student_sampler
+from distill.selection import part_of
+
+if TYPE_CHECKING:
+    from distill.trainer import Progress, Session
+
+HELD_OUT = "held_out"
+"""Folder of drawn held-out pictures in the run folder."""
+
+TOGETHER = 8
+"""Pictures drawn at once."""
+
+
+class Judge:
+    """Scores the student at `eval.steps` steps on this rank's share of the held-out pictures."""
+
+    def __init__(self, samples: Sequence[Sample], reader: Reader, options: ConsistencyOptions) -> None:
+        self._samples, self._reader, self._options = samples, reader, options
+
+    def __call__(self, session: Session) -> dict[str, float]:
+        """The scores by their names in the tracker; keeps the best ones in `session.progress`. Collective."""
+        with without_dropout(session), session.engine.averaged(), torch.no_grad():
+            lines, hits, similarity = self._read(session)
+        total = session.engine.total(torch.tensor([lines, hits, similarity], dtype=torch.float64))
+        lines, hits, similarity = total.tolist()
+        found = (hits / lines, similarity / lines)
+        _keep_best(session.progress, found)
+        return {"eval/exact_match": found[0], "eval/ned": found[1]}
+
+    def _read(self, session: Session) -> tuple[float, float, float]:
+        """Lines, exact matches and summed NED of this rank's pictures."""
+        recipe, device = session.recipe, session.engine.world.device
+        spec = RowSpec("student", student_sampler(recipe), recipe.eval.steps)
+        pairs: list[tuple[str, str]] = []
+        for first in range(0, len(self._samples), TOGETHER):
+            batch = collate(self._samples[first : first + TOGETHER]).to(device).floating()
+            scene = set_scene(session.roles, batch, recipe.seed, None)
+            (painting,) = paint(session.roles, scene, [spec], session.schedule, self._options)
+            for image, texts, polygons in zip(to_uint8(painting.image), batch.texts, batch.polygons, strict=True):
+                lines = [(text, polygon) for text, polygon in zip(texts, polygons, strict=True) if text.strip()]
+                read = self._reader.read_lines(image, [polygon for _, polygon in lines])
+                pairs += zip(read, (text for text, _ in lines), strict=True)
+            session.beat("evaluation")
+        return len(pairs), sum(exact_match(*pair) for pair in pairs), sum(ned(*pair) for pair in pairs)
+
+
+def make_judge(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> Judge | None:
+    """None where the recipe asks for none. Collective.
+
+    Raises ValueError where no student is trained, no pictures are held out, none of them has a line, or there is no OCR
+    engine.
+    """
+    if not recipe.eval.every:
+        return None
+    if OBJECTIVES[recipe.objective["name"]].trains != "lora":
+        raise ValueError(
+            f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
+        )
+    try:
+        reader = LineReader()
+    except OcrNotInstalled as error:
+        raise ValueError(f"eval.every={recipe.eval.every}: {error}") from error
+    dataset, indices = _held_out(recipe, world, trained_on)
+    samples, skipped = [], 0
+    for index in indices[world.rank :: world.size]:
+        try:
+            samples.append(dataset.sample(index, 0))
+        except SampleError:
+            skipped += 1
+    counts = torch.tensor([sum(any(t.strip() for t in s.texts) for s in samples), skipped], device=world.device)
+    if world.size > 1:
+        dist.all_reduce(counts)
+    readable, skipped = counts.tolist()
+    if not readable:
+        raise ValueError("eval: no held-out picture with a line can be read; name others in eval.data")
+    if world.is_main:
+        left_out = f"; {skipped} more cannot be read" if skipped else ""
+        print(f"eval: {readable} held-out pictures every {recipe.eval.every} updates{left_out}", flush=True)
+    return Judge(samples, reader, sampling_options(recipe))
+
+
+def is_hopeless(recipe: Recipe, progress: Progress) -> bool:
+    """Whether the spelling has not got better for as many evaluations as `eval.patience` allows."""
+    return bool(recipe.eval.every and 0 < recipe.eval.patience <= progress.evaluations_since_best)
+
+
+def _keep_best(progress: Progress, found: tuple[float, float]) -> None:
+    if progress.best_score is None or found > (progress.best_score, progress.best_ned):
+        progress.best_score, progress.best_ned = found
+        progress.best_update, progress.evaluations_since_best = progress.updates, 0
+    else:
+        progress.evaluations_since_best += 1
+
+
+def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple[AnyWordDataset, list[int]]:
+    """The dataset to judge on, and which of its pictures: `eval.data`, else the `val` part, else drawn ones."""
+    section, data = recipe.eval, recipe.data
+    sources = [Path(source) for source in section.data]
+    if not sources and data.sources:
+        if data.part != "train":
+            raise ValueError(f"eval: data.part={data.part} holds nothing out; name annotation files in eval.data")
+        assert isinstance(trained_on.records, Records), "a run's records know their names"
+        val = part_of(trained_on.records, data.split, "val")
+        dataset = AnyWordDataset(trained_on.records, data.options, recipe.seed, trained_on.fonts)
+        return dataset, [int(index) for index in val[spread(len(val), section.samples)]]
+    if not sources:
+        folder, drawn = recipe.run_dir / HELD_OUT, SyntheticConfig(size=data.synthetic.size)
+        if world.is_main:
+            write_dataset(folder, section.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
+        if world.size > 1:
+            dist.barrier()
+        sources = [folder / "data.json"]
+    options = data.options
+    records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
+    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), spread(len(records), section.samples)
