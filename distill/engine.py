@@ -55,7 +55,8 @@ class StepResult:
 def init_world(local_rank: int, threads: int) -> World:
     """Joins the process group (gloo on the CPU, NCCL on GPUs), found from the launcher's or SLURM's variables.
 
-    Raises ValueError for variables that do not fit together, and for a rank without a GPU where there are GPUs.
+    Raises ValueError for variables that do not fit together, for a rank without a GPU where there are GPUs, and for a
+    port that is taken.
     """
     import deepspeed
 
@@ -73,7 +74,15 @@ def init_world(local_rank: int, threads: int) -> World:
         # between CPU ranks, which a LoRA does not have.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     os.environ.update(here.variables() | {"LOCAL_RANK": str(index)})  # DeepSpeed takes LOCAL_RANK for the GPU's number
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ValueError(
+            f"port {here.master_port} is taken, perhaps by another run on this host; choose one, as in: "
+            f"deepspeed --master_port {here.master_port + 1} launch/train.py ..."
+        ) from error
     return World(dist.get_rank(), here.local_rank, dist.get_world_size(), device)
 
 

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ranks import free_port
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -48,6 +49,8 @@ def run(command: str, folder: Path, extra: str = "") -> subprocess.CompletedProc
     words = [w.replace(".venv/bin", str(BIN)) for w in shlex.split(f"{command} {extra}")]
     if words[0] == str(BIN / "python"):
         words[0] = sys.executable
+    if words[0] == str(BIN / "deepspeed"):  # another training on this machine may have the usual port
+        words[1:1] = ["--master_port", str(free_port())]
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,20 @@ def test_a_second_run_in_the_folder_is_refused_on_all_its_ranks(place: Workplace
     assert_one_error(run_ranks(2, command, argv), f"{place.run_dir('shared')}: in use by process {os.getpid()} on ")
     lock.release()
     assert sorted(path.name for path in place.run_dir("shared").iterdir()) == [".lock"]
+
+
+def on_port(port: int, argv: list[str]) -> None:
+    os.environ["MASTER_PORT"] = str(port)
+    command(argv)
+
+
+def test_a_port_that_another_run_has_is_named(place: Workplace) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        results = run_ranks(1, on_port, port, place.argv("port", *SHORT))
+    assert_one_error(results, f"port {port} is taken", f"deepspeed --master_port {port + 1}")
 
 
 def test_an_adapter_folder_is_a_start(place: Workplace, stopped: None) -> None:
