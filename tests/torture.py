@@ -244,7 +244,11 @@ class Run:
                 return False
             assert time.monotonic() < deadline, f"{self.folder}: no {moment} in {PATIENCE} s"
             time.sleep(0.0005 if moment == "save" else 0.005)
-        time.sleep({"start": start_seconds, "update": 0.1, "save": 0.003, "evaluation": 0.05}[moment] * delay)
+        longest = {"start": start_seconds, "update": 0.1, "save": 0.003, "evaluation": 0.05}[moment]
+        end = time.monotonic() + longest * delay
+        # Another start may be faster than the one that was measured: its first update ends it.
+        while (left := end - time.monotonic()) > 0 and not (moment == "start" and self.update() > before):
+            time.sleep(min(left, 0.05))
         return not attempt.has_ended()
 
     def _has_come(self, moment: str, before: int, wanted: int) -> bool:

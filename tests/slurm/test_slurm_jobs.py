@@ -40,7 +40,6 @@ def jobs(place: Place) -> dict[str, str]:
     warned = ("--time", "3", "--signal-lead", "100")  # the warning comes 20 to 80 seconds after the start
     return {
         "time_limit": one("time_limit", *warned, "train.max_steps=500"),
-        "lost_node": one("lost_node", "--gpus", "3", "train.max_steps=50000"),
         "array": place.submit(DEMO, "--gpus", "1", "--array", str(sweep), "train.max_steps=5"),
         "plain": one("plain", "--gpus", "2"),
         "failing": one("failing", STAND_IN_CODE="1"),
@@ -154,17 +153,19 @@ def test_a_signal_reaches_all_tasks_of_a_run_over_three_nodes(place: Place, jobs
     slurm("scancel", jobs["many"])
 
 
-def test_a_lost_node_gives_its_job_to_another(place: Place, jobs: dict[str, str]) -> None:
+def test_a_lost_node_gives_its_job_to_another(place: Place) -> None:
+    # All GPUs of a node, so that no other test's job is lost with it; and none of theirs has to wait for it.
+    lost = place.submit(DEMO, "--gpus", "3", "name=lost_node", "train.max_steps=50000")
     wait_for(lambda: place.events("lost_node", "start"), "the start of the job that loses its node")
-    node = job(jobs["lost_node"])["BatchHost"]
+    node = job(lost)["BatchHost"]
     cluster = Path(os.environ["SLURM_TEST_CLUSTER"])
     try:
-        kill_node(cluster, node, jobs["lost_node"])
-        wait_for(lambda: hurried(jobs["lost_node"])["Restarts"] == "1", "the requeue after the loss of a node", 120)
-        wait_for(lambda: hurried(jobs["lost_node"]) and place.events("lost_node", "start")[1:], "a second start")
-        assert job(jobs["lost_node"])["BatchHost"] != node
+        kill_node(cluster, node, lost)
+        wait_for(lambda: hurried(lost)["Restarts"] == "1", "the requeue after the loss of a node", 120)
+        wait_for(lambda: hurried(lost) and place.events("lost_node", "start")[1:], "a second start")
+        assert job(lost)["BatchHost"] != node
     finally:
-        slurm("scancel", jobs["lost_node"])
+        slurm("scancel", lost)
         subprocess.run([HERE / "cluster.sh", "start-node", cluster, node[-1]], check=True)
     assert [event["restarts"] for event in place.events("lost_node", "start")] == ["0", "1"]
     wait_for(lambda: "down" not in slurm("sinfo", "-hNn", node, "-o%T"), "the node again", 60)
