@@ -55,9 +55,9 @@ class EvaluationSection:
     """Options of an evaluation.
 
     batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; seed: of all noise;
-    undistilled_steps: steps at which the undistilled model is tried with both samplers; shown: pictures kept for the
-    grid; student_sampler: of the student, with gamma where it is the
-    trajectory sampler; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
+    undistilled_steps: steps at which the undistilled model is tried with both samplers, and with the student's where
+    that is a third one; student_sampler: with gamma where it is the trajectory sampler; shown: pictures kept for the
+    grid; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
     """
 
     batch: int = 8
@@ -86,12 +86,17 @@ class EvaluationSection:
         if self.guidance < 1.0:
             raise ValueError(f"evaluation.guidance={self.guidance} must be at least 1 (1: none; 7.5 is usual)")
 
+    def _own_grid(self) -> list[int]:
+        """Steps at which the undistilled model is tried with the student's sampler too: it may be the better one."""
+        return [] if self.student_sampler in ("ddim", "consistency") else self.undistilled_steps
+
     def rows(self) -> tuple[RowSpec, ...]:
         """All rows; the first is the reference."""
         return (
             *(RowSpec("teacher", "ddim", n, self.guidance) for n in self.teacher_steps),
             *(RowSpec("undistilled", "ddim", n, self.guidance) for n in self.undistilled_steps),
             *(RowSpec("undistilled", "consistency", n) for n in self.undistilled_steps),
+            *(RowSpec("undistilled", self.student_sampler, n, self.guidance, self.gamma) for n in self._own_grid()),
             *(RowSpec("student", self.student_sampler, n, gamma=self.gamma) for n in self.student_steps),
         )
 

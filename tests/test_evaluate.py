@@ -108,6 +108,18 @@ def test_lines_are_scored_against_their_texts(found):
         assert score.exact_match_95[0] <= 2 / 6 <= score.exact_match_95[1]
 
 
+def test_the_undistilled_model_may_use_the_student_s_sampler_too():
+    keys = [row.key for row in section(student_sampler="phased").rows()]
+    assert keys[2:] == [
+        "undistilled-ddim-2",
+        "undistilled-consistency-2",
+        "undistilled-phased-2",
+        "student-phased-1",
+        "student-phased-2",
+    ]
+    assert section(student_sampler="phased").rows()[4].guidance == 2.0
+
+
 def test_lines_are_scored_by_language_and_height_too(found):
     lines = found.originals
     assert {name.split()[0] for name in lines.groups} == {"language", "height"}

@@ -30,6 +30,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(folder / "data", 4, SyntheticConfig(size=96), seed=5)
     changes = ["model.weights=scratch", f"data.options.resolution={SIZE}", f"run_root={folder}", "name=run"]
     recipe = load_recipe(EMBEDDED_DEFAULT, changes)
+    recipe.objective = {"name": "consistency", "w_min": 2.0, "w_max": 4.0}
     model = make_model(recipe.model, recipe.seed)
     torch.manual_seed(0)
     for parameter in model.parameters():  # zero convolutions would hide whatever the adapter does

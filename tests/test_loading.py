@@ -40,10 +40,12 @@ def test_weights_of_a_trained_teacher_are_laid_over(plain, tmp_path):
     assert not opened.has_student and opened.checkpoint == tmp_path / "checkpoint-5"
 
 
-def test_the_sampler_follows_the_objective(plain):
-    assert plain.consistency == ConsistencyOptions()
-    changes = ["objective.solver_steps=25", "objective.lcm_step=40", "objective.timestep_scaling=5"]
-    other = open_model(None, EMBEDDED_DEFAULT, [*SCRATCH, *changes], "fp32", "cpu")
+def test_the_sampler_follows_the_objective(plain, tmp_path):
+    assert plain.consistency == ConsistencyOptions() and plain.student_sampler == "phased"
+    recipe = tmp_path / "recipe.yaml"
+    options = "{name: consistency, solver_steps: 25, lcm_step: 40, timestep_scaling: 5}"
+    recipe.write_text(f"model: {{config: tiny}}\nobjective: {options}\n")
+    other = open_model(None, recipe, SCRATCH, "fp32", "cpu")
     assert other.consistency == ConsistencyOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
 
 
