@@ -29,8 +29,9 @@ def start(command: str, *options: str, **environment: str) -> subprocess.Popen[s
 
 
 def _hear() -> None:
-    """A test run in the background is deaf to SIGINT, and so would be everything that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A test run in the background is deaf to SIGINT, under nohup to SIGHUP, and so would be everything it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(guard: subprocess.Popen[str], code: int) -> tuple[str, str]:

@@ -212,6 +212,8 @@ class Run:
             return None
         targets = ["rank", "all"] + (["launcher"] if attempt.launcher else [])
         target = self._rng.choice(targets)
+        if not attempt.launcher and self.update() == update:
+            target = "all"  # ranks that have not met miss nobody: to end the others is then the launcher's business
         victims = attempt.ranks()
         if target == "rank" and victims:
             victims = [self._rng.choice(victims)]
