@@ -35,7 +35,7 @@ def train(folder: Path, max_steps: int) -> int:
         time.sleep(0.2)
         step += 1
         if stop or step % 10 == 0 or step == max_steps:
-            temporary = folder / ".state"
+            temporary = folder / f".state-{os.getpid()}"  # the tasks of several nodes share the folder
             temporary.write_text(json.dumps(step))
             temporary.replace(state)
         if stop:
