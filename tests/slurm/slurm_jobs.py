@@ -85,9 +85,9 @@ def hurried(number: str) -> dict[str, str]:
     In the very second of its requeue a node would refuse it: "Job credential revoked".
     """
     fields = job(number)
-    if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime" and fields["Restarts"] != "0":
-        if datetime.fromisoformat(fields["EligibleTime"]) > datetime.now() + timedelta(seconds=10):
-            slurm("scontrol", "update", f"jobid={number}", "starttime=now+3")
+    waits = fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime" and fields["Restarts"] != "0"
+    if waits and datetime.fromisoformat(fields["EligibleTime"]) > datetime.now() + timedelta(seconds=10):
+        slurm("scontrol", "update", f"jobid={number}", "starttime=now+3")
     return fields
 
 
