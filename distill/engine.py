@@ -241,7 +241,7 @@ class Engine:
             for slot, shard in shards.items():
                 whole = self._whole([p for _, p in bucket], shard)
                 if keep:
-                    copies = whole.to("cpu", copy=True).split([p.numel() for _, p in bucket])
+                    copies = whole.to("cpu").split([p.numel() for _, p in bucket])
                     for (name, p), values in zip(bucket, copies, strict=True):
                         state[name][slot] = values.reshape(p.shape)
         return state
@@ -306,7 +306,7 @@ class Engine:
         return values
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks of a small tensor. Collective."""
+        """The sum over ranks of a tensor, which may be changed. Collective."""
         if self.world.size > 1:
             dist.all_reduce(values)
         return values

@@ -50,7 +50,7 @@ class Judge:
         """The scores by their names in the tracker; keeps the best ones in `session.progress`. Collective."""
         with without_dropout(session), session.engine.averaged(), torch.no_grad():
             lines, hits, similarity = self._read(session)
-        total = session.engine.total(torch.tensor([lines, hits, similarity], dtype=torch.float64))
+        total = session.engine.total(torch.tensor([lines, hits, similarity], device=session.engine.world.device))
         lines, hits, similarity = total.tolist()
         found = (hits / lines, similarity / lines)
         _keep_best(session.progress, found)

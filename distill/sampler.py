@@ -55,7 +55,21 @@ def sample_ddim(
     """
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise; pass noise= or set eta to 0")
-    return _ddim(predict, x_T, leading_timesteps(n_steps, schedule.timesteps), schedule, noise, eta)
+    x = _at_least_float32(x_T)
+    schedule = schedule.to(x.device)
+    for step, (t, s) in enumerate(_pairs(leading_timesteps(n_steps, schedule.timesteps), last=0)):
+        times, next_times = _fill(t, x), _fill(s, x)
+        eps = predict(x, times).to(x.dtype)
+        x0 = schedule.eps_to_x0(x, eps, times)
+        (alpha, sigma), (s_alpha, s_sigma) = schedule.alpha_sigma(times, x), schedule.alpha_sigma(next_times, x)
+        if eta > 0 and noise is not None:
+            # eq. 16: the share of the step's noise that is drawn afresh instead of carried on
+            fresh = eta * (s_sigma / sigma) * (1.0 - (alpha / s_alpha).square()).clamp_min(0.0).sqrt()
+            carried = (s_sigma.square() - fresh.square()).clamp_min(0.0).sqrt()
+            x = ddim_step(x0, eps, s_alpha, carried) + fresh * noise(step).to(x)
+        else:
+            x = ddim_step(x0, eps, s_alpha, s_sigma)
+    return x
 
 
 def sample_phased(
@@ -70,7 +84,7 @@ def sample_phased(
 
     The edges are `consistency_timesteps`, so that sampling begins at the top of the schedule.
     """
-    return _ddim(predict, x_T, consistency_timesteps(n_steps, schedule.timesteps, solver_steps), schedule)
+    return sample_trajectory(predict, x_T, n_steps, schedule, solver_steps=solver_steps, gamma=0.0)
 
 
 def sample_trajectory(
@@ -101,31 +115,6 @@ def sample_trajectory(
         if noise is not None and past < end:
             kept = schedule.alpha_sigma(_fill(end, x), x)[0] / alpha
             x = kept * x + (1.0 - kept.square()).sqrt() * noise(step).to(x)
-    return x
-
-
-def _ddim(
-    predict: Predict,
-    x_T: Tensor,
-    times_down: Tensor,
-    schedule: NoiseSchedule,
-    noise: StepNoise | None = None,
-    eta: float = 0.0,
-) -> Tensor:
-    x = _at_least_float32(x_T)
-    schedule = schedule.to(x.device)
-    for step, (t, s) in enumerate(_pairs(times_down, last=0)):
-        times, next_times = _fill(t, x), _fill(s, x)
-        eps = predict(x, times).to(x.dtype)
-        x0 = schedule.eps_to_x0(x, eps, times)
-        (alpha, sigma), (s_alpha, s_sigma) = schedule.alpha_sigma(times, x), schedule.alpha_sigma(next_times, x)
-        if eta > 0 and noise is not None:
-            # eq. 16: the share of the step's noise that is drawn afresh instead of carried on
-            fresh = eta * (s_sigma / sigma) * (1.0 - (alpha / s_alpha).square()).clamp_min(0.0).sqrt()
-            carried = (s_sigma.square() - fresh.square()).clamp_min(0.0).sqrt()
-            x = ddim_step(x0, eps, s_alpha, carried) + fresh * noise(step).to(x)
-        else:
-            x = ddim_step(x0, eps, s_alpha, s_sigma)
     return x
 
 

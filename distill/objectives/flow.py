@@ -45,16 +45,17 @@ def flow_loss(
     item: StepInput,
     config: FlowConfig,
     schedule: NoiseSchedule,
-    noise: Tensor,
+    purpose: str,
     times: tuple[Tensor, Tensor, Tensor],
 ) -> LossOutput:
-    """The loss for ``times`` (t, s, e), each int64 [B] with t > s >= e, and ``noise`` [B,C,h,w].
+    """The loss for ``times`` (t, s, e), each int64 [B] with t > s >= e, with the noise drawn for ``purpose``.
 
     Report: ``teacher_distance``, RMS between the student's and the teacher's guided x0 at z_t.
     """
     latent = require_latent(item)
     schedule = schedule.to(latent.device)
     t, s, e = (time.to(latent.device) for time in times)
+    noise = item.draws.normal(f"{purpose}/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
     z_t = schedule.add_noise(latent, noise, t)
     teacher = GuidedTeacher(roles, item, config, schedule)
     z_s, teacher_x0 = teacher.solve(z_t, t, s, config.teacher_steps)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, require_latent
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains
 from distill.objectives.flow import FlowConfig, flow_loss
 from distill.sampler import SamplerName, consistency_timesteps
 from distill.schedule import NoiseSchedule, ddim_timesteps
@@ -51,9 +51,7 @@ class Phased:
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
         """See `flow_loss`."""
-        latent = require_latent(item)
         t = self.grid[item.draws.integers("phased/t", 0, len(self.grid))]
         edge = self.lower[torch.searchsorted(self.upper, t)]
         s = torch.maximum(t - self.config.lcm_step, edge)
-        noise = item.draws.normal("phased/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
-        return flow_loss(roles, item, self.config, self.schedule, noise, (t, s, edge))
+        return flow_loss(roles, item, self.config, self.schedule, "phased", (t, s, edge))

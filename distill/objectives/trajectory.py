@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, require_latent
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains
 from distill.objectives.flow import FlowConfig, flow_loss
 from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule, ddim_timesteps
@@ -31,11 +31,9 @@ class Trajectory:
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
         """See `flow_loss`."""
-        latent = require_latent(item)
         t = self.grid[item.draws.integers("trajectory/t", 0, len(self.grid))]
         s = (t - self.config.lcm_step).clamp_min(0)
         choices = torch.searchsorted(self.ends, s, right=True)  # how many ends are not above s
         share = item.draws.uniform("trajectory/end", 0.0, 1.0).double()
         end = self.ends[(share * choices).long().clamp_max(choices - 1)]
-        noise = item.draws.normal("trajectory/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
-        return flow_loss(roles, item, self.config, self.schedule, noise, (t, s, end))
+        return flow_loss(roles, item, self.config, self.schedule, "trajectory", (t, s, end))
