@@ -40,19 +40,21 @@ class SyntheticConfig:
     character; both are the range's least value in pixels (a latent cell stays 8 pixels whatever the picture is) and
     its greatest as a fraction of the picture. default_font: fraction of the lines drawn in the font table's first font
     of the language, whose letters lie where the glyph page has them; the rest takes any font of the language.
+    outline, shadow: fractions of the pictures whose letters all have a rim or a shade, which the caption then says:
+    what no condition tells, a model can only guess, and small models guess stroke by stroke.
     """
 
     size: int = 128
     line_weights: tuple[float, ...] = ()
     chinese: float = 0.4
-    default_font: float = 0.6
-    latin_height: tuple[int, float] = (33, 0.42)
+    default_font: float = 0.85
+    latin_height: tuple[int, float] = (40, 0.45)
     chinese_height: tuple[int, float] = (30, 0.44)
     rotated: float = 0.4
     max_angle: float = 16.0
     label: float = 0.15
-    outline: float = 0.12
-    shadow: float = 0.12
+    outline: float = 0.06
+    shadow: float = 0.06
     image_format: str = "png"
     fonts: str = str(DEFAULT_FONT_TABLE)
 
@@ -61,6 +63,8 @@ class SyntheticConfig:
             raise ValueError(f"size: {self.size} pixels are too few for a line of text; use 96 or more")
         if not 0 <= self.default_font <= 1:
             raise ValueError(f"default_font: {self.default_font} is not a fraction; use 0 to 1")
+        if min(self.outline, self.shadow) < 0 or self.outline + self.shadow > 1:
+            raise ValueError(f"outline: {self.outline}, shadow: {self.shadow}: fractions whose sum is at most 1")
         if self.image_format not in ("png", "jpg"):
             raise ValueError(f"image_format: {self.image_format!r} is not known; use 'png' or 'jpg'")
         if self.line_weights and (min(self.line_weights) < 0 or sum(self.line_weights) <= 0):
@@ -85,9 +89,10 @@ class SyntheticPicture:
 
 @dataclass
 class _Page:
-    """The picture in the making: what is drawn, and the upright boxes that are taken."""
+    """The picture in the making: what is drawn, how its letters look, and the upright boxes that are taken."""
 
     image: np.ndarray
+    letters: str
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
@@ -120,7 +125,7 @@ def draw_picture(seed: int, index: int, config: SyntheticConfig) -> SyntheticPic
     """Draws picture `index` of the dataset `seed`."""
     rng = numpy_rng(seed, 0, index, "synthetic")
     background = paint(rng, config.size)
-    page = _Page(background.image)
+    page = _Page(background.image, _letters(rng, config))
     n_lines = 1 + int(rng.choice(len(config.line_probabilities), p=config.line_probabilities))
     lines = [line for _ in range(n_lines) if (line := _add_line(page, rng, config)) is not None]
     caption = f"{_article(background.description)} {background.description}"
@@ -128,10 +133,22 @@ def draw_picture(seed: int, index: int, config: SyntheticConfig) -> SyntheticPic
         caption = f"{_MEDIA[int(rng.integers(len(_MEDIA)))]} with {caption}"
     if page.labels:
         caption += " and " + " and ".join(f"{_article(name)} {name} label" for name in page.labels)
+    if page.letters != _PLAIN:
+        caption += f", {page.letters} letters"
     return SyntheticPicture(page.image, caption, tuple(lines), background.kind)
 
 
 _MEDIA = ("a poster", "a picture", "a sign", "a card")
+
+
+_PLAIN, _OUTLINED, _SHADED = "plain", "outlined", "shaded"
+
+
+def _letters(rng: np.random.Generator, config: SyntheticConfig) -> str:
+    drawn = rng.random()
+    if drawn < config.outline:
+        return _OUTLINED
+    return _SHADED if drawn < config.outline + config.shadow else _PLAIN
 
 
 def _article(phrase: str) -> str:
@@ -200,11 +217,11 @@ def _ink_line(page: _Page, rng: np.random.Generator, config: SyntheticConfig, pl
         assert color is not None, "black or white can be read on any plain ground"
     alpha, left, top = _turned_ink(placed, config.size)
     window = page.image[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-    if rng.random() < config.shadow:
+    if page.letters == _SHADED:
         depth = max(1, round(alpha.shape[0] / 24))
         shade = cv2.GaussianBlur(np.roll(alpha, (depth, depth), (0, 1)), (3, 3), 0)
         _compose(window, 0.6 * shade, (0, 0, 0) if _luma(color) > 110 else (255, 255, 255))
-    if rng.random() < config.outline:
+    if page.letters == _OUTLINED:
         rim = cv2.GaussianBlur(cv2.dilate(alpha, np.ones((3, 3), np.uint8)), (3, 3), 0)
         _compose(window, rim, (16, 16, 16) if _luma(color) > 110 else (250, 250, 250))
     _compose(window, alpha, color)

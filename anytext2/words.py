@@ -18,8 +18,7 @@ _NOT_ALONE = frozenset("一二三十口日工土士人入八己已未末干千�
 def latin_text(rng: np.random.Generator, font: Font) -> str:
     """A word as the font can show it (lower case, capitalised or in capitals), or now and then a number."""
     if rng.random() < 0.08:
-        digits = "".join(str(d) for d in rng.integers(0, 10, int(rng.integers(2, 5))))
-        return digits + ("%" if rng.random() < 0.25 else "")
+        return "".join(str(d) for d in rng.integers(0, 10, int(rng.integers(2, 5))))
     words = _words("words_latin.txt")
     word = words[int(rng.integers(len(words)))]
     style = rng.random()
