@@ -41,10 +41,11 @@ def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 1e-3, weight: Te
     return per_sample_mean(squared / ((squared + c * c).sqrt() + c), weight)
 
 
-def sobel_difference(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+def sobel_difference(prediction_BCHW: Tensor, target_BCHW: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean absolute difference of the horizontal and vertical Sobel gradients [B]; the border repeats its pixels.
 
     Gradients are in value per pixel (the kernel is divided by 8), so that the term is comparable with an L1.
+    ``weight`` [B,1,H,W] is of the pixel that a gradient stands at.
     """
     # The filter is linear: one pass over the difference instead of two over the images.
     difference = prediction_BCHW - target_BCHW
@@ -52,7 +53,7 @@ def sobel_difference(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     horizontal = torch.tensor(_SOBEL, dtype=difference.dtype, device=difference.device) / 8.0
     kernels = torch.stack([horizontal, horizontal.T]).unsqueeze(1).repeat(channels, 1, 1, 1)
     padded = F.pad(difference, (1, 1, 1, 1), mode="replicate")
-    return per_sample_mean(F.conv2d(padded, kernels, groups=channels).abs())
+    return per_sample_mean(F.conv2d(padded, kernels, groups=channels).abs(), weight)
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -66,9 +66,10 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class ConsistencyOptions:
-    """What the consistency sampler must share with the training of the student; see `sample_consistency`."""
+    """What the student's sampler must share with its training; see `sample_consistency`."""
 
     solver_steps: int = 50
+    grid: str = "uniform"
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
 
@@ -181,9 +182,11 @@ def _sample(
         return draws.normal(f"sampler_noise_{step}", start.shape[1:], start.device)
 
     if spec.sampler == "phased":
-        return sample_phased(predict, start, spec.steps, schedule, solver_steps=options.solver_steps)
+        return sample_phased(predict, start, spec.steps, schedule, None, options.solver_steps, options.grid)
     if spec.sampler == "trajectory":
-        return sample_trajectory(predict, start, spec.steps, schedule, fresh, options.solver_steps, spec.gamma)
+        return sample_trajectory(
+            predict, start, spec.steps, schedule, fresh, options.solver_steps, options.grid, spec.gamma
+        )
     return sample_consistency(predict, start, spec.steps, schedule, noise=fresh, **asdict(options))
 
 

@@ -43,7 +43,7 @@ def student_sampler(recipe: Recipe) -> SamplerName:
 
 
 def sampling_options(recipe: Recipe) -> ConsistencyOptions:
-    """What the consistency sampler must share with the recipe's objective."""
+    """What the student's sampler must share with the recipe's objective."""
     trained = objective_config(recipe)
     names = [field.name for field in fields(ConsistencyOptions) if hasattr(trained, field.name)]
     return ConsistencyOptions(**{name: getattr(trained, name) for name in names})

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from distill.schedule import NoiseSchedule, boundary_scalings, ddim_timesteps, expand_like
+from distill.schedule import NoiseSchedule, boundary_scalings, expand_like, solver_grid
 from distill.solver import ddim_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -79,12 +79,13 @@ def sample_phased(
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
     solver_steps: int = 50,
+    grid: str = "uniform",
 ) -> Tensor:
     """DDIM along the edges of ``n_steps`` phases (Wang et al. 2024, PCM), deterministic.
 
-    The edges are `consistency_timesteps`, so that sampling begins at the top of the schedule.
+    The edges are `sampling_timesteps`, so that sampling begins at the top of the schedule.
     """
-    return sample_trajectory(predict, x_T, n_steps, schedule, solver_steps=solver_steps, gamma=0.0)
+    return sample_trajectory(predict, x_T, n_steps, schedule, solver_steps=solver_steps, grid=grid, gamma=0.0)
 
 
 def sample_trajectory(
@@ -94,6 +95,7 @@ def sample_trajectory(
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
     solver_steps: int = 50,
+    grid: str = "uniform",
     gamma: float = 0.3,
 ) -> Tensor:
     """Strategic stochastic sampling (Zheng et al. 2024, TCD, algorithm 4).
@@ -107,7 +109,8 @@ def sample_trajectory(
         raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
     schedule = schedule.to(x.device)
-    for step, (t, end) in enumerate(_pairs(consistency_timesteps(n_steps, schedule.timesteps, solver_steps), last=0)):
+    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
+    for step, (t, end) in enumerate(_pairs(times_down, last=0)):
         times, past = _fill(t, x), int((1.0 - gamma) * end)
         eps = predict(x, times).to(x.dtype)
         alpha, sigma = schedule.alpha_sigma(_fill(past, x), x)
@@ -118,16 +121,15 @@ def sample_trajectory(
     return x
 
 
-def consistency_timesteps(n_steps: int, timesteps: int = 1000, solver_steps: int = 50) -> Tensor:
-    """The sampling grid of LCM, int64 [n] descending: n evenly spread entries of the solver's grid, from its top.
+def sampling_timesteps(n_steps: int, grid: Tensor) -> Tensor:
+    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of the student's grid, from its top.
 
     999, 759, 499, 259 for four steps of a 50-step solver (diffusers' LCMScheduler picks the same).
     """
-    if not 1 <= n_steps <= solver_steps:
-        raise ValueError(f"sampling steps: {n_steps} is impossible on a {solver_steps}-step grid, choose 1 to it")
-    grid = ddim_timesteps(solver_steps, timesteps).flip(0)
+    if not 1 <= n_steps <= len(grid):
+        raise ValueError(f"sampling steps: {n_steps} is impossible on a {len(grid)}-step grid, choose 1 to it")
     # integer arithmetic: the floor of i * N / n without a rounding fault just below a whole number
-    return grid[torch.arange(n_steps) * solver_steps // n_steps]
+    return grid.flip(0)[torch.arange(n_steps) * len(grid) // n_steps]
 
 
 def sample_consistency(
@@ -137,6 +139,7 @@ def sample_consistency(
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
     solver_steps: int = 50,
+    grid: str = "uniform",
     sigma_data: float = 0.5,
     timestep_scaling: float = 10.0,
 ) -> Tensor:
@@ -149,7 +152,7 @@ def sample_consistency(
         raise ValueError(f"consistency sampling with {n_steps} steps needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
     schedule = schedule.to(x.device)
-    times_down = consistency_timesteps(n_steps, schedule.timesteps, solver_steps)
+    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
     for step, t in enumerate(times_down.tolist()):
         times = _fill(t, x)
         x0 = schedule.eps_to_x0(x, predict(x, times).to(x.dtype), times)

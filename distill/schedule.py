@@ -55,6 +55,14 @@ class NoiseSchedule:
         """
         return (1.0 / self.alphas_cumprod.to(t.device)[t]).clamp_max(cap)
 
+    def snr_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """min(SNR_t, gamma) / gamma, float64 [B] in (0, 1], SNR = abar / (1 - abar).
+
+        Hang et al. 2023 (min-SNR), equation 12 for a loss of x_0, scaled so that the greatest weight is 1.
+        """
+        abar = self.alphas_cumprod.to(t.device)[t]
+        return (abar / (1.0 - abar)).clamp_max(gamma) / gamma
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t noise."""
         alpha, sigma = self.alpha_sigma(t, x0)
@@ -97,3 +105,46 @@ def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: floa
     tau = t.to(torch.float64) * timestep_scaling
     variance = tau.square() + sigma_data**2
     return sigma_data**2 / variance, tau / variance.sqrt()
+
+
+GRIDS = ("uniform", "karras", "coarse")
+_COARSE = {
+    4: (50, 299, 599, 999),
+    6: (50, 199, 399, 599, 799, 999),
+    8: (50, 399, 499, 599, 699, 799, 899, 999),
+    16: (50, 113, 177, 240, 303, 366, 430, 493, 556, 619, 683, 746, 809, 872, 936, 999),
+}
+"""Grids of as many entries as the student makes steps, for 1000 timesteps; denser where layout is decided."""
+
+_RHO = 7.0
+
+
+def solver_grid(kind: str, n_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """The times that a student is trained and sampled at, int64 [n] ascending up to T - 1.
+
+    ``uniform``: `ddim_timesteps`. ``karras``: even in sigma^(1/7) with sigma = sqrt(1 - abar) / sqrt(abar) (Karras et
+    al. 2022, equation 5), each taken to the nearest timestep above the one before. ``coarse``: one of the fixed grids
+    of 4, 6, 8 or 16 entries. Raises ValueError for a grid that there is not.
+    """
+    if kind == "uniform":
+        return ddim_timesteps(n_steps, schedule.timesteps)
+    if kind == "karras":
+        return _karras(n_steps, schedule)
+    if kind != "coarse":
+        raise ValueError(f"grid = '{kind}': choose one of {', '.join(GRIDS)}")
+    if n_steps not in _COARSE or schedule.timesteps != 1000:
+        known = ", ".join(map(str, _COARSE))
+        raise ValueError(f"solver_steps = {n_steps}: coarse grids have {known} steps of 1000 timesteps")
+    return torch.tensor(_COARSE[n_steps], dtype=torch.int64)
+
+
+def _karras(n_steps: int, schedule: NoiseSchedule) -> Tensor:
+    if not 2 <= n_steps <= schedule.timesteps // 4:
+        raise ValueError(f"solver_steps = {n_steps}: a karras grid has 2 to {schedule.timesteps // 4} steps")
+    abar = schedule.alphas_cumprod.cpu()
+    roots = ((1.0 - abar) / abar).sqrt().pow(1.0 / _RHO)
+    wanted = torch.linspace(float(roots[0]), float(roots[-1]), n_steps + 1, dtype=torch.float64)[1:]
+    nearest = (roots[None, :] - wanted[:, None]).abs().argmin(dim=1)
+    # Where steps of sigma are finer than the table's, neighbours would be the same entry.
+    apart = torch.arange(n_steps)
+    return (nearest - apart).cummax(dim=0).values + apart

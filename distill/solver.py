@@ -12,3 +12,15 @@ def ddim_step(x0: Tensor, eps: Tensor, s_alpha: Tensor, s_sigma: Tensor) -> Tens
     ``s_alpha`` and ``s_sigma`` broadcast over them.
     """
     return s_alpha * x0 + s_sigma * eps
+
+
+def heun_step(
+    x: Tensor, eps: Tensor, eps_at_end: Tensor, now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The second-order step from the time with (alpha, sigma) = ``now`` to ``then`` (Karras et al. 2022, algorithm 1).
+
+    In xbar = x / alpha and sigmabar = sigma / alpha the flow is d xbar / d sigmabar = eps; the slope is the mean of
+    ``eps`` here and ``eps_at_end``, the estimate where the `ddim_step` from here ends. With both equal it is that step.
+    """
+    (alpha, sigma), (s_alpha, s_sigma) = now, then
+    return s_alpha * (x / alpha + (s_sigma / s_alpha - sigma / alpha) * (eps + eps_at_end) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,11 +110,11 @@ class Session:
         """The micro-batch on the device, with its latents where the objective wants them."""
         device = self.engine.world.device
         batch = loaded.batch.to(device, non_blocking=True).floating()
-        draws = loaded.draws(self.recipe.seed)
+        item = StepInput(batch, loaded.draws(self.recipe.seed), update=self.progress.updates)
         if not self.objective.needs_latents:
-            return StepInput(batch, draws)
+            return item
         with torch.no_grad():
-            return StepInput(batch, draws, self.latents(batch, draws), self.latents.masked(batch))
+            return replace(item, latent=self.latents(batch, item.draws), masked_latent=self.latents.masked(batch))
 
 
 def run(session: Session) -> Stopped | None:

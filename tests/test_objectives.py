@@ -15,11 +15,12 @@ from anytext2.randomness import Draws
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import StepInput
 from distill.objectives.consistency import Consistency, ConsistencyConfig
-from distill.objectives.denoise import Denoise, DenoiseConfig, allowed_and_text
-from distill.objectives.flow import FlowConfig
+from distill.objectives.denoise import Denoise, DenoiseConfig
 from distill.objectives.phased import Phased, PhasedConfig
+from distill.objectives.self_consistency import SelfConsistencyConfig
 from distill.objectives.trajectory import Trajectory
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
+from distill.text_area import not_ignored, text_share
 
 
 def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
@@ -125,7 +126,7 @@ def plain_trajectory(model: Stub, item: StepInput, k: int, hops: int) -> torch.T
 @pytest.mark.parametrize(("k", "hops"), [(20, 1), (100, 2)])
 def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int) -> None:
     roles, item = StubRoles(), step_input(16, seed=5)
-    ours = Trajectory(FlowConfig(lcm_step=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
+    ours = Trajectory(SelfConsistencyConfig(lcm_step=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
     plain = plain_trajectory(roles.model, item, k, hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
@@ -199,7 +200,7 @@ def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
     for objective in (
         Consistency(ConsistencyConfig(), SCHEDULE),
         Phased(PhasedConfig(), SCHEDULE),
-        Trajectory(FlowConfig(), SCHEDULE),
+        Trajectory(SelfConsistencyConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
         Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0), SCHEDULE),
     ):
@@ -267,12 +268,12 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, ca
 
 def test_ignored_text_has_no_gradient() -> None:
     batch = collate([sample(0), sample(1)])
-    allowed, inside = allowed_and_text(batch, CELLS, CELLS)
+    allowed, inside = not_ignored(batch, CELLS, CELLS), text_share(batch, CELLS, CELLS)
     assert allowed.shape == inside.shape == (2, 1, CELLS, CELLS)
     assert allowed[0, 0, 3].tolist() == [0, 1, 1, 1] and allowed[1, 0, 3].tolist() == [0, 0, 1, 1]
     assert allowed[:, :, :3].min() == 1
     # an odd latent size is served too, where the released code insists on 64 x 64
-    assert allowed_and_text(batch, 5, 7)[0].shape == (2, 1, 5, 7)
+    assert not_ignored(batch, 5, 7).shape == text_share(batch, 5, 7).shape == (2, 1, 5, 7)
 
 
 def test_dropped_context_is_the_unconditional_one_for_the_drawn_samples_only() -> None:

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 import anytext2  # noqa: F401  # declares torchvision's operators before diffusers looks for them
 from distill import sampler
-from distill.schedule import NoiseSchedule
+from distill.schedule import NoiseSchedule, ddim_timesteps
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -44,7 +44,7 @@ def test_consistency_equals_diffusers(n_steps: int, monkeypatch: pytest.MonkeyPa
     noises = [start(200 + step) for step in range(n_steps)]
     reference = LCMScheduler(**BETAS, original_inference_steps=50, clip_sample=False, set_alpha_to_one=False)
     reference.set_timesteps(n_steps)
-    assert reference.timesteps.tolist() == sampler.consistency_timesteps(n_steps).tolist()
+    assert reference.timesteps.tolist() == sampler.sampling_timesteps(n_steps, ddim_timesteps(50)).tolist()
     drawn = iter(noises)
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: next(drawn))
     x = start()
@@ -83,14 +83,14 @@ def test_grids() -> None:
     assert sampler.leading_timesteps(4).tolist() == [751, 501, 251, 1]
     assert sampler.leading_timesteps(7).tolist() == [853, 711, 569, 427, 285, 143, 1]
     assert sampler.leading_timesteps(999).max() < 1000
-    assert sampler.consistency_timesteps(4).tolist() == [999, 759, 499, 259]
+    assert sampler.sampling_timesteps(4, ddim_timesteps(50)).tolist() == [999, 759, 499, 259]
 
 
 @pytest.mark.parametrize("n_steps", range(1, 51))
 def test_consistency_grid_is_that_of_diffusers_for_every_step_count(n_steps: int) -> None:
     reference = LCMScheduler(**BETAS, original_inference_steps=50)
     reference.set_timesteps(n_steps)
-    assert reference.timesteps.tolist() == sampler.consistency_timesteps(n_steps).tolist()
+    assert reference.timesteps.tolist() == sampler.sampling_timesteps(n_steps, ddim_timesteps(50)).tolist()
 
 
 def test_ddim_with_the_exact_noise_recovers_the_picture() -> None:

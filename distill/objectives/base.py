@@ -29,13 +29,14 @@ class StepInput:
     """One micro-batch on the device, with its source of randomness.
 
     ``latent`` [B,C,h,w] is the scaled latent of the image and ``masked_latent`` that of the masked image; both are None
-    for objectives that need no latents. Either may be an inference tensor.
+    for objectives that need no latents. Either may be an inference tensor. ``update``: finished optimizer updates.
     """
 
     batch: Batch
     draws: Draws
     latent: Tensor | None = None
     masked_latent: Tensor | None = None
+    update: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from anytext2.batch import Batch, Conditions
+from anytext2.batch import Conditions
 from distill import losses
 from distill.objectives.base import (
     LossOutput,
@@ -31,6 +30,7 @@ from distill.objectives.base import (
     require_latent,
 )
 from distill.schedule import NoiseSchedule
+from distill.text_area import not_ignored, text_share
 
 if TYPE_CHECKING:
     from anytext2.model import AnyText2
@@ -113,7 +113,7 @@ class Denoise:
         conditions = self._drop_context(model, conditions, item)
         eps = predict_noise(model, noisy, t, conditions, model.write(conditions))
 
-        allowed, inside = allowed_and_text(item.batch, *latent.shape[-2:])
+        allowed, inside = (area(item.batch, *latent.shape[-2:]) for area in (not_ignored, text_share))
         per_sample = losses.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
         per_sample = per_sample * self.schedule.velocity_weight(t, self.config.velocity_cap).to(per_sample)
         with torch.no_grad():
@@ -148,10 +148,3 @@ def _repeat_tokens(context_BTD: Tensor, like_BTD: Tensor) -> Tensor:
     copies, rest = divmod(like_BTD.shape[1], context_BTD.shape[1])
     assert rest == 0, f"{like_BTD.shape[1]} tokens are no multiple of {context_BTD.shape[1]}"
     return context_BTD.repeat(1, copies, 1)
-
-
-def allowed_and_text(batch: Batch, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Maps [B,1,h,w] of latent size: 1 outside ignored text (nearest, as AnyText2), share of each cell inside boxes."""
-    ignored = F.interpolate(batch.inverse_mask.float(), size=(height, width), mode="nearest")
-    boxes = batch.position.amax(dim=1, keepdim=True).float()
-    return 1.0 - ignored, F.adaptive_avg_pool2d(boxes, (height, width))

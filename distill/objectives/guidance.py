@@ -13,49 +13,37 @@ from torch import Tensor
 
 from anytext2.batch import Conditions, Control
 from anytext2.randomness import Draws
-from distill import losses
 from distill.objectives.base import Roles, StepInput, masked_latent_of, predict_noise
+from distill.objectives.matching import MatchingConfig
 from distill.schedule import NoiseSchedule, expand_like
-from distill.solver import ddim_step
+from distill.solver import ddim_step, heun_step
 
 if TYPE_CHECKING:
     from anytext2.model import AnyText2
 
-DISTANCES = ("huber", "l2")
+SOLVERS = ("ddim", "heun")
 
 
 @dataclass
-class GuidedConfig:
+class GuidedConfig(MatchingConfig):
     """What every objective with a guided teacher needs.
 
     ``w_min``, ``w_max``: range of the guidance w in ``c + w (c - u)``; the usual guidance scale is w + 1.
-    ``loss``: ``huber`` (with ``huber_c``) or ``l2``.
     """
 
     w_min: float = 5.0
     w_max: float = 15.0
     negative_prompt: str = ""
-    loss: str = "huber"
-    huber_c: float = 1e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.w_min <= self.w_max:
             raise ValueError(f"w_min = {self.w_min}, w_max = {self.w_max}: expected 0 <= w_min <= w_max")
-        if self.loss not in DISTANCES:
-            raise ValueError(f"loss = '{self.loss}': choose one of {', '.join(DISTANCES)}")
-        if self.huber_c <= 0:
-            raise ValueError(f"huber_c = {self.huber_c}: must be > 0 (for a squared loss set loss to l2)")
 
     @property
     def unguided(self) -> bool:
         """The teacher's unconditional estimate never matters."""
         return self.w_max == 0.0
-
-    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Per-sample distance [B]."""
-        if self.loss == "l2":
-            return losses.l2(prediction, target)
-        return losses.pseudo_huber(prediction, target, c=self.huber_c)
 
 
 class GuidedTeacher:
@@ -96,13 +84,19 @@ class GuidedTeacher:
                 eps = eps + w * (eps - eps_u)
         return x0.clone(), eps.clone()
 
-    def solve(self, noisy: Tensor, t: Tensor, s: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """``noisy`` taken from t down to s [B] in equal DDIM steps, and the guided x0 at (``noisy``, t)."""
-        x0, eps = first_x0, _ = self(noisy, t)
-        for step in range(1, steps):
-            between = t - (t - s) * step // steps
-            x0, eps = self(ddim_step(x0, eps, *self._schedule.alpha_sigma(between, noisy)), between)
-        return ddim_step(x0, eps, *self._schedule.alpha_sigma(s, noisy)), first_x0
+    def solve(self, noisy: Tensor, t: Tensor, s: Tensor, steps: int, solver: str = "ddim") -> tuple[Tensor, Tensor]:
+        """``noisy`` taken from t down to s [B] in equal steps of the solver, and the guided x0 at (``noisy``, t)."""
+        now, x, first_x0 = t, noisy, None
+        for step in range(1, steps + 1):
+            then = t - (t - s) * step // steps
+            here, there = self._schedule.alpha_sigma(now, x), self._schedule.alpha_sigma(then, x)
+            x0, eps = self(x, now)
+            first_x0 = x0 if first_x0 is None else first_x0
+            end = ddim_step(x0, eps, *there)
+            x = heun_step(x, eps, self(end, then)[1], here, there) if solver == "heun" else end
+            now = then
+        assert first_x0 is not None, "at least one step"
+        return x, first_x0
 
 
 def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:
@@ -113,7 +107,3 @@ def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:
 def estimate_noise(model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
     """eps of the active role: its WriteNet maps, then the UNet with them."""
     return predict_noise(model, x, t, conditions, model.write(conditions))
-
-
-def root_mean_square(values: Tensor) -> Tensor:
-    return values.detach().square().mean().sqrt()

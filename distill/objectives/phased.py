@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains
-from distill.objectives.flow import FlowConfig, flow_loss
-from distill.sampler import SamplerName, consistency_timesteps
-from distill.schedule import NoiseSchedule, ddim_timesteps
+from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, flow_jump
+from distill.sampler import SamplerName, sampling_timesteps
+from distill.schedule import NoiseSchedule
 
 
 @dataclass
-class PhasedConfig(FlowConfig):
+class PhasedConfig(SelfConsistencyConfig):
     """``phases``: as many as steps are to be sampled. ``lcm_step`` never leaves the phase: T takes it to the edge.
 
     ``edges_only``: t is drawn from the phases' upper edges alone, the only times that sampling in ``phases`` steps asks
@@ -44,14 +44,12 @@ class Phased:
 
     def __init__(self, config: PhasedConfig, schedule: NoiseSchedule) -> None:
         self.config = config
-        self.schedule = schedule
-        self.upper = consistency_timesteps(config.phases, schedule.timesteps, config.solver_steps).flip(0)
+        self._consistency = SelfConsistency(config, schedule, "phased", flow_jump)
+        self.upper = sampling_timesteps(config.phases, self._consistency.grid).flip(0)
         self.lower = torch.cat([torch.zeros(1, dtype=torch.int64), self.upper[:-1]])
-        self.grid = self.upper if config.edges_only else ddim_timesteps(config.solver_steps, schedule.timesteps)
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
-        """See `flow_loss`."""
-        t = self.grid[item.draws.integers("phased/t", 0, len(self.grid))]
+        """See `SelfConsistency`."""
+        t = self._consistency.draw(item, self.upper if self.config.edges_only else self._consistency.grid)
         edge = self.lower[torch.searchsorted(self.upper, t)]
-        s = torch.maximum(t - self.config.lcm_step, edge)
-        return flow_loss(roles, item, self.config, self.schedule, "phased", (t, s, edge))
+        return self._consistency(roles, item, t, torch.maximum(t - self.config.lcm_step, edge), edge)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, require_latent
-from distill.objectives.guidance import GuidedConfig, GuidedTeacher, estimate_noise, root_mean_square
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains, require_latent
+from distill.objectives.guidance import GuidedConfig, GuidedTeacher, estimate_noise
+from distill.objectives.matching import Matching
 from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule, ddim_timesteps
+from distill.terms import Compared
 
 
 @dataclass
@@ -43,11 +45,12 @@ class X0Regression:
                 raise ValueError(f"timesteps: {t} is not in the schedule, choose 0 to {schedule.timesteps - 1}")
         self.config = config
         self.schedule = schedule
+        self._matching = Matching(config, schedule)
         chosen = torch.tensor(list(config.timesteps), dtype=torch.int64)
         self.grid = chosen if config.timesteps else ddim_timesteps(config.solver_steps, schedule.timesteps)
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
-        """Report: ``teacher_distance``, RMS between the student's and the teacher's x0."""
+        """Report: see `Matching`."""
         latent = require_latent(item)
         schedule = self.schedule.to(latent.device)
         t = self.grid[item.draws.integers("x0_regression/t", 0, len(self.grid))].to(latent.device)
@@ -55,6 +58,5 @@ class X0Regression:
         noisy = schedule.add_noise(latent, noise, t)
         teacher = GuidedTeacher(roles, item, self.config, schedule)
         wanted, _ = teacher(noisy, t)
-        prediction = schedule.eps_to_x0(noisy, estimate_noise(roles.model, noisy, t, teacher.conditions), t)
-        per_sample = self.config.distance(prediction, wanted)
-        return loss_output(per_sample, teacher_distance=root_mean_square(prediction - wanted))
+        x0 = schedule.eps_to_x0(noisy, estimate_noise(roles.model, noisy, t, teacher.conditions), t)
+        return self._matching(Compared(x0, wanted, x0, wanted, latent, t, item, roles))

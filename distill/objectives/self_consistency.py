@@ -1,0 +1,120 @@
+"""Self-consistency along the teacher's path: what consistency, phased and trajectory distillation share.
+
+1. z_t = alpha_t z_0 + sigma_t noise; the guided teacher goes from (z_t, t) to (z_s, s), t > s;
+2. the student's jump from (z_t, t) to a time e, s >= e, is to end where the jump from (z_s, s) to e ends: its own, its
+   average's or the teacher's, without gradient. Where s = e that is z_s itself.
+
+The objectives differ in which times they draw and in what a jump is.
+
+Shape legend: B batch, C channels, h/w latent cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distill.objectives.base import LossOutput, Roles, StepInput, predict_noise, require_latent
+from distill.objectives.guidance import SOLVERS, GuidedConfig, GuidedTeacher
+from distill.objectives.matching import Matching
+from distill.schedule import GRIDS, NoiseSchedule, solver_grid
+from distill.solver import ddim_step
+from distill.terms import Compared
+
+Jump = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]
+"""(z [B,C,h,w], eps, t [B], e [B], schedule) -> where a step from (z, t) with that estimate ends at time e."""
+
+
+@dataclass
+class SelfConsistencyConfig(GuidedConfig):
+    """``solver_steps``, ``grid``: of the times that t is drawn from, see `solver_grid`.
+
+    ``lcm_step``: k, how far the teacher goes, in timesteps of the table. ``teacher_steps``: equal steps of ``solver``
+    (``ddim``, or ``heun`` of the second order at twice the calls) in which it goes there; a k of many grid cells needs
+    fewer updates for the student to know the whole way, but more than one step to be exact.
+    ``target_from_teacher``: the target jumps from (z_s, s) with the guided teacher's estimate instead of the student's.
+    ``target_ema``: it jumps with the student's average (train.ema_decay), a second adapter.
+    """
+
+    solver_steps: int = 50
+    grid: str = "uniform"
+    lcm_step: int = 20
+    teacher_steps: int = 1
+    solver: str = "ddim"
+    target_from_teacher: bool = False
+    target_ema: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_steps < 1:
+            raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
+        if self.lcm_step < 1:
+            raise ValueError(f"lcm_step = {self.lcm_step}: must be at least 1 timestep (20 is one of 50 solver steps)")
+        if self.teacher_steps < 1:
+            raise ValueError(f"teacher_steps = {self.teacher_steps}: must be at least 1")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver = '{self.solver}': choose one of {', '.join(SOLVERS)}")
+        if self.target_from_teacher and self.target_ema:
+            raise ValueError("target_ema = true: with target_from_teacher there is no target of the student's")
+
+
+class SelfConsistency:
+    """The loss of the three; ``purpose`` keeps their random draws apart."""
+
+    def __init__(self, config: SelfConsistencyConfig, schedule: NoiseSchedule, purpose: str, jump: Jump) -> None:
+        self.config, self.schedule, self.purpose, self._jump = config, schedule, purpose, jump
+        self.grid = solver_grid(config.grid, config.solver_steps, schedule)
+        self._matching = Matching(config, schedule)
+
+    def draw(self, item: StepInput, choices: Tensor) -> Tensor:
+        """t [B] on the CPU, uniformly one of ``choices``."""
+        return choices[item.draws.integers(f"{self.purpose}/t", 0, len(choices))]
+
+    def __call__(self, roles: Roles, item: StepInput, t: Tensor, s: Tensor, e: Tensor) -> LossOutput:
+        """The loss for times t > s >= e, each int64 [B] on the CPU. Report: see `Matching`."""
+        latent = require_latent(item)
+        schedule = self.schedule.to(latent.device)
+        needs_target = bool((s > e).any())
+        t, s, e = (time.to(latent.device) for time in (t, s, e))
+        noise = item.draws.normal(f"{self.purpose}/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
+        z_t = schedule.add_noise(latent, noise, t)
+        teacher = GuidedTeacher(roles, item, self.config, schedule)
+        z_s, teacher_x0 = teacher.solve(z_t, t, s, self.config.teacher_steps, self.config.solver)
+
+        # The student goes first: under autocast, weights cast inside the target's inference mode would be cached and
+        # then met by the student's graph.
+        control = roles.model.write(teacher.conditions)
+        eps = predict_noise(roles.model, z_t, t, teacher.conditions, control)
+        target = z_s
+        if needs_target and self.config.target_from_teacher:
+            target = self._jump(z_s, teacher(z_s, s)[1], s, e, schedule)
+        elif needs_target:
+            with roles.target():
+                # A target that is the student itself has nothing new to hear from the WriteNet.
+                maps = (
+                    roles.model.write(teacher.conditions)
+                    if self.config.target_ema
+                    else tuple(m.detach() for m in control)
+                )
+                target = self._jump(z_s, predict_noise(roles.model, z_s, s, teacher.conditions, maps), s, e, schedule)
+        return self._matching(
+            Compared(
+                prediction=self._jump(z_t, eps, t, e, schedule),
+                target=target.clone(),
+                x0=schedule.eps_to_x0(z_t, eps, t),
+                wanted_x0=teacher_x0,
+                clean=latent,
+                t=t,
+                item=item,
+                roles=roles,
+            )
+        )
+
+
+def flow_jump(z: Tensor, eps: Tensor, t: Tensor, e: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """One DDIM step along the probability-flow ODE: alpha_e x0(z, t) + sigma_e eps(z, t)."""
+    return ddim_step(schedule.eps_to_x0(z, eps, t), eps, *schedule.alpha_sigma(e, z))
