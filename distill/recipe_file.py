@@ -19,6 +19,7 @@ from distill.config import Recipe
 from distill.objectives import OBJECTIVES
 from distill.painting import ConsistencyOptions
 from distill.sampler import SamplerName
+from distill.terms import TERMS, TermConfig
 
 EMBEDDED_DEFAULT = Path(__file__).parent.parent / "launch" / "recipes" / "demo.yaml"
 
@@ -32,8 +33,31 @@ def objective_config(recipe: Recipe) -> Any:
     name = options.pop("name", None)
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r}: one of {', '.join(OBJECTIVES)}")
+    terms = options.pop("terms", None)
     schema = OmegaConf.structured(OBJECTIVES[name].Config)
-    return _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
+    config = _to_object(_merge(schema, DictConfig(options), "objective"), "objective")
+    if terms:
+        if not hasattr(config, "terms"):
+            raise ValueError(f"objective.terms: objective {name} trains no student, so no terms can be added to it")
+        config.terms = _terms(terms)
+    return config
+
+
+def _terms(given: Any) -> dict[str, TermConfig]:
+    """The configs of objective.terms, by name. Raises ValueError as `objective_config` does."""
+    if not isinstance(given, dict):
+        raise ValueError(f"objective.terms={given!r}: a mapping is needed, as in {{focal_frequency: {{weight: 0.05}}}}")
+    found: dict[str, TermConfig] = {}
+    for name, options in given.items():
+        where = f"objective.terms.{name}"
+        if name not in TERMS:
+            raise ValueError(f"{where}: there is no such term; there are {', '.join(TERMS)}")
+        if not isinstance(options, dict):
+            raise ValueError(f"{where}={options!r}: a mapping is needed, as in {{weight: 0.05}}")
+        # The schema's own values are not checked: a weight must be given.
+        schema = OmegaConf.create(OmegaConf.structured(TERMS[name].Config))
+        found[name] = _to_object(_merge(schema, DictConfig(options), where), where)
+    return found
 
 
 def student_sampler(recipe: Recipe) -> SamplerName:
@@ -59,10 +83,26 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         merged = _merge(merged, _read_yaml(path), f"--config {path}")
         _to_object(merged, f"--config {path}")
     for item in overrides:
-        merged = _merge(merged, _parse_override(item), f"override {item}")
+        layer = _parse_override(item)
+        _leave_objective(merged, layer)
+        merged = _merge(merged, layer, f"override {item}")
     recipe: Recipe = _to_object(merged, "override")
     objective_config(recipe)
     return recipe
+
+
+def _leave_objective(merged: DictConfig, layer: DictConfig) -> None:
+    """Where `layer` names another objective, the options that it does not have are taken out of `merged`.
+
+    What both have, as the range of guidance, stays as the recipe says.
+    """
+    given = layer.get("objective")
+    name = given.get("name") if isinstance(given, DictConfig) else None
+    if name not in OBJECTIVES or name == merged.objective.get("name"):
+        return
+    known = {field.name for field in fields(OBJECTIVES[name].Config)}
+    for option in [key for key in merged.objective if key not in known]:
+        del merged.objective[option]
 
 
 def _read_yaml(path: Path) -> DictConfig:

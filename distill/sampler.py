@@ -122,7 +122,7 @@ def sample_trajectory(
 
 
 def sampling_timesteps(n_steps: int, grid: Tensor) -> Tensor:
-    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of the student's grid, from its top.
+    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of ``grid``, from its top.
 
     999, 759, 499, 259 for four steps of a 50-step solver (diffusers' LCMScheduler picks the same).
     """
