@@ -141,6 +141,7 @@ class Engine:
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
         self._allocate_moments()
         self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
+        self._shown: list[nn.Parameter] = []
 
     @property
     def _masters(self) -> list[torch.Tensor]:
@@ -183,6 +184,7 @@ class Engine:
         if self._ema:
             # detached: the average would otherwise carry the graph of every step behind it
             torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - ema_decay)
+            self._copy_average(self._shown)
         norm = self._engine.get_global_grad_norm()
         return StepResult(False, float(norm) if norm is not None else math.nan, scale)
 
@@ -265,15 +267,27 @@ class Engine:
             yield
             return
         kept = [p.detach().clone() for _, p in self.params]
-        for bucket in _buckets(self.params):
-            whole = self._whole([p for _, p in bucket], self._ema[0])
-            for (_, p), values in zip(bucket, whole.split([p.numel() for _, p in bucket]), strict=True):
-                p.data.copy_(values.reshape(p.shape))
+        self._copy_average([p for _, p in self.params])
         try:
             yield
         finally:
             for (_, p), values in zip(self.params, kept, strict=True):
                 p.data.copy_(values)
+
+    def show_average_in(self, params: Sequence[nn.Parameter]) -> None:
+        """Keeps ``params``, the trained ones' copies in their order, equal to the average from now on. Collective."""
+        self._shown = list(params)
+        self._copy_average(self._shown)
+
+    def _copy_average(self, targets: Sequence[nn.Parameter]) -> None:
+        """Collective where there are targets."""
+        first = 0
+        for bucket in _buckets(self.params) if targets else ():
+            sizes = [p.numel() for _, p in bucket]
+            whole = self._whole([p for _, p in bucket], self._ema[0])
+            for target, values in zip(targets[first : first + len(bucket)], whole.split(sizes), strict=True):
+                target.data.copy_(values.reshape(target.shape))
+            first += len(bucket)
 
     def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
         """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.

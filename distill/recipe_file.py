@@ -87,8 +87,34 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         _leave_objective(merged, layer)
         merged = _merge(merged, layer, f"override {item}")
     recipe: Recipe = _to_object(merged, "override")
-    objective_config(recipe)
+    _check_pairs(recipe)
     return recipe
+
+
+def _check_pairs(recipe: Recipe) -> None:
+    """Raises ValueError for values that are possible alone but not together."""
+    config = objective_config(recipe)
+    if getattr(config, "target_ema", False) and recipe.train.ema_decay == 0:
+        raise ValueError("objective.target_ema=true: the average is kept with train.ema_decay; 0.95 is usual")
+    if recipe.eval.every:
+        require_steps(recipe, recipe.eval.steps, "eval.steps")
+    if recipe.log.preview_every:
+        require_steps(recipe, recipe.log.preview_steps, "log.preview_steps")
+
+
+def require_steps(recipe: Recipe, steps: int, where: str) -> None:
+    """Raises ValueError where the recipe's student has not learned to sample in so many steps."""
+    config = objective_config(recipe)
+    grid = getattr(config, "solver_steps", None)
+    if grid is not None and steps > grid:
+        raise ValueError(f"{where}={steps}: the student's grid has {grid} times (objective.solver_steps)")
+    phases = getattr(config, "phases", None)
+    if phases is not None and max(phases, steps) % min(phases, steps):
+        fitting = [n for n in range(1, 2 * phases + 1) if max(phases, n) % min(phases, n) == 0]
+        raise ValueError(
+            f"{where}={steps}: does not divide the student's {phases} phases (objective.phases) and is no multiple of "
+            f"them; {', '.join(map(str, fitting))} ... do"
+        )
 
 
 def _leave_objective(merged: DictConfig, layer: DictConfig) -> None:

@@ -13,10 +13,9 @@ from peft import PeftModel
 from torch import nn
 
 from anytext2.filling import fill_by_name
-from anytext2.model import AnyText2, build_model, load_model_config
+from anytext2.model import AnyText2, AnyText2Config, build_model, load_model_config
 from anytext2.weights import EMBEDDED, load_parts, load_weights, official_state
 from distill import checkpoint, run_state
-from distill.checkpoint_files import portable_name
 from distill.checkpoint_writer import CheckpointWriter
 from distill.config import ModelSection, Recipe
 from distill.data import make_data
@@ -30,7 +29,7 @@ from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
 from distill.selection import make_order
 from distill.stream import BatchPlan
-from distill.student import STUDENT, Roles, add_student
+from distill.student import AVERAGE, STUDENT, Roles, adapter_parameters, add_average, add_student
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 from distill.warm_start import load_warm_start, read_warm_start
@@ -71,9 +70,9 @@ def _part_file(path: Path) -> Path:
     return checkpoint.find_checkpoint(path) / run_state.MODEL_WEIGHTS if path.is_dir() else path
 
 
-def make_schedule(model: AnyText2) -> NoiseSchedule:
-    """The noise schedule that the model was trained with, in float64."""
-    s = model.cfg.schedule
+def make_schedule(config: AnyText2Config) -> NoiseSchedule:
+    """The noise schedule that models of this configuration are trained with, in float64."""
+    s = config.schedule
     return NoiseSchedule.scaled_linear(s.linear_start, s.linear_end, s.timesteps)
 
 
@@ -85,8 +84,11 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
     """Freezes everything but what the objective trains; returns that by its name in checkpoints."""
     model.requires_grad_(False)
     if objective.trains == "lora":
-        wrapped: nn.Module = add_student(model, recipe.lora, recipe.seed)
-        params = [(portable_name(n, STUDENT), p) for n, p in wrapped.named_parameters() if p.requires_grad]
+        student = add_student(model, recipe.lora, recipe.seed)
+        wrapped: nn.Module = student
+        params = adapter_parameters(student, STUDENT)
+        if getattr(objective_config(recipe), "target_ema", False):
+            add_average(student)
     else:
         assert isinstance(objective, FullWeightObjective)
         wrapped, params = model, list(objective.trainable(model))
@@ -100,11 +102,11 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))
+    schedule = make_schedule(load_model_config(recipe.model.config))
+    objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
     model = make_model(recipe.model, recipe.seed)
     dataset = make_data(recipe, world, model)
     order = make_order(dataset, recipe.data, recipe.seed)
-    schedule = make_schedule(model)
-    objective = make_objective(recipe, schedule)
     if dataset.latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
@@ -123,6 +125,8 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
         progress, tracking_id = run_state.load(resume, recipe, engine, order.length)
         if world.is_main:
             print(f"resuming from {resume} at update {progress.updates}", flush=True)
+    if isinstance(roles.wrapped, PeftModel):
+        engine.show_average_in([p for _, p in adapter_parameters(roles.wrapped, AVERAGE)])
     facts = run_facts(engine, params, isinstance(roles.wrapped, PeftModel))
     tracker, writer, lock = None, None, None
     if world.is_main:

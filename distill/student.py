@@ -17,7 +17,7 @@ from anytext2.model import AnyText2
 from anytext2.randomness import seed_for
 from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
 
-STUDENT = "student"
+STUDENT, AVERAGE = "student", "average"
 _ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
 
 # Module paths are the official ones, so the same adapter fits the reference implementation.
@@ -67,12 +67,14 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
 class Roles:
     """Who computes: the teacher (adapter off) or the student (adapter on), both on the same weights.
 
-    `wrapped` is the PeftModel, or the bare model where the weights themselves are trained and there is no student.
+    `wrapped` is the PeftModel, or the bare model where the weights themselves are trained and there is no student. With
+    the adapter of `add_average` the target is that, else the student.
     """
 
     def __init__(self, wrapped: nn.Module) -> None:
         self.wrapped = wrapped
         self._adapted = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
+        self._target = AVERAGE if isinstance(wrapped, PeftModel) and AVERAGE in wrapped.peft_config else STUDENT
 
     @property
     def model(self) -> AnyText2:
@@ -98,9 +100,18 @@ class Roles:
 
     @contextmanager
     def target(self) -> Iterator[None]:
-        """The student without gradient, in inference mode."""
-        with torch.inference_mode():
-            yield
+        """The consistency target, in inference mode."""
+        self._choose(self._target)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._choose(STUDENT)
+
+    def _choose(self, adapter: str) -> None:
+        # PEFT's set_adapter() would make the chosen one trainable and the others not.
+        for layer in self._adapted:
+            layer._active_adapter = [adapter]
 
 
 def add_student(model: AnyText2, config: LoraSection, seed: int) -> PeftModel:
@@ -115,6 +126,19 @@ def add_student(model: AnyText2, config: LoraSection, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 0, 0, "lora"))
         return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
+
+
+def add_average(student: PeftModel) -> None:
+    """Puts a second, frozen adapter of the student's kind beside it. Its values are `Engine.show_average_in`'s."""
+    student.add_adapter(AVERAGE, lora_config(student))
+    student.set_adapter(STUDENT)
+    for _, p in adapter_parameters(student, AVERAGE):
+        p.requires_grad_(False)
+
+
+def adapter_parameters(student: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:
+    """(name in checkpoints, parameter) of one adapter, in the model's order."""
+    return [(portable_name(n, adapter), p) for n, p in student.named_parameters() if f".{adapter}." in n]
 
 
 def lora_config(student: PeftModel) -> LoraConfig:

@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, opened: Opened) -> None:
     def progress(done: int, total: int) -> None:
         print(f"evaluated {done}/{total} pictures, {time.perf_counter() - began:.0f} s", flush=True)
 
-    schedule = make_schedule(opened.roles.model)
+    schedule = make_schedule(opened.roles.model.cfg)
     found = evaluate(opened.roles, samples, schedule, options, reader, opened.consistency, progress)
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "grid.png"

@@ -82,7 +82,7 @@ def draw(args: argparse.Namespace, opened: Opened) -> None:
         originals = to_uint8(pixels(batch.image))
         hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
         here = [Shown(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
-        for painting in paint(opened.roles, scene, specs, make_schedule(opened.roles.model), opened.consistency):
+        for painting in paint(opened.roles, scene, specs, make_schedule(opened.roles.model.cfg), opened.consistency):
             for b, image in enumerate(to_uint8(painting.image)):
                 here[b].rows[painting.spec.key] = image
                 Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{painting.spec.key}.png")

@@ -49,7 +49,7 @@ def session(recipe: Recipe) -> Session:
     records, _ = load_records(recipe.data.sources)
     dataset = AnyWordDataset(records, recipe.data.options, recipe.seed, load_font_table())
     model = make_model(recipe.model, recipe.seed)
-    schedule = make_schedule(model)
+    schedule = make_schedule(model.cfg)
     objective = make_objective(recipe, schedule)
     roles, _ = make_roles(model, objective, recipe)
     world = World(0, 0, 1, torch.device("cpu"))

@@ -81,7 +81,7 @@ def test_weights_that_are_not_there(section: ModelSection, words: str) -> None:
 
 def test_the_schedule_is_the_model_s_own(recipe: Recipe) -> None:
     model = make_model(recipe.model, 0)
-    table = make_schedule(model).alphas_cumprod
+    table = make_schedule(model.cfg).alphas_cumprod
     assert table.dtype == torch.float64
     assert torch.equal(table.float(), model.alphas_cumprod)
 
