@@ -109,7 +109,13 @@ class WriteNet(nn.Module):
         return self.fuse_block_za(torch.cat([glyph, position, masked_latent_BChw.to(glyph.dtype)], dim=1))
 
     def forward(
-        self, glyph_B1HW: Tensor, position_B1HW: Tensor, masked_latent_BChw: Tensor, text_context_BTD: Tensor
+        self,
+        glyph_B1HW: Tensor,
+        position_B1HW: Tensor,
+        masked_latent_BChw: Tensor,
+        text_context_BTD: Tensor,
+        x_BChw: Tensor | None = None,
+        t_B: Tensor | None = None,
     ) -> Control:
         """Control maps of a batch.
 
@@ -118,6 +124,8 @@ class WriteNet(nn.Module):
             position_B1HW: sum of the lines' position masks, not clipped, [B, 1, H, W].
             masked_latent_BChw: scaled latent of the masked image [B, in_channels, H / 8, W / 8].
             text_context_BTD: embedded text caption [B, T, context_dim].
+            x_BChw, t_B: what a ControlNet without fast_control sees besides. AnyText2's is trained with zeros for both,
+                which is what None means.
         Returns:
             One map for each input block of the UNet, in order, then the middle block's, in the computing dtype.
         Raises:
@@ -127,10 +135,10 @@ class WriteNet(nn.Module):
         hint = self.fuse_hints(glyph_B1HW, position_B1HW, masked_latent_BChw)
         context = text_context_BTD.to(self.dtype)
         # fast_control: timestep 0 and a latent of zeros for every sample. One row is enough: it broadcasts.
-        no_time = torch.zeros(1, device=hint.device)
-        embedding = self.time_embed(timestep_features(no_time, self.unet_cfg.model_channels).to(self.dtype))
-        nothing = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:])
-        hidden = hint + self.input_blocks[0](nothing, embedding, context)
+        time = torch.zeros(1, device=hint.device) if t_B is None else t_B
+        embedding = self.time_embed(timestep_features(time, self.unet_cfg.model_channels).to(self.dtype))
+        seen = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:]) if x_BChw is None else x_BChw
+        hidden = hint + self.input_blocks[0](seen.to(hint.dtype), embedding, context)
         maps = [self.zero_convs[0](hidden)]
         for block, zero_conv in zip(self.input_blocks[1:], self.zero_convs[1:], strict=True):  # type: ignore[arg-type, index]
             hidden = run_stage(block, recompute, hidden, embedding, context)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytext2.dataset import DatasetConfig
+from distill.planted import require_known
 from distill.student import LoraSection
 from distill.watchdog import WatchdogSection
 
@@ -28,12 +29,17 @@ class ModelSection:
     key name, for smoke tests), or a .ckpt / .safetensors file with the official keys.
     parts: safetensors files with some of the keys, or run folders that trained some, laid over `weights` in order. From
     scratch, the text embedding's font recogniser then starts as a copy of the glyph recogniser.
+    planted: a fault to put in on purpose, one of distill/planted.py, to measure what it costs; empty: none.
     """
 
     config: str = "tiny"
     weights: str = "embedded"
     parts: list[str] = field(default_factory=list)
     activation_checkpointing: bool = False
+    planted: str = ""
+
+    def __post_init__(self) -> None:
+        require_known(self.planted)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from distill.judge import make_judge
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
+from distill.planted import PLANTED
 from distill.recipe_file import dump_recipe, objective_config
 from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
@@ -63,6 +64,8 @@ def make_model(section: ModelSection, seed: int) -> AnyText2:
     if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
+    if section.planted:
+        PLANTED[section.planted](model)
     return model
 
 

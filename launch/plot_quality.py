@@ -1,0 +1,74 @@
+"""Draws docs/quality.json: `python launch/plot_quality.py [--data docs/quality.json] [--out docs/quality.png]`.
+
+One panel a measure, steps along the abscissa, a line a model (mean over seeds, 95 % interval of all of them), the
+teacher's 50 guided steps as a horizontal line. Exit code 0: done; 2: a file or value is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from distill.quality import MEASURES, Language, QualityRow, mean_over_seeds, read_rows
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw the quality of students by the number of their steps.")
+    parser.add_argument("--data", type=Path, default=Path("docs/quality.json"), metavar="JSON")
+    parser.add_argument("--out", type=Path, default=Path("docs/quality.png"), metavar="PNG")
+    parser.add_argument("--language", choices=get_args(Language), default="all")
+    return parser.parse_args(argv)
+
+
+def draw(rows: Sequence[QualityRow], language: Language, out: Path) -> None:
+    """Writes the figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    students = list(dict.fromkeys(row.model for row in rows if row.model != "teacher"))
+    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(4.2 * len(MEASURES), 4.0), layout="constrained")
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+        for number, model in enumerate(students):
+            _line(axis, rows, model, language, measure, f"C{number}")
+        teacher = mean_over_seeds(rows, "teacher", language, measure)
+        for steps, value in teacher.items():
+            axis.axhline(value, color="black", linewidth=1, linestyle="-" if steps == max(teacher) else ":")
+            axis.annotate(f"teacher {steps}", (1, value), xytext=(2, 2), textcoords="offset points", fontsize=7)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axis.set_xlabel("steps")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def _line(axis: Any, rows: Sequence[QualityRow], model: str, language: Language, measure: str, color: str) -> None:
+    means = mean_over_seeds(rows, model, language, measure)
+    style = "--" if model.startswith("undistilled") else "-"
+    axis.plot(list(means), list(means.values()), style, marker="o", markersize=3, color=color, label=model)
+    for row in rows:
+        interval = getattr(row, f"{measure}_95")
+        if row.model == model and row.language == language and interval is not None:
+            axis.vlines(row.steps, *interval, color=color, alpha=0.35, linewidth=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        draw(read_rows(args.data), args.language, args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
