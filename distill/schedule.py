@@ -55,13 +55,15 @@ class NoiseSchedule:
         """
         return (1.0 / self.alphas_cumprod.to(t.device)[t]).clamp_max(cap)
 
-    def snr_weight(self, t: Tensor, gamma: float) -> Tensor:
-        """min(SNR_t, gamma) / gamma, float64 [B] in (0, 1], SNR = abar / (1 - abar).
+    def snr_weight(self, t: Tensor, gamma: float, of_noise: bool = False) -> Tensor:
+        """min-SNR weights in (0, 1], float64 [B], SNR = abar / (1 - abar) (Hang et al. 2023, equation 12).
 
-        Hang et al. 2023 (min-SNR), equation 12 for a loss of x_0, scaled so that the greatest weight is 1.
+        min(SNR, gamma) / gamma for a loss of x_0 (theirs, scaled so that the greatest is 1); min(SNR, gamma) / SNR for
+        one of the noise.
         """
         abar = self.alphas_cumprod.to(t.device)[t]
-        return (abar / (1.0 - abar)).clamp_max(gamma) / gamma
+        snr = abar / (1.0 - abar)
+        return snr.clamp_max(gamma) / (snr if of_noise else gamma)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t noise."""

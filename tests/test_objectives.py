@@ -202,7 +202,7 @@ def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
         Phased(PhasedConfig(), SCHEDULE),
         Trajectory(SelfConsistencyConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
-        Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0), SCHEDULE),
+        Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0, rollout=0.5), SCHEDULE),
     ):
         roles, whole = StubRoles(), step_input(4)
         together = objective.loss(roles, whole).per_sample
@@ -266,6 +266,33 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, ca
     torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
 
 
+def test_scheduled_sampling_trains_on_the_models_own_steps() -> None:
+    roles, item = StubRoles(), step_input(8)
+    config = DenoiseConfig(rollout=0.5, rollout_reach=300, velocity_cap=4.0)
+    ours = Denoise(config, SCHEDULE).loss(roles, item)
+    model, z0, draws = roles.model, item.latent.clone(), item.draws
+    t, noise = draws.integers("denoise/t", 0, 1000), draws.normal("denoise/noise", z0.shape[1:]).double()
+    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    start = (t + draws.integers("denoise/reach", 1, 301)).clamp_max(999)
+    rolled = draws.uniform("denoise/rollout", 0, 1) < 0.5
+    assert 2 <= rolled.sum() <= 6 and (start == 999).any(), "the seed must roll some, and reach the top"
+    (a, b), (a_up, b_up) = coefficients(t), coefficients(start)
+    with torch.no_grad():
+        above = a_up * z0 + b_up * noise
+        own = model.predict_noise(above, start, cond.image_context, model.write(cond))
+        landed = a * (above - b_up * own) / a_up + b * own
+    which = rolled.reshape(-1, 1, 1, 1)
+    noisy = torch.where(which, landed, a * z0 + b * noise)
+    target = torch.where(which, (landed - a * z0) / b, noise)
+    eps = model.predict_noise(noisy, t, cond.image_context, model.write(cond))
+    snr = (a / b).square().flatten()
+    weight = (1 / a.square()).clamp_max(4).flatten() * torch.where(rolled, snr.clamp_max(5) / snr, 1.0)
+    inverse = item.batch.inverse_mask[:, :, :: SIZE // CELLS, :: SIZE // CELLS].double()
+    plain = ((eps - target).square() * (1 - inverse)).mean((1, 2, 3)) * weight
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+
+
 def test_ignored_text_has_no_gradient() -> None:
     batch = collate([sample(0), sample(1)])
     allowed, inside = not_ignored(batch, CELLS, CELLS), text_share(batch, CELLS, CELLS)
@@ -322,6 +349,8 @@ def test_reports_are_detached_scalars() -> None:
         (DenoiseConfig, {"text_weight": -1.0}, "text_weight = -1.0"),
         (DenoiseConfig, {"input_perturbation": 1.0}, "input_perturbation = 1.0"),
         (DenoiseConfig, {"velocity_cap": 0.5}, "velocity_cap = 0.5"),
+        (DenoiseConfig, {"rollout": 1.5}, "rollout = 1.5"),
+        (DenoiseConfig, {"rollout_reach": 0}, "rollout_reach = 0"),
     ],
 )
 def test_impossible_options_are_named(config: type, options: dict[str, Any], named: str) -> None:

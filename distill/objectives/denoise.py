@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anytext2.batch import Conditions
+from anytext2.batch import Conditions, Control
 from distill import losses
 from distill.objectives.base import (
     LossOutput,
@@ -30,10 +30,13 @@ from distill.objectives.base import (
     require_latent,
 )
 from distill.schedule import NoiseSchedule
+from distill.solver import ddim_step
 from distill.text_area import not_ignored, text_share
 
 if TYPE_CHECKING:
     from anytext2.model import AnyText2
+
+_ROLLOUT_GAMMA = 5.0
 
 SCOPES = {
     "official": ("control_model", "embedding_manager"),
@@ -51,6 +54,10 @@ class DenoiseConfig:
     sooner.
     ``input_perturbation``: the model's input holds noise + this share of more noise, and the target stays the noise
     (Ning et al. 2023, algorithm 1, gamma): a sampler's own errors look like that, and many steps add up less of them.
+    ``rollout``: scheduled sampling (Deng et al. 2023, Markup-to-Image): in this share of samples the noisy latent is
+    where the model's own step from up to ``rollout_reach`` timesteps above ends, and the target the noise that leads
+    from there to the picture, so that the model learns to mend its own strokes by the hints. Such samples weigh
+    min(SNR, 5) / SNR besides, because an error of x0 is a great error of noise where there is little noise.
     ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
     whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
     ``frozen``: modules (dotted paths) of the scope that stay as they are.
@@ -60,6 +67,8 @@ class DenoiseConfig:
     text_weight: float = 0.0
     velocity_cap: float = 1.0
     input_perturbation: float = 0.0
+    rollout: float = 0.0
+    rollout_reach: int = 200
     scope: str = "official"
     frozen: list[str] = field(default_factory=list)
 
@@ -72,6 +81,12 @@ class DenoiseConfig:
             raise ValueError(f"denoise.velocity_cap = {self.velocity_cap}: must be >= 1")
         if not 0.0 <= self.input_perturbation < 1.0:
             raise ValueError(f"denoise.input_perturbation = {self.input_perturbation}: must be in [0, 1)")
+        if not 0.0 <= self.rollout <= 1.0:
+            raise ValueError(f"denoise.rollout = {self.rollout}: must be in [0, 1]")
+        if self.rollout_reach < 1:
+            raise ValueError(
+                f"denoise.rollout_reach = {self.rollout_reach}: must be at least 1 timestep (200 is usual)"
+            )
         if self.scope not in SCOPES:
             raise ValueError(f"denoise.scope = '{self.scope}': choose one of {', '.join(SCOPES)}")
 
@@ -107,19 +122,50 @@ class Denoise:
         if self.config.input_perturbation > 0:
             more = item.draws.normal("denoise/perturbation", latent.shape[1:], device=latent.device, dtype=latent.dtype)
             seen = noise + self.config.input_perturbation * more
-        noisy = self.schedule.to(latent.device).add_noise(latent, seen, t)
+        schedule = self.schedule.to(latent.device)
+        noisy = schedule.add_noise(latent, seen, t)
 
         conditions = model.condition(item.batch, masked_latent_of(model, item))
         conditions = self._drop_context(model, conditions, item)
-        eps = predict_noise(model, noisy, t, conditions, model.write(conditions))
+        control = model.write(conditions)
+        weight = schedule.velocity_weight(t, self.config.velocity_cap)
+        # decided on the CPU: a batch without any pays for nothing
+        rolled = (item.draws.uniform("denoise/rollout", 0.0, 1.0) < self.config.rollout).nonzero().flatten()
+        if len(rolled):
+            rows = rolled.to(latent.device)
+            noisy[rows] = self._rolled_out(model, item, rows, latent, noise, t, conditions, control)
+            noise = noise.index_copy(0, rows, schedule.x0_to_eps(noisy[rows], latent[rows], t[rows]))
+            weight[rows] *= schedule.snr_weight(t[rows], _ROLLOUT_GAMMA, of_noise=True)
+        eps = predict_noise(model, noisy, t, conditions, control)
 
         allowed, inside = (area(item.batch, *latent.shape[-2:]) for area in (not_ignored, text_share))
         per_sample = losses.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
-        per_sample = per_sample * self.schedule.velocity_weight(t, self.config.velocity_cap).to(per_sample)
+        per_sample = per_sample * weight.to(per_sample)
         with torch.no_grad():
             error = (eps - noise).square()
             text_error = (error * inside).sum() / (inside.sum() * error.shape[1]).clamp_min(1.0)
         return loss_output(per_sample, loss_plain=error.mean(), loss_text=text_error)
+
+    @torch.no_grad()
+    def _rolled_out(
+        self,
+        model: AnyText2,
+        item: StepInput,
+        rows: Tensor,
+        latent: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        conditions: Conditions,
+        control: Control,
+    ) -> Tensor:
+        """Where the model's DDIM steps from times above end at ``t``, for some ``rows`` of the batch [R,C,h,w]."""
+        schedule, clean, end = self.schedule.to(latent.device), latent[rows], t[rows]
+        reach = item.draws.integers("denoise/reach", 1, self.config.rollout_reach + 1, device=latent.device)
+        start = (end + reach[rows]).clamp_max(schedule.timesteps - 1)
+        above = schedule.add_noise(clean, noise[rows], start)
+        mine = conditions.map(lambda tensor: tensor[rows])
+        eps = predict_noise(model, above, start, mine, tuple(level[rows] for level in control))
+        return ddim_step(schedule.eps_to_x0(above, eps, start), eps, *schedule.alpha_sigma(end, clean))
 
     def _drop_context(self, model: AnyText2, conditions: Conditions, item: StepInput) -> Conditions:
         """Captions of the drawn samples replaced by the unconditional ones; hints stay, as in guided sampling."""
