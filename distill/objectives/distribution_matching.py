@@ -1,0 +1,149 @@
+"""Distribution matching distillation on one shared base (Yin et al. 2024, DMD and DMD2; Luo et al. 2025, TDM).
+
+The student makes a clean estimate from a point of its own trajectory. Noised to a random time, it is judged by two
+scores: the guided teacher's (real) and that of a model of the student's own pictures (fake). Where they differ the
+student is moved towards the teacher's. The fake score is one more adapter on the base weights, trained on the student's
+pictures in the updates between.
+
+Shape legend: B batch, C channels, h/w latent cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anytext2.batch import Conditions, Control
+from distill import losses
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
+from distill.objectives.guidance import GuidedConfig, GuidedTeacher
+from distill.objectives.matching import Matching
+from distill.sampler import SamplerName, sampling_timesteps
+from distill.schedule import GRIDS, NoiseSchedule, expand_like, solver_grid
+from distill.solver import ddim_step
+from distill.student import FAKE, STUDENT
+from distill.terms import Compared
+
+_LEAST, _MOST = 0.02, 0.98
+"""Of the schedule: where the scores are compared (DMD, section 3.2). Nothing differs at its ends."""
+
+
+@dataclass
+class DistributionMatchingConfig(GuidedConfig):
+    """``steps``: that the student is for. ``fake_updates``: of the fake score for each one of the student (DMD2: 5).
+
+    ``solver_steps``, ``grid``: of the times sampled at, see `solver_grid`. ``loss`` must stay ``l2``: its gradient is
+    the difference of the scores.
+    """
+
+    loss: str = "l2"
+    steps: int = 4
+    fake_updates: int = 5
+    solver_steps: int = 50
+    grid: str = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss != "l2":
+            raise ValueError(f"loss = '{self.loss}': distribution matching knows l2 only")
+        if self.fake_updates < 1:
+            raise ValueError(f"fake_updates = {self.fake_updates}: must be at least 1 (5 is usual)")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
+        if not 1 <= self.steps <= self.solver_steps:
+            raise ValueError(f"steps = {self.steps}: choose 1 to solver_steps = {self.solver_steps}")
+
+
+class DistributionMatching:
+    """Distribution matching into the student's adapter, with a second adapter for the fake score."""
+
+    Config = DistributionMatchingConfig
+    trains: Trains = "lora"
+    student_sampler: SamplerName = "phased"
+    needs_latents = True
+    adapters: tuple[str, ...] = (STUDENT, FAKE)
+
+    def __init__(self, config: DistributionMatchingConfig, schedule: NoiseSchedule) -> None:
+        self.config, self.schedule = config, schedule
+        self.times = sampling_timesteps(config.steps, solver_grid(config.grid, config.solver_steps, schedule))
+        self._matching = Matching(config, schedule)
+
+    def turn(self, update: int) -> str:
+        """The adapter that update `update` (from 0) trains: the fake score first, that it may say something."""
+        return STUDENT if update % (self.config.fake_updates + 1) == self.config.fake_updates else FAKE
+
+    def loss(self, roles: Roles, item: StepInput) -> LossOutput:
+        """Report: `Matching`'s in the student's turn, with ``loss`` under ``loss_student``; ``loss_fake`` in the other."""
+        latent = require_latent(item)
+        schedule = self.schedule.to(latent.device)
+        teacher = GuidedTeacher(roles, item, self.config, schedule)
+        if self.turn(item.update) == STUDENT:
+            return self._student_turn(roles, item, teacher, latent, schedule)
+        with torch.no_grad():
+            control = roles.model.write(teacher.conditions)
+            x0, _ = self._generate(roles, item, teacher.conditions, control, latent, schedule)
+        return self._fake_turn(roles, item, teacher.conditions, x0, schedule)
+
+    def _generate(
+        self,
+        roles: Roles,
+        item: StepInput,
+        conditions: Conditions,
+        control: Control,
+        latent: Tensor,
+        schedule: NoiseSchedule,
+    ) -> tuple[Tensor, Tensor]:
+        """The student's x0 [B,C,h,w] at a time [B] of its own trajectory, drawn for each sample.
+
+        The steps that lead there are the student's, from pure noise, without gradient (DMD2, section 4.5).
+        """
+        stage = item.draws.integers("distribution_matching/stage", 0, self.config.steps)
+        x = item.draws.normal("distribution_matching/start", latent.shape[1:], device=latent.device, dtype=latent.dtype)
+        with torch.no_grad():
+            maps = tuple(level.detach() for level in control)
+            for step in range(int(stage.max())):
+                t, after = (time.expand(len(stage)).to(x.device) for time in (self.times[step], self.times[step + 1]))
+                eps = predict_noise(roles.model, x, t, conditions, maps)
+                moved = ddim_step(schedule.eps_to_x0(x, eps, t), eps, *schedule.alpha_sigma(after, x))
+                x = torch.where(expand_like(stage > step, x) > 0, moved, x)
+        t = self.times[stage].to(x.device)
+        return schedule.eps_to_x0(x, predict_noise(roles.model, x, t, conditions, control), t), t
+
+    def _student_turn(
+        self, roles: Roles, item: StepInput, teacher: GuidedTeacher, latent: Tensor, schedule: NoiseSchedule
+    ) -> LossOutput:
+        control = roles.model.write(teacher.conditions)
+        x0, stage_t = self._generate(roles, item, teacher.conditions, control, latent, schedule)
+        t = self._draw_time(item, "distribution_matching/score_t", _LEAST, _MOST).to(x0.device)
+        noise = item.draws.normal(
+            "distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype
+        )
+        noisy = schedule.add_noise(x0.detach(), noise, t)
+        real, _ = teacher(noisy, t)
+        with torch.no_grad(), roles.using(FAKE):
+            eps = predict_noise(roles.model, noisy, t, teacher.conditions, roles.model.write(teacher.conditions))
+            fake = schedule.eps_to_x0(noisy, eps, t)
+            # DMD, equation 8: scaled so that steps are alike whatever the noise
+            scale = (x0.detach() - real).abs().flatten(1).mean(dim=1).clamp_min(1e-6)
+            target = x0.detach() - (fake - real) / expand_like(scale, x0)
+        output = self._matching(Compared(x0, target, x0, real, latent, stage_t, item, roles))
+        return loss_output(output.per_sample, **{**output.report, "loss_student": output.loss})
+
+    def _fake_turn(
+        self, roles: Roles, item: StepInput, conditions: Conditions, x0: Tensor, schedule: NoiseSchedule
+    ) -> LossOutput:
+        """Noise prediction on the student's pictures."""
+        t = self._draw_time(item, "distribution_matching/fake_t", 0.0, 1.0).to(x0.device)
+        noise = item.draws.normal("distribution_matching/fake_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
+        with roles.using(FAKE):
+            control = roles.model.write(conditions)
+            eps = predict_noise(roles.model, schedule.add_noise(x0, noise, t), t, conditions, control)
+        per_sample = losses.l2(eps, noise)
+        return loss_output(per_sample, loss_fake=per_sample.mean())
+
+    def _draw_time(self, item: StepInput, purpose: str, low: float, high: float) -> Tensor:
+        """int64 [B] on the CPU, uniform between two fractions of the schedule."""
+        T = self.schedule.timesteps
+        return item.draws.integers(purpose, int(low * T), int(high * T))
