@@ -20,10 +20,10 @@ from torch import nn
 
 from distill.config import TrainSection
 from distill.ds_config import precision_of
+from distill.optimizers import OPTIMIZERS
 from distill.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.stream import BatchPlan
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 32 * 2**20
 """Values that are gathered at once for a checkpoint: 128 MiB beside everything else on the device."""
 T = TypeVar("T")
@@ -125,13 +125,8 @@ class Engine:
             steps_per_print=2**31 - 1,
         )
         self.ds_config = config
-        optimizer = torch.optim.AdamW(
-            [p for _, p in self.params],
-            lr=train.learning_rate,
-            betas=(train.betas[0], train.betas[1]),
-            weight_decay=train.weight_decay,
-            fused=world.device.type == "cuda" or None,
-        )
+        self._kind = OPTIMIZERS[train.optimizer]
+        optimizer = self._kind.make([p for _, p in self.params], train, world.device, self.total)
         self.module = module
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, model_parameters=[p for _, p in self.params], config=config
@@ -139,7 +134,7 @@ class Engine:
         if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
             # The trainer ends such a run, after some more tries and with its own words.
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
-        self._allocate_moments()
+        self._start_optimizer()
         self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
 
     @property
@@ -147,15 +142,15 @@ class Engine:
         """This rank's flat float32 master weights, one tensor a parameter group."""
         return cast(list[torch.Tensor], self._optimizer.single_partition_of_fp32_groups)
 
-    def _allocate_moments(self) -> None:
-        """Adam's moments from the start, not from the first step on: resume writes into them, and they are counted."""
-        inner = self._optimizer.optimizer
+    def _start_optimizer(self) -> None:
         for master in self._masters:
-            # Fused Adam wants its step counter beside the weights, the plain one on the CPU.
-            step = torch.zeros((), device=master.device if inner.defaults["fused"] else "cpu")
-            inner.state[master] = {"step": step} | {moment: torch.zeros_like(master) for moment in MOMENTS}
-        # DeepSpeed otherwise links the moments to the parameters after its first step.
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._kind.start(self._optimizer.optimizer, master)
+
+    @property
+    def optimizer_report(self) -> dict[str, float]:
+        """What the optimizer has to tell about itself: Prodigy its `d`."""
+        inner, master = self._optimizer.optimizer, self._masters[0]
+        return {name: self._kind.scalar(inner, master, name) for name in self._kind.told}
 
     def forward(self, item: Any) -> Any:
         return self._engine(item)
@@ -215,7 +210,7 @@ class Engine:
             setattr(self._optimizer.loss_scaler, name, value)
 
     def optimizer_bytes(self) -> int:
-        """Bytes of this rank's shard: float32 master weights and Adam's moments."""
+        """Bytes of this rank's shard: float32 master weights and the optimizer's moments."""
         moments = sum(
             value.numel() * value.element_size()
             for state in self._optimizer.optimizer.state.values()
@@ -225,26 +220,33 @@ class Engine:
         return moments + sum(m.numel() * m.element_size() for m in self._masters)
 
     def full_state(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-        """Whole tensors by parameter name: `master`, `exp_avg`, `exp_avg_sq`, `step`, `ema` where it is on. Collective.
+        """Whole tensors by parameter name: `master`, the optimizer's moments and scalars (as `exp_avg`, `exp_avg_sq`,
+        `step`), `ema` where it is on. Collective.
 
-        The form does not depend on the world size; tensors are float32 on the CPU, and later updates do not change
-        them. keep: False on a rank that only takes part in gathering; it gets nothing.
+        The form does not depend on the world size; tensors are float32 on the CPU (scalars may be float64), and later
+        updates do not change them. keep: False on a rank that only takes part in gathering; it gets nothing.
         """
         (master,) = self._masters
-        inner = self._optimizer.optimizer.state[master]
-        shards = {"master": master.detach()} | {moment: inner[moment] for moment in MOMENTS}
-        if self._ema:
-            shards["ema"] = self._ema[0]
-        step = torch.as_tensor(float(inner["step"]))
-        state = {name: {"step": step.clone()} for name, _ in self.params} if keep else {}
-        for bucket in _buckets(self.params):
-            for slot, shard in shards.items():
+        kind, inner = self._kind, self._optimizer.optimizer
+        scalars = {n: torch.tensor(kind.scalar(inner, master, n), dtype=d) for n, d in kind.scalars.items()}
+        state = {name: {n: value.clone() for n, value in scalars.items()} for name, _ in self.params} if keep else {}
+        for slot in ("master", *kind.moments, *(("ema",) if self._ema else ())):
+            if slot == "master":
+                shard = master.detach()
+            else:
+                shard = self._ema[0] if slot == "ema" else kind.moment(inner, master, slot)
+            for bucket in _buckets(self.params):
                 whole = self._whole([p for _, p in bucket], shard)
                 if keep:
                     copies = whole.to("cpu").split([p.numel() for _, p in bucket])
                     for (name, p), values in zip(bucket, copies, strict=True):
                         state[name][slot] = values.reshape(p.shape)
         return state
+
+    @property
+    def optimizer_slots(self) -> set[str]:
+        """The names under which `full_state` holds the optimizer's state."""
+        return {*self._kind.moments, *self._kind.scalars}
 
     def _whole(self, params: Sequence[nn.Parameter], shard: torch.Tensor) -> torch.Tensor:
         """The values of `params`, flat and one after the other, of which every rank's `shard` holds a part. Collective.
@@ -278,9 +280,9 @@ class Engine:
     def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
         """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.
 
-        moments: False leaves Adam's moments and step count as they are; the weights and their average are loaded.
+        moments: False starts the optimizer afresh from the weights that are loaded, and their average.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_fp32_param
 
         device = self.world.device
         if self._ema:
@@ -291,12 +293,25 @@ class Engine:
             master = state[name]["master"].to(device)
             safe_set_full_fp32_param(p, master)
             p.data.copy_(master)
-            for moment in MOMENTS if moments else ():
-                safe_set_full_optimizer_state(p, state[name][moment].to(device), moment)
         if not moments:
+            self._start_optimizer()
             return
-        for inner in self._optimizer.optimizer.state.values():
-            inner["step"].fill_(float(state[self.params[0][0]]["step"]))
+        (master_shard,) = self._masters
+        first = state[self.params[0][0]]
+        for slot in self._kind.moments:
+            shard = self._shard({name: slots[slot] for name, slots in state.items()})
+            self._kind.put_moment(self._optimizer.optimizer, master_shard, slot, shard)
+        for name in self._kind.scalars:
+            self._kind.put_scalar(self._optimizer.optimizer, master_shard, name, float(first[name]))
+
+    def _shard(self, whole: dict[str, torch.Tensor]) -> torch.Tensor:
+        """This rank's part of whole tensors by parameter name: the inverse of `_whole`."""
+        shard = torch.zeros_like(self._masters[0])
+        for name, p in self.params:
+            if p._hp_mapping is not None:  # type: ignore[attr-defined]
+                to, of = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address  # type: ignore[attr-defined]
+                shard.narrow(0, of.start, of.numel).copy_(whole[name].reshape(-1).narrow(0, to.start, to.numel))
+        return shard
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over ranks of a small float tensor. Collective."""

@@ -83,6 +83,7 @@ class Window:
         self.seconds_per_batch = plan.effective / samples_per_s
         metrics |= {"learning_rate": rate, "loss_scale": self._engine.loss_scale, "samples_per_second": samples_per_s}
         metrics |= {"skipped_updates": float(progress.skipped_updates), **_memory(self._engine)}
+        metrics |= {f"optimizer/{name}": value for name, value in self._engine.optimizer_report.items()}
         if session.writer is not None:
             metrics["checkpoint_failures"] = float(session.writer.failures)
         if session.watchdog is not None and session.tracker is not None:

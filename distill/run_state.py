@@ -21,7 +21,7 @@ from torch import nn
 
 from distill import checkpoint, checkpoint_files
 from distill.student import lora_config
-from distill.warm_start import is_adapter_folder
+from distill.warm_start import is_adapter_folder, require_same_adapter
 
 if TYPE_CHECKING:
     from distill.config import Recipe
@@ -200,6 +200,10 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         )
     afresh, restart = _optimizer_start(folder, recipe, state)
     tensors = checkpoint_files.read_optimizer(folder, {name: p.shape for name, p in engine.params})
+    if (folder / checkpoint_files.ADAPTER_CONFIG).is_file():
+        require_same_adapter(folder / checkpoint_files.ADAPTER_CONFIG, recipe.lora)
+    if not afresh:
+        _require_same_optimizer(folder, recipe, engine, tensors)
     engine.load_full_state(tensors, moments=not afresh)
     _load_statistics(engine.module, folder / MODEL_WEIGHTS)
     if not afresh:
@@ -222,6 +226,15 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         assert progress.best_score is not None
         checkpoint.mark_best(recipe.run_dir, folder.name, progress.best_score)  # killed just before it was marked
     return progress, state.tracking_run_id
+
+
+def _require_same_optimizer(folder: Path, recipe: Recipe, engine: Engine, state: State) -> None:
+    found = set(next(iter(state.values()))) - {"master", "ema"}
+    if found != engine.optimizer_slots:
+        raise checkpoint.CheckpointError(
+            f"{folder}: made with another train.optimizer than {recipe.train.optimizer} (it holds "
+            f"{', '.join(sorted(found))}); set that, or checkpoint.resume_optimizer=false"
+        )
 
 
 def _optimizer_start(folder: Path, recipe: Recipe, state: checkpoint_files.TrainerState) -> tuple[bool, int | None]:

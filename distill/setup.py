@@ -25,12 +25,14 @@ from distill.judge import make_judge
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
+from distill.optimizers import require_available
 from distill.recipe_file import dump_recipe, objective_config
 from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
 from distill.selection import make_order
 from distill.stream import BatchPlan
 from distill.student import STUDENT, Roles, add_student
+from distill.targets import lora_targets
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 from distill.warm_start import load_warm_start, read_warm_start
@@ -95,9 +97,17 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
     return Roles(wrapped), params
 
 
+def check_adapter(recipe: Recipe) -> None:
+    """Raises ValueError where `lora.targets` does not fit the network; a second without weights tells."""
+    if OBJECTIVES[recipe.objective["name"]].trains == "lora":
+        lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
+
+
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    require_available(recipe.train.optimizer, world.device)
+    on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))
     model = make_model(recipe.model, recipe.seed)
