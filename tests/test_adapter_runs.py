@@ -1,4 +1,4 @@
-"""A DoRA that Prodigy trains: the whole command in fp16 on real ranks, stopped, resumed and sampled; what is refused."""
+"""A DoRA that Prodigy trains: the whole command in fp16 on real ranks, stopped, resumed, sampled; what is refused."""
 
 from __future__ import annotations
 
