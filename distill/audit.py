@@ -158,8 +158,10 @@ def audit_control(model: ConditionedModel, conditions: Conditions) -> list[Findi
 # --- gradients ---
 
 
-def audit_adapters(module: nn.Module, loss: Callable[[], Tensor], adapter: str = "student") -> list[Finding]:
-    """Whether exactly the LoRA of `adapter` is trained, and `loss` reaches every tensor of it.
+def audit_adapters(
+    module: nn.Module, loss: Callable[[], Tensor], adapter: str = "student", beside: Sequence[str] = ()
+) -> list[Finding]:
+    """Whether exactly the LoRA of `adapter`, and those of `beside`, are trained, and `loss` reaches every tensor of it.
 
     module: whatever holds the parameters (a PeftModel). loss: one micro-batch forward to its scalar. A fresh LoRA's B
     is zero, which makes the gradient of A exactly zero; so the gradients are taken with noise added to every B, and
@@ -173,7 +175,7 @@ def audit_adapters(module: nn.Module, loss: Callable[[], Tensor], adapter: str =
                 trained[name] = parameter
             else:
                 findings.append(Finding("adapter", name, "does not require a gradient, but is to be trained"))
-        elif parameter.requires_grad:
+        elif parameter.requires_grad and not any(f".{other}." in name for other in beside):
             findings.append(
                 Finding("frozen weight", name, "requires a gradient, but only the adapter is to be trained")
             )

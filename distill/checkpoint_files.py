@@ -56,9 +56,11 @@ def portable_name(name: str, adapter: str) -> str:
     """A parameter's name without what wraps it: `module.`, PEFT's prefix and the adapter's own name.
 
     base_model.model.control_model.zero_convs.0.0.lora_A.student.weight -> control_model.zero_convs.0.0.lora_A.weight
+    DoRA's lengths are `...lora_magnitude_vector`, as in PEFT's files.
     """
     bare = name.removeprefix("module.").removeprefix(PEFT_PREFIX)
-    return re.sub(rf"\.(lora_\w+)\.{re.escape(adapter)}\.", r".\1.", bare)
+    bare = re.sub(rf"\.(lora_\w+)\.{re.escape(adapter)}(?=\.|$)", r".\1", bare)
+    return bare.removesuffix(".weight") if bare.endswith(".lora_magnitude_vector.weight") else bare
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig, base_model: str = "") -> None:

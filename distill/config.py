@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytext2.dataset import DatasetConfig
+from distill.optimizers import OPTIMIZERS, check_rate
 from distill.planted import require_known
 from distill.student import LoraSection
 from distill.watchdog import WatchdogSection
@@ -113,16 +114,20 @@ _CHOICES = {
 
 @dataclass
 class TrainSection:
-    """Batch, optimizer and schedule. Steps are optimizer updates; one that fp16 skips does not count."""
+    """Batch, optimizer and schedule. Steps are optimizer updates; one that fp16 skips does not count.
+
+    optimizer: `adamw`, `adamw8bit` or `prodigy`, see distill/optimizers.py. betas: empty for the optimizer's own.
+    """
 
     max_steps: int = 1000
     effective_batch: int = 48
     micro_batch: int = 4
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup_steps: int = 0
     min_lr_ratio: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=list)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
@@ -134,8 +139,10 @@ class TrainSection:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"train.schedule={self.schedule!r}: one of {', '.join(SCHEDULES)}")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"train.learning_rate={self.learning_rate} must be positive; 1e-4 is usual")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"train.optimizer={self.optimizer!r}: one of {', '.join(OPTIMIZERS)}")
+        check_rate(self.optimizer, self.learning_rate)
+        self.betas = list(self.betas) or list(OPTIMIZERS[self.optimizer].betas)
         _require_at_least(1, "train", self, "max_steps")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"train.ema_decay={self.ema_decay} must lie in [0, 1); 0 switches it off")
@@ -177,7 +184,7 @@ class CheckpointSection:
     save_steps: every so many updates; save_epochs: every so many passes over the data; 0: off. keep: newest ones that
     stay, beside the best. resume: `auto` (newest complete checkpoint of the run folder), `never`, or a folder to start
     from; one of another run is left behind as soon as this run has checkpoints of its own. resume_optimizer: false
-    takes weights and counters of the checkpoint, but starts Adam's moments and the loss scale afresh.
+    takes weights and counters of the checkpoint, but starts the optimizer and the loss scale afresh.
     """
 
     save_steps: int = 500

@@ -20,12 +20,12 @@ from torch import nn
 
 from distill.config import TrainSection
 from distill.ds_config import precision_of
+from distill.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
+from distill.shards import Shards
 from distill.stream import BatchPlan
+from distill.student import adapter_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-BUCKET = 32 * 2**20
-"""Values that are gathered at once for a checkpoint: 128 MiB beside everything else on the device."""
 T = TypeVar("T")
 
 
@@ -125,13 +125,13 @@ class Engine:
             steps_per_print=2**31 - 1,
         )
         self.ds_config = config
-        optimizer = torch.optim.AdamW(
-            [p for _, p in self.params],
-            lr=train.learning_rate,
-            betas=(train.betas[0], train.betas[1]),
-            weight_decay=train.weight_decay,
-            fused=world.device.type == "cuda" or None,
+        self._kind = OPTIMIZERS[train.optimizer]
+        groups = _groups(self.params)
+        optimizer = self._kind.make(
+            [{"params": [p for _, p in g]} for g in groups.values()], train, world.device, self.total
         )
+        if len(groups) > 1:
+            skip_paused(optimizer)
         self.module = module
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, model_parameters=[p for _, p in self.params], config=config
@@ -139,24 +139,17 @@ class Engine:
         if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
             # The trainer ends such a run, after some more tries and with its own words.
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
-        self._allocate_moments()
-        self._ema = [m.detach().clone() for m in self._masters] if train.ema_decay else []
+        self._group_names = list(groups)
+        self._shards = Shards(self._optimizer, self._kind, list(groups.values()), self.total)
+        self._shards.start_optimizer()
+        self._ema = [m.detach().clone() for m in self._shards.masters] if train.ema_decay else []
         self._shown: list[nn.Parameter] = []
 
     @property
-    def _masters(self) -> list[torch.Tensor]:
-        """This rank's flat float32 master weights, one tensor a parameter group."""
-        return cast(list[torch.Tensor], self._optimizer.single_partition_of_fp32_groups)
-
-    def _allocate_moments(self) -> None:
-        """Adam's moments from the start, not from the first step on: resume writes into them, and they are counted."""
-        inner = self._optimizer.optimizer
-        for master in self._masters:
-            # Fused Adam wants its step counter beside the weights, the plain one on the CPU.
-            step = torch.zeros((), device=master.device if inner.defaults["fused"] else "cpu")
-            inner.state[master] = {"step": step} | {moment: torch.zeros_like(master) for moment in MOMENTS}
-        # DeepSpeed otherwise links the moments to the parameters after its first step.
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+    def optimizer_report(self) -> dict[str, float]:
+        """What the optimizer has to tell about itself: Prodigy its `d`."""
+        inner, master = self._optimizer.optimizer, self._shards.masters[0]
+        return {name: self._kind.scalar(inner, master, name) for name in self._kind.told}
 
     def forward(self, item: Any) -> Any:
         return self._engine(item)
@@ -165,14 +158,15 @@ class Engine:
         """Scales, divides by the accumulation, and hands the gradient to its owner's shard."""
         self._engine.backward(loss)
 
-    def step(self, learning_rate: float, ema_decay: float = 0.0) -> StepResult | None:
+    def step(self, learning_rate: float, ema_decay: float = 0.0, adapter: str = "") -> StepResult | None:
         """After every micro-batch. None inside an accumulation; at its end, the update (or fp16's skipping of it).
 
-        ema_decay: how much of the average of the weights survives this update, where an average is kept.
+        ema_decay: how much of the average of the weights survives this update, where an average is kept. adapter: where
+        several are trained, the one whose turn it is; the others, their moments and averages stay as they are.
         """
         boundary = self.is_at_boundary
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for name, group in zip(self._group_names, self._optimizer.param_groups, strict=True):
+            group["lr"], group[PAUSED] = learning_rate, len(self._group_names) > 1 and name != adapter
         skipped_before = self._engine.skipped_steps
         scale = self.loss_scale
         self._engine.step()
@@ -182,9 +176,13 @@ class Engine:
         if skipped:
             return StepResult(True, math.nan, scale)
         if self._ema:
-            # detached: the average would otherwise carry the graph of every step behind it
-            torch._foreach_lerp_(self._ema, [m.detach() for m in self._masters], 1.0 - ema_decay)
-            self._copy_average(self._shown)
+            for group, average, master in zip(
+                self._optimizer.param_groups, self._ema, self._shards.masters, strict=True
+            ):
+                if not group[PAUSED]:
+                    # detached: the average would otherwise carry the graph of every step behind it
+                    average.lerp_(master.detach(), 1.0 - ema_decay)
+            self._show_average()
         norm = self._engine.get_global_grad_norm()
         return StepResult(False, float(norm) if norm is not None else math.nan, scale)
 
@@ -217,48 +215,23 @@ class Engine:
             setattr(self._optimizer.loss_scaler, name, value)
 
     def optimizer_bytes(self) -> int:
-        """Bytes of this rank's shard: float32 master weights and Adam's moments."""
+        """Bytes of this rank's shard: float32 master weights and the optimizer's moments."""
         moments = sum(
             value.numel() * value.element_size()
             for state in self._optimizer.optimizer.state.values()
             for value in state.values()
             if torch.is_tensor(value) and value.dim() > 0
         )
-        return moments + sum(m.numel() * m.element_size() for m in self._masters)
+        return moments + sum(m.numel() * m.element_size() for m in self._shards.masters)
 
     def full_state(self, keep: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-        """Whole tensors by parameter name: `master`, `exp_avg`, `exp_avg_sq`, `step`, `ema` where it is on. Collective.
+        """See `Shards.full_state`; `ema` is there where an average is kept. Collective."""
+        return self._shards.full_state(self._ema, keep)
 
-        The form does not depend on the world size; tensors are float32 on the CPU, and later updates do not change
-        them. keep: False on a rank that only takes part in gathering; it gets nothing.
-        """
-        (master,) = self._masters
-        inner = self._optimizer.optimizer.state[master]
-        shards = {"master": master.detach()} | {moment: inner[moment] for moment in MOMENTS}
-        if self._ema:
-            shards["ema"] = self._ema[0]
-        step = torch.as_tensor(float(inner["step"]))
-        state = {name: {"step": step.clone()} for name, _ in self.params} if keep else {}
-        for bucket in _buckets(self.params):
-            for slot, shard in shards.items():
-                whole = self._whole([p for _, p in bucket], shard)
-                if keep:
-                    copies = whole.to("cpu").split([p.numel() for _, p in bucket])
-                    for (name, p), values in zip(bucket, copies, strict=True):
-                        state[name][slot] = values.reshape(p.shape)
-        return state
-
-    def _whole(self, params: Sequence[nn.Parameter], shard: torch.Tensor) -> torch.Tensor:
-        """The values of `params`, flat and one after the other, of which every rank's `shard` holds a part. Collective.
-
-        One sum for many parameters: DeepSpeed's `safe_get_full_*` need one for each parameter and kind of state.
-        """
-        whole = torch.zeros(sum(p.numel() for p in params), device=shard.device)
-        for p, values in zip(params, whole.split([p.numel() for p in params]), strict=True):
-            if p._hp_mapping is not None:  # type: ignore[attr-defined]  # some of it is in this rank's shard
-                to, of = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address  # type: ignore[attr-defined]
-                values.narrow(0, to.start, to.numel).copy_(shard.narrow(0, of.start, of.numel))
-        return self.total(whole)
+    @property
+    def optimizer_slots(self) -> set[str]:
+        """The names under which `full_state` holds the optimizer's state."""
+        return {*self._kind.moments, *self._kind.scalars}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -267,7 +240,7 @@ class Engine:
             yield
             return
         kept = [p.detach().clone() for _, p in self.params]
-        self._copy_average([p for _, p in self.params])
+        self._shards.copy_whole(self._ema, [p for _, p in self.params])
         try:
             yield
         finally:
@@ -277,40 +250,19 @@ class Engine:
     def show_average_in(self, params: Sequence[nn.Parameter]) -> None:
         """Keeps ``params``, the trained ones' copies in their order, equal to the average from now on. Collective."""
         self._shown = list(params)
-        self._copy_average(self._shown)
+        self._show_average()
 
-    def _copy_average(self, targets: Sequence[nn.Parameter]) -> None:
-        """Collective where there are targets."""
-        first = 0
-        for bucket in _buckets(self.params) if targets else ():
-            sizes = [p.numel() for _, p in bucket]
-            whole = self._whole([p for _, p in bucket], self._ema[0])
-            for target, values in zip(targets[first : first + len(bucket)], whole.split(sizes), strict=True):
-                target.data.copy_(values.reshape(target.shape))
-            first += len(bucket)
+    def _show_average(self) -> None:
+        if self._shown:
+            self._shards.copy_whole(self._ema, self._shown)
 
     def load_full_state(self, state: dict[str, dict[str, torch.Tensor]], moments: bool = True) -> None:
         """Puts what `full_state` returned back into this rank's shards, whatever the world size was. Collective.
 
-        moments: False leaves Adam's moments and step count as they are; the weights and their average are loaded.
+        moments: False starts the optimizer afresh from the weights that are loaded, and their average.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        device = self.world.device
-        if self._ema:
-            for name, p in self.params:
-                safe_set_full_fp32_param(p, state[name].get("ema", state[name]["master"]).to(device))
-            torch._foreach_copy_(self._ema, [m.detach() for m in self._masters])
-        for name, p in self.params:
-            master = state[name]["master"].to(device)
-            safe_set_full_fp32_param(p, master)
-            p.data.copy_(master)
-            for moment in MOMENTS if moments else ():
-                safe_set_full_optimizer_state(p, state[name][moment].to(device), moment)
-        if not moments:
-            return
-        for inner in self._optimizer.optimizer.state.values():
-            inner["step"].fill_(float(state[self.params[0][0]]["step"]))
+        self._shards.load_full_state(state, self._ema, moments)
+        self._show_average()
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over ranks of a small float tensor. Collective."""
@@ -340,17 +292,12 @@ class Engine:
             dist.barrier()
 
 
-def _buckets(params: Sequence[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Runs of parameters of at most BUCKET values together, or of one parameter."""
-    bucket: list[tuple[str, nn.Parameter]] = []
-    size = 0
+def _groups(params: Sequence[tuple[str, nn.Parameter]]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """The parameters by the adapter that their name begins with (``adapter:name``), the student's first."""
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, p in params:
-        if bucket and size + p.numel() > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, p))
-        size += p.numel()
-    yield bucket
+        groups.setdefault(adapter_of(name), []).append((name, p))
+    return groups
 
 
 def on_main(world: World, call: Callable[[], T]) -> T:

@@ -34,6 +34,7 @@ class Window:
 
     def _reset(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
+        self._counts: Counter[str] = Counter()  # micro-batches that reported the name: some only begin or take turns
         self._micro_batches = 0
         self._resumed = 0  # micro-batches of another process, which say nothing about speed
         self._unreadable: Counter[str] = Counter()
@@ -46,6 +47,7 @@ class Window:
         return {
             "batches": self._micro_batches // self._engine.plan.accumulation,
             "micro_batches": self._micro_batches,
+            "counts": dict(self._counts),
             "sums": {n: v if math.isfinite(v) else str(v) for n, v in zip(names, values, strict=True)},
             "unreadable": dict(self._unreadable),
         }
@@ -59,6 +61,8 @@ class Window:
         for name in shares[0]["sums"]:
             sums = [float(share["sums"][name]) for share in shares]
             mine = sums[world.rank] if same else sum(sums) / (len(sums) * before) * self._micro_batches
+            # A name belongs to whole global batches, so that this is a whole number.
+            self._counts[name] = shares[0]["counts"][name] * self._micro_batches // before
             self._sums[name] = torch.tensor(mine, dtype=torch.float32, device=world.device)
         if world.is_main:
             for share in shares:
@@ -67,6 +71,7 @@ class Window:
     def add(self, report: dict[str, torch.Tensor], unreadable: Counter[str]) -> None:
         for name, value in report.items():
             self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float().clone()
+            self._counts[name] += 1
         self._micro_batches += 1
         self._unreadable.update(unreadable)
 
@@ -74,7 +79,7 @@ class Window:
         """Logs the means over the window and over all ranks, and an evaluation's scores beside them. Collective."""
         recipe, progress, plan = session.recipe, session.progress, self._engine.plan
         names = sorted(self._sums)
-        means = self._engine.mean(torch.stack([self._sums[n] / self._micro_batches for n in names]).float()).tolist()
+        means = self._engine.mean(torch.stack([self._sums[n] / self._counts[n] for n in names]).float()).tolist()
         count_unreadable(session, self._unreadable)
         seconds = time.perf_counter() - self._since
         metrics = dict(zip(names, means, strict=True))
@@ -83,6 +88,7 @@ class Window:
         self.seconds_per_batch = plan.effective / samples_per_s
         metrics |= {"learning_rate": rate, "loss_scale": self._engine.loss_scale, "samples_per_second": samples_per_s}
         metrics |= {"skipped_updates": float(progress.skipped_updates), **_memory(self._engine)}
+        metrics |= {f"optimizer/{name}": value for name, value in self._engine.optimizer_report.items()}
         if session.writer is not None:
             metrics["checkpoint_failures"] = float(session.writer.failures)
         if session.watchdog is not None and session.tracker is not None:

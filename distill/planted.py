@@ -66,7 +66,7 @@ def writenet_sees_noise(model: AnyText2) -> None:
     def predict_noise(x: Tensor, t: Tensor, context: Tensor, control: tuple[Tensor, ...], *more: Any) -> Tensor:
         return predict(x, t, context, model.control_model(*control, x, t), *more)
 
-    model.write, model.predict_noise = write, predict_noise  # type: ignore[method-assign]
+    model.write, model.predict_noise = write, predict_noise  # type: ignore[method-assign, assignment]
 
 
 PLANTED: dict[str, Callable[[AnyText2], None]] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +17,11 @@ from anytext2.dataset import AnyWordDataset, SampleError
 from anytext2.model import BLANK_IMAGE, AnyText2
 from distill import audit, preview
 from distill.contact_sheet import contact_sheet, spread
-from distill.objectives.base import StepInput
+from distill.objectives.base import AlternatingObjective, Objective, Roles, StepInput
 from distill.painting import RowSpec, paint, set_scene
 from distill.recipe_file import student_sampler
 from distill.stream import loader, micro_batches
-from distill.student import STUDENT
+from distill.student import FAKE, STUDENT
 
 if TYPE_CHECKING:
     from distill.tracking import Tracker
@@ -119,9 +120,22 @@ def _findings(session: Session, item: StepInput) -> Iterator[audit.Finding]:
     yield from audit.audit_conditions(model, item.batch, conditions)
     yield from audit.audit_control(model, conditions)
     if session.objective.trains == "lora":
-        yield from audit.audit_adapters(
-            session.roles.wrapped, lambda: session.objective.loss(session.roles, item).loss, STUDENT
-        )
+        turns = _first_turns(session.objective)
+        for adapter, update in turns.items():
+            loss = partial(_loss, session.objective, session.roles, replace(item, update=update))
+            beside = [other for other in turns if other != adapter]
+            yield from audit.audit_adapters(session.roles.wrapped, loss, adapter, beside)
+
+
+def _first_turns(objective: Objective) -> dict[str, int]:
+    """The adapters that the objective trains, with the first update of each."""
+    if not isinstance(objective, AlternatingObjective):
+        return {STUDENT: 0}
+    return {adapter: next(n for n in count() if objective.turn(n) == adapter) for adapter in (STUDENT, FAKE)}
+
+
+def _loss(objective: Objective, roles: Roles, item: StepInput) -> Tensor:
+    return objective.loss(roles, item).loss
 
 
 class _Conditioned:

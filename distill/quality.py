@@ -80,7 +80,7 @@ def _row(path: Path, number: int, row: Any) -> QualityRow:
     if not isinstance(row, dict) or set(row) != names:
         given = set(row) if isinstance(row, dict) else set()
         raise ValueError(f"{path}: rows[{number}]: missing {sorted(names - given)}, unknown {sorted(given - names)}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     try:
         return QualityRow(**values)
     except (ValueError, TypeError) as error:

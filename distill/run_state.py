@@ -20,8 +20,8 @@ from peft import PeftModel
 from torch import nn
 
 from distill import checkpoint, checkpoint_files
-from distill.student import lora_config
-from distill.warm_start import is_adapter_folder
+from distill.student import STUDENT, adapter_of, lora_config
+from distill.warm_start import is_adapter_folder, require_same_adapter
 
 if TYPE_CHECKING:
     from distill.config import Recipe
@@ -105,7 +105,8 @@ def _snapshot(session: Session, state: State, shares: list[dict[str, Any]]) -> C
         }
         | {name: getattr(progress, name) for name in CARRIED},
     )
-    weights = {name: slots.get("ema", slots["master"]) for name, slots in state.items()}
+    trained = {name: slots for name, slots in state.items() if adapter_of(name) == STUDENT}
+    weights = {name: slots.get("ema", slots["master"]) for name, slots in trained.items()}
     statistics = {} if isinstance(wrapped, PeftModel) else _statistics(session.roles.model, weights)
 
     def write(folder: Path) -> None:
@@ -200,6 +201,10 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         )
     afresh, restart = _optimizer_start(folder, recipe, state)
     tensors = checkpoint_files.read_optimizer(folder, {name: p.shape for name, p in engine.params})
+    if (folder / checkpoint_files.ADAPTER_CONFIG).is_file():
+        require_same_adapter(folder / checkpoint_files.ADAPTER_CONFIG, recipe.lora)
+    if not afresh:
+        _require_same_optimizer(folder, recipe, engine, tensors)
     engine.load_full_state(tensors, moments=not afresh)
     _load_statistics(engine.module, folder / MODEL_WEIGHTS)
     if not afresh:
@@ -222,6 +227,15 @@ def load(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> tuple[
         assert progress.best_score is not None
         checkpoint.mark_best(recipe.run_dir, folder.name, progress.best_score)  # killed just before it was marked
     return progress, state.tracking_run_id
+
+
+def _require_same_optimizer(folder: Path, recipe: Recipe, engine: Engine, state: State) -> None:
+    found = set(next(iter(state.values()))) - {"master", "ema"}
+    if found != engine.optimizer_slots:
+        raise checkpoint.CheckpointError(
+            f"{folder}: made with another train.optimizer than {recipe.train.optimizer} (it holds "
+            f"{', '.join(sorted(found))}); set that, or checkpoint.resume_optimizer=false"
+        )
 
 
 def _optimizer_start(folder: Path, recipe: Recipe, state: checkpoint_files.TrainerState) -> tuple[bool, int | None]:

@@ -23,14 +23,16 @@ from distill.engine import Engine, World, on_main
 from distill.judge import make_judge
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
-from distill.objectives.base import FullWeightObjective, Objective
+from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
+from distill.optimizers import require_available
 from distill.planted import PLANTED
 from distill.recipe_file import dump_recipe, objective_config
 from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
 from distill.selection import make_order
 from distill.stream import BatchPlan
-from distill.student import AVERAGE, STUDENT, Roles, adapter_parameters, add_average, add_student
+from distill.student import AVERAGE, FAKE, STUDENT, Roles, adapter_parameters, add_beside, add_student
+from distill.targets import lora_targets
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 from distill.warm_start import load_warm_start, read_warm_start
@@ -91,7 +93,10 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
         wrapped: nn.Module = student
         params = adapter_parameters(student, STUDENT)
         if getattr(objective_config(recipe), "target_ema", False):
-            add_average(student)
+            add_beside(student, AVERAGE, trained=False)
+        if isinstance(objective, AlternatingObjective):
+            add_beside(student, FAKE, trained=True)
+            params += adapter_parameters(student, FAKE)
     else:
         assert isinstance(objective, FullWeightObjective)
         wrapped, params = model, list(objective.trainable(model))
@@ -100,9 +105,17 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
     return Roles(wrapped), params
 
 
+def check_adapter(recipe: Recipe) -> None:
+    """Raises ValueError where `lora.targets` does not fit the network; a second without weights tells."""
+    if OBJECTIVES[recipe.objective["name"]].trains == "lora":
+        lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
+
+
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    require_available(recipe.train.optimizer, world.device)
+    on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))
     schedule = make_schedule(load_model_config(recipe.model.config))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -16,24 +16,24 @@ from torch import nn
 from anytext2.model import AnyText2
 from anytext2.randomness import seed_for
 from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
+from distill.targets import lora_targets
 
-STUDENT, AVERAGE = "student", "average"
-_ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
-
-# Module paths are the official ones, so the same adapter fits the reference implementation.
-TARGET_PRESETS: dict[str, str] = {
-    # Attention of UNet (attn1, attn2, attn1x, attn2x) and WriteNet, and the WriteNet's 1x1 output convolutions.
-    "paper": rf"^((model\.diffusion_model|control_model)\..*{_ATTENTION}|control_model\.zero_convs\.\d+\.0)$",
-}
+STUDENT, AVERAGE, FAKE = "student", "average", "fake"
+KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+"""What each lora.kind is in PEFT's configuration."""
 
 
 @dataclass
 class LoraSection:
-    """The student's adapter. `targets`: a preset name or a regular expression over official module paths.
+    """The student's adapter.
 
-    weights: empty for a fresh one, drawn from the seed; or a folder with a PEFT adapter to start from.
+    kind: `lora`, W + alpha / rank B A (Hu et al. 2021); `rslora`, alpha / sqrt(rank) instead (Kalajdzievski 2023);
+    `dora`, a trained length for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern, see
+    distill/targets.py. weights: empty for a fresh one, drawn from the seed; or a folder with a PEFT adapter to start
+    from.
     """
 
+    kind: str = "lora"
     rank: int = 64
     alpha: int = 64
     dropout: float = 0.0
@@ -41,27 +41,14 @@ class LoraSection:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"lora.kind={self.kind!r}: one of {', '.join(KINDS)}")
         if self.rank < 1:
             raise ValueError(f"lora.rank={self.rank} must be at least 1 (64 is usual)")
+        if self.alpha < 1:
+            raise ValueError(f"lora.alpha={self.alpha} must be at least 1 (the rank is usual)")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
-
-
-def lora_targets(model: nn.Module, targets: str) -> list[str]:
-    """Paths of the modules that carry the LoRA, in the model's order.
-
-    Raises ValueError where the pattern is malformed or matches nothing.
-    """
-    try:
-        pattern = re.compile(TARGET_PRESETS.get(targets, targets))
-    except re.error as error:
-        raise ValueError(
-            f"lora.targets={targets!r}: neither a preset ({', '.join(TARGET_PRESETS)}) nor a pattern: {error}"
-        ) from error
-    names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and pattern.search(n)]
-    if not names:
-        raise ValueError(f"lora.targets={targets!r} matches no module; presets: {', '.join(TARGET_PRESETS)}")
-    return names
 
 
 class Roles:
@@ -94,17 +81,22 @@ class Roles:
 
     def _switch(self, on: bool) -> None:
         # PEFT's disable_adapter() also searches the whole model twice for layers that disagree: 59 ms a time in the
-        # official size, against 9 ms for this.
+        # official size, against 9 ms for this. Its enable_adapters() would leave one adapter trainable only.
         for layer in self._adapted:
-            layer.enable_adapters(on)
+            layer._disable_adapters = not on
 
     @contextmanager
     def target(self) -> Iterator[None]:
         """The consistency target, in inference mode."""
-        self._choose(self._target)
+        with self.using(self._target), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def using(self, adapter: str) -> Iterator[None]:
+        """Another adapter in the student's place."""
+        self._choose(adapter)
         try:
-            with torch.inference_mode():
-                yield
+            yield
         finally:
             self._choose(STUDENT)
 
@@ -115,30 +107,62 @@ class Roles:
 
 
 def add_student(model: AnyText2, config: LoraSection, seed: int) -> PeftModel:
-    """Freezes `model` and puts a fresh LoRA on it (A random in `seed`, B zero: the student starts as the teacher)."""
+    """Freezes `model` and puts a fresh LoRA on it (A random in `seed`, B zero: the student starts as the teacher).
+
+    Raises ValueError where `config.targets` cannot be adapted (see lora_targets), or not by DoRA.
+    """
     model.requires_grad_(False)
+    targets = lora_targets(model, config.targets)
+    if config.kind == "dora":
+        _require_lengths(model, targets)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=lora_targets(model, config.targets),
+        target_modules=targets,
+        **KINDS[config.kind],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 0, 0, "lora"))
         return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
 
 
-def add_average(student: PeftModel) -> None:
-    """Puts a second, frozen adapter of the student's kind beside it. Its values are `Engine.show_average_in`'s."""
-    student.add_adapter(AVERAGE, lora_config(student))
+def add_beside(student: PeftModel, adapter: str, trained: bool) -> None:
+    """Puts a second adapter of the student's kind beside it.
+
+    The average's values are `Engine.show_average_in`'s; the fake score's begin as a fresh adapter's, as the teacher.
+    """
+    student.add_adapter(adapter, lora_config(student))
     student.set_adapter(STUDENT)
-    for _, p in adapter_parameters(student, AVERAGE):
-        p.requires_grad_(False)
+    for _, p in adapter_parameters(student, adapter):
+        p.requires_grad_(trained)
 
 
 def adapter_parameters(student: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:
-    """(name in checkpoints, parameter) of one adapter, in the model's order."""
-    return [(portable_name(n, adapter), p) for n, p in student.named_parameters() if f".{adapter}." in n]
+    """(name in checkpoints, parameter) of one adapter, in the model's order. Others than the student's say whose."""
+    prefix = "" if adapter == STUDENT else f"{adapter}:"
+    return [(prefix + portable_name(n, adapter), p) for n, p in student.named_parameters() if f".{adapter}." in n]
+
+
+def adapter_of(name: str) -> str:
+    """Whose parameter a name of `adapter_parameters` is."""
+    return name.split(":", 1)[0] if ":" in name else STUDENT
+
+
+@torch.no_grad()
+def _require_lengths(model: nn.Module, targets: list[str]) -> None:
+    """DoRA divides by the length of each row of a weight, in half precision where the run is."""
+    silent = [
+        name
+        for name in targets
+        if not (w := model.get_submodule(name).get_parameter("weight")).is_meta
+        and bool((w.half().float().flatten(1).norm(dim=1).half() == 0).any())
+    ]
+    if silent:
+        raise ValueError(
+            f"lora.kind=dora cannot scale an output channel of zeros, which {len(silent)} of {len(targets)} layers have"
+            f" (first {silent[0]}); leave them out of lora.targets, or use lora.kind=lora"
+        )
 
 
 def lora_config(student: PeftModel) -> LoraConfig:
@@ -161,6 +185,7 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
+        student.requires_grad_(False)  # PEFT leaves the lengths of convolutions trainable
     except (ValueError, TypeError, KeyError) as error:  # PEFT's words are long: it names every target module
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder / ADAPTER_CONFIG}: does not fit this model: {reason}") from error

@@ -18,7 +18,7 @@ from distill.engine import Engine, StepResult
 from distill.judge import Judge, is_hopeless
 from distill.latents import LatentSource
 from distill.log_window import Window
-from distill.objectives.base import LossOutput, Objective, StepInput
+from distill.objectives.base import AlternatingObjective, LossOutput, Objective, StepInput
 from distill.order import Batches, Key
 from distill.preflight import Previews, audit_first_batch
 from distill.run_lock import RunLock
@@ -27,7 +27,7 @@ from distill.schedule import NoiseSchedule
 from distill.step_guard import StepGuard
 from distill.stopping import Stopped, StopRequests
 from distill.stream import Loaded, loader, micro_batches
-from distill.student import Roles
+from distill.student import STUDENT, Roles
 from distill.tracking import Tracker
 from distill.watchdog import Phase, Watchdog
 
@@ -101,6 +101,12 @@ class Session:
         """Every update is made, or the spelling has not got better for too long."""
         return self.progress.updates >= self.recipe.train.max_steps or is_hopeless(self.recipe, self.progress)
 
+    @property
+    def turn(self) -> str:
+        """The adapter that the present update trains."""
+        objective = self.objective
+        return objective.turn(self.progress.updates) if isinstance(objective, AlternatingObjective) else STUDENT
+
     def beat(self, phase: Phase = "training") -> None:
         """Tells the watchdog that there is progress, and what comes next."""
         if self.watchdog is not None:
@@ -146,7 +152,7 @@ def run(session: Session) -> Stopped | None:
         rate = learning_rate(recipe.train, progress.updates)
         if engine.is_at_boundary:
             reasons = guard.before_update(progress.updates + 1)
-        result = engine.step(rate, ema_decay(recipe.train, progress.updates))
+        result = engine.step(rate, ema_decay(recipe.train, progress.updates), session.turn)
         if result is None:
             continue
         progress.batches += 1

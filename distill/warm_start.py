@@ -1,7 +1,7 @@
 """The student's first weights from an adapter folder: ours, PEFT's, or one of the original project's runs.
 
     adapter_model.safetensors or adapter_model.bin   the LoRA by PEFT's names
-    adapter_config.json                              optional; rank and alpha must be the recipe's
+    adapter_config.json                              optional; rank, alpha and kind must be the recipe's
     training_state.pt                                optional; only its step is read, to be told
 
 Files of torch's pickle format come from other machines: they are read with `weights_only`, and one that asks for code
@@ -22,12 +22,11 @@ from torch import nn
 
 from distill.checkpoint import read_json
 from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_tensors, portable_name
-from distill.student import LoraSection, require_fit
+from distill.student import KINDS, LoraSection, require_fit
 
 PICKLED_WEIGHTS = "adapter_model.bin"
 TRAINING_STATE = "training_state.pt"
 _STEPS = ("step", "global_step", "global_steps")
-_OTHER_MEANINGS = ("use_dora", "use_rslora", "fan_in_fan_out")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def read_warm_start(folder: Path, lora: LoraSection) -> WarmStart:
     if not is_adapter_folder(folder):
         raise ValueError(f"lora.weights={folder}: no {ADAPTER_WEIGHTS} or {PICKLED_WEIGHTS} there")
     if (folder / ADAPTER_CONFIG).is_file():
-        _require_same_scaling(folder / ADAPTER_CONFIG, lora)
+        require_same_adapter(folder / ADAPTER_CONFIG, lora)
     path = folder / ADAPTER_WEIGHTS
     if path.is_file():
         found: Mapping[Any, Any] = load_tensors(path)
@@ -76,15 +75,21 @@ def load_warm_start(start: WarmStart, params: list[tuple[str, nn.Parameter]]) ->
         parameter.copy_(start.tensors[name])
 
 
-def _require_same_scaling(path: Path, lora: LoraSection) -> None:
-    """The same tensors mean another adapter where alpha or the kind of LoRA differ."""
+def require_same_adapter(path: Path, lora: LoraSection) -> None:
+    """The same tensors mean another adapter where rank, alpha or kind differ. Raises ValueError naming the difference.
+
+    path: an adapter_config.json.
+    """
     config = read_json(path)
     for key, name, wanted in (("r", "rank", lora.rank), ("lora_alpha", "alpha", lora.alpha)):
         if config.get(key, wanted) != wanted:
             raise ValueError(f"{path}: {key}={config[key]}, the recipe has lora.{name}={wanted}; set lora.{name} to it")
-    for key in _OTHER_MEANINGS:
-        if config.get(key):
-            raise ValueError(f"{path}: {key}={config[key]} is a kind of LoRA that this student is not")
+    switches = {key: True for key in ("use_dora", "use_rslora", "fan_in_fan_out") if config.get(key)}
+    if switches != KINDS[lora.kind]:
+        known = next((kind for kind, found in KINDS.items() if found == switches), None)
+        said = " and ".join(f"{key}=True" for key in switches) or "neither use_dora nor use_rslora"
+        help_ = f"set lora.kind={known}" if known else "that is no lora.kind"
+        raise ValueError(f"{path}: {said}, the recipe has lora.kind={lora.kind}; {help_}")
 
 
 def _step(path: Path) -> int | None:

@@ -332,6 +332,8 @@ def test_portable_name(prefix: str) -> None:
     wrapped = f"{prefix}model.student.to_k.lora_B.student.weight"
     assert portable_name(wrapped, "student") == "model.student.to_k.lora_B.weight"
     assert portable_name(f"{prefix}model.conv.weight", "student") == "model.conv.weight"
+    lengths = f"{prefix}model.student.to_k.lora_magnitude_vector.student.weight"
+    assert portable_name(lengths, "student") == "model.student.to_k.lora_magnitude_vector"
 
 
 def _adamw_state() -> tuple[nn.Module, dict[str, dict[str, torch.Tensor]]]:

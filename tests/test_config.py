@@ -138,6 +138,8 @@ def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[st
         ("data.options.resolution=30", "resolution: 30"),
         ("data.options.mask_img_prob=2", "mask_img_prob: 2.0"),
         ("lora.rank=0", "lora.rank=0"),
+        ("lora.alpha=0", "lora.alpha=0"),
+        ("lora.kind=loha", "lora.kind='loha': one of lora, rslora, dora"),
         ("lora.dropout=1", "lora.dropout=1.0"),
         ("objective.w_max=1", "w_max = 1.0"),
         ("name=''", "name=''"),

@@ -19,10 +19,12 @@ from torch import nn
 from distill import engine as engine_module
 from distill.config import TrainSection
 from distill.ds_config import choose_config, precision_of, read_ds_config
-from distill.engine import MOMENTS, Engine, StepResult, World, init_world
+from distill.engine import Engine, StepResult, World, init_world
+from distill.optimizers import OPTIMIZERS
 from distill.stream import BatchPlan
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
+MOMENTS = OPTIMIZERS["adamw"].moments
 WORLDS = (2, 3, 1)  # in this order the state is handed on
 EFFECTIVE, MICRO = 12, 2
 FEATURES = 7
@@ -70,7 +72,7 @@ def make_engine(world: World, ds_name: str, seed: int = 0, train: TrainSection =
     return Engine(toy, list(toy.named_parameters()), train, BatchPlan(EFFECTIVE, MICRO, world.size), config, world)
 
 
-def train_one(engine: Engine, update: int, poison: bool = False) -> StepResult:
+def train_one(engine: Engine, update: int, poison: bool = False, learning_rate: float | None = None) -> StepResult:
     """One optimizer step; poison: the gradient of the last micro-batch of the last rank is infinite."""
     plan, rank, batch = engine.plan, engine.world.rank, rows(update)
     for micro in range(plan.accumulation):
@@ -79,7 +81,7 @@ def train_one(engine: Engine, update: int, poison: bool = False) -> StepResult:
         if poison and micro == plan.accumulation - 1 and rank == plan.world - 1:
             loss = loss * math.inf
         engine.backward(loss)
-        result = engine.step(rate(update), TRAIN.ema_decay)
+        result = engine.step(rate(update) if learning_rate is None else learning_rate, TRAIN.ema_decay)
         assert (result is None) == (micro < plan.accumulation - 1)
     assert result is not None
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from torch import nn
 
 from anytext2.model import AnyText2, build_model, load_model_config
 from distill.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, write_adapter
-from distill.student import STUDENT, LoraSection, Roles, add_student, load_student, lora_targets
+from distill.student import STUDENT, LoraSection, Roles, add_student, load_student
+from distill.targets import lora_targets
 
 LORA = LoraSection(rank=3, alpha=6.0)
+ADAPTERS = [("lora", "paper"), ("rslora", "all"), ("dora", "all")]
 
 
 def filled_model() -> AnyText2:
@@ -42,9 +45,11 @@ def lora_parameters(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def perturb(student: nn.Module) -> None:
+    """Random matrices; DoRA's lengths are changed by up to a half."""
     generator = torch.Generator().manual_seed(2)
-    for _, parameter in lora_parameters(student):
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    for name, parameter in lora_parameters(student):
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(parameter * (1 + 0.5 * noise.tanh()) if "magnitude" in name else 0.3 * noise)
 
 
 # --- which modules ---
@@ -54,20 +59,6 @@ def perturb(student: nn.Module) -> None:
 def official() -> AnyText2:
     """The official size, without memory for its weights."""
     return build_model(load_model_config("sd15"), "meta")
-
-
-def test_the_paper_preset_is_252_modules_in_the_official_size(official: AnyText2) -> None:
-    names = lora_targets(official, "paper")
-    assert len(names) == len(set(names)) == 252
-    zero_convs = [n for n in names if ".zero_convs." in n]
-    assert zero_convs == [f"control_model.zero_convs.{i}.0" for i in range(12)]
-    by_part = {part: sum(n.startswith(part) for n in names) for part in ("model.diffusion_model.", "control_model.")}
-    # 7 WriteNet blocks with two attentions of four projections each; the UNet's 16, of which 6 have attn1x and attn2x
-    assert by_part == {"control_model.": 7 * 8 + 12, "model.diffusion_model.": 252 - 7 * 8 - 12}
-    attention = [n for n in names if n not in zero_convs]
-    assert {n.rsplit(".attn", 1)[1] for n in attention} == {
-        f"{kind}.to_{projection}" for kind in ("1", "2", "1x", "2x") for projection in ("q", "k", "v", "out.0")
-    }
 
 
 def test_rank_64_is_504_tensors_with_26_8_million_parameters_in_the_official_size(official: AnyText2) -> None:
@@ -83,36 +74,59 @@ def test_rank_64_is_504_tensors_with_26_8_million_parameters_in_the_official_siz
     assert count == expected and round(count / 1e6, 1) == 26.8
 
 
-def test_a_regular_expression_selects_modules(official: AnyText2) -> None:
-    names = lora_targets(build_model(mini_config(), "meta"), r"^control_model\.zero_convs\.\d+\.0$")
-    assert names and all(n.startswith("control_model.zero_convs.") for n in names)
+# --- kinds ---
 
 
-@pytest.mark.parametrize(("targets", "words"), [("a(", "nor a pattern"), ("nowhere", "matches no module")])
-def test_targets_that_select_nothing_are_an_error(targets: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
-        lora_targets(build_model(mini_config(), "meta"), targets)
-    assert "\n" not in str(caught.value) and "paper" in str(caught.value)
+def test_dora_of_rank_64_adds_a_length_for_each_row_in_the_official_size() -> None:
+    official = build_model(load_model_config("sd15"), "meta")
+    rows = {n: m.weight.shape[0] for n, m in official.named_modules() if n in set(lora_targets(official, "paper"))}
+    with torch.device("meta"):
+        student = add_student(official, LoraSection(kind="dora"), seed=0)
+    lengths = {n: p.numel() for n, p in lora_parameters(student) if ".lora_magnitude_vector." in n}
+    assert len(lengths) == 252 and sum(lengths.values()) == sum(rows.values())
+    assert sum(p.requires_grad for p in student.parameters()) == 756
+
+
+def test_dora_refuses_a_channel_of_zeros() -> None:
+    model = filled_model()
+    with torch.no_grad():
+        model.control_model.zero_convs[1][0].weight[3] = 0
+        model.control_model.zero_convs[2][0].weight[0] = 1e-9  # nothing in half precision
+    with pytest.raises(ValueError, match=r"which 2 of \d+ layers have .first control_model.zero_convs.1.0.") as caught:
+        add_student(model, LoraSection(kind="dora", rank=2, alpha=2), seed=0)
+    assert "\n" not in str(caught.value) and "lora.kind=lora" in str(caught.value)
+    add_student(model, LoraSection(kind="dora", rank=2, alpha=2, targets="decoder"), seed=0)
+
+
+def test_the_scale_of_rank_stabilised_lora() -> None:
+    """W + alpha / sqrt(rank) B A against W + alpha / rank B A: alpha of one is another alpha of the other."""
+    plain = add_student(filled_model(), LoraSection(rank=4, alpha=6), seed=0)
+    stabilised = add_student(filled_model(), LoraSection(kind="rslora", rank=4, alpha=3), seed=0)
+    perturb(plain)
+    perturb(stabilised)
+    assert torch.equal(prediction(Roles(plain).model), prediction(Roles(stabilised).model))
 
 
 # --- roles ---
 
 
-def test_the_student_starts_as_the_teacher_and_leaves_the_generator_alone() -> None:
+@pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
+def test_the_student_starts_as_the_teacher_and_leaves_the_generator_alone(kind: str, targets: str) -> None:
     model = filled_model()
     bare = prediction(model)
     torch.manual_seed(5)
-    student = add_student(model, LORA, seed=0)
+    student = add_student(model, replace(LORA, kind=kind, targets=targets), seed=0)
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
     assert torch.equal(prediction(Roles(student).model), bare)
 
 
-def test_the_teacher_stays_the_bare_model_whatever_the_adapter_becomes() -> None:
+@pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
+def test_the_teacher_stays_the_bare_model_whatever_the_adapter_becomes(kind: str, targets: str) -> None:
     model = filled_model()
     bare = prediction(model)
-    roles = Roles(add_student(model, LORA, seed=0))
+    roles = Roles(add_student(model, replace(LORA, kind=kind, targets=targets), seed=0))
     perturb(roles.wrapped)
     with roles.teacher():
         assert torch.is_inference_mode_enabled()
@@ -160,13 +174,18 @@ def test_the_first_adapter_depends_on_the_seed_alone() -> None:
 # --- from a folder ---
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An adapter of random numbers for the mini model, as a checkpoint holds it."""
-    student = add_student(build_model(mini_config()), LORA, seed=0)
+def write_student(folder: Path, section: LoraSection = LORA) -> PeftModel:
+    """Writes an adapter of random numbers for the mini model, as a checkpoint holds it."""
+    student = add_student(filled_model(), section, seed=0)
     perturb(student)
     tensors = {portable_name(n, STUDENT): p.detach() for n, p in lora_parameters(student)}
-    write_adapter(tmp_path, tensors, student.peft_config[STUDENT])  # type: ignore[arg-type]
+    write_adapter(folder, tensors, student.peft_config[STUDENT])  # type: ignore[arg-type]
+    return student
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_student(tmp_path)
     return tmp_path
 
 
@@ -178,16 +197,33 @@ def load_fault(model: AnyText2, folder: Path) -> str:
     return message
 
 
-def test_a_saved_adapter_computes_as_before_and_is_frozen(folder: Path) -> None:
+@pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
+def test_a_saved_adapter_computes_as_before_and_is_frozen(tmp_path: Path, kind: str, targets: str) -> None:
+    expected = write_student(tmp_path, replace(LORA, kind=kind, targets=targets))
     model = filled_model()
     bare = prediction(model)
-    expected = Roles(add_student(filled_model(), LORA, seed=0))
-    perturb(expected.wrapped)
-    roles = Roles(load_student(model, folder))
+    roles = Roles(load_student(model, tmp_path))
     assert isinstance(roles.wrapped, PeftModel) and not any(p.requires_grad for p in roles.wrapped.parameters())
-    assert torch.equal(prediction(roles.model), prediction(expected.model))
+    assert torch.equal(prediction(roles.model), prediction(Roles(expected).model))
     with roles.teacher():
         assert torch.equal(prediction(roles.model), bare)
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_peft_reads_and_merges_a_saved_adapter(tmp_path: Path, kind: str) -> None:
+    expected = write_student(tmp_path, replace(LORA, kind=kind, targets="all"))
+    keys = set(load_file(tmp_path / ADAPTER_WEIGHTS))
+    assert keys == {PEFT_PREFIX + portable_name(n, STUDENT) for n, _ in lora_parameters(expected)}
+    wanted = prediction(Roles(expected).model)
+    bare = filled_model()
+    untouched = prediction(bare)
+    loaded = PeftModel.from_pretrained(bare, str(tmp_path))  # type: ignore[arg-type]
+    assert keys == {PEFT_PREFIX + portable_name(n, "default") for n, _ in lora_parameters(loaded)}
+    assert torch.equal(prediction(loaded.get_base_model()), wanted)  # type: ignore[arg-type]
+    merged = loaded.merge_and_unload()
+    assert not [n for n, _ in merged.named_parameters() if "lora_" in n]
+    scale = (wanted - untouched).abs().max()
+    assert scale > 1e-2 and (prediction(merged) - wanted).abs().max() < 1e-4 * scale
 
 
 def test_a_folder_without_an_adapter(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,36 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("kind", "config", "words"),
     [
-        ({"r": 8}, "r=8, the recipe has lora.rank=2"),
-        ({"lora_alpha": 16}, "lora_alpha=16, the recipe has lora.alpha=4"),
-        ({"use_dora": True}, "use_dora=True"),
+        ("lora", {"r": 8}, "r=8, the recipe has lora.rank=2"),
+        ("lora", {"lora_alpha": 16}, "lora_alpha=16, the recipe has lora.alpha=4"),
+        ("lora", {"use_dora": True}, "use_dora=True, the recipe has lora.kind=lora; set lora.kind=dora"),
+        ("dora", {"use_rslora": True}, "use_rslora=True, the recipe has lora.kind=dora; set lora.kind=rslora"),
+        ("rslora", {}, "neither use_dora nor use_rslora, the recipe has lora.kind=rslora; set lora.kind=lora"),
+        ("dora", {"use_dora": True, "use_rslora": True}, "use_dora=True and use_rslora=True.*that is no lora.kind"),
+        ("lora", {"fan_in_fan_out": True}, "fan_in_fan_out=True.*that is no lora.kind"),
     ],
 )
-def test_another_kind_of_adapter_is_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_another_kind_of_adapter_is_refused(tmp_path: Path, kind: str, config: dict[str, Any], words: str) -> None:
     (old_run(tmp_path) / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=words):
-        read_warm_start(tmp_path, LORA)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_warm_start(tmp_path, replace(LORA, kind=kind))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".default", ".default.weight", ".weight"])
+def test_a_dora_starts_with_its_lengths(tmp_path: Path, suffix: str) -> None:
+    lengths = torch.arange(5.0) + 1
+    save_file(
+        tensors() | {f"{PEFT_PREFIX}a.to_q.lora_magnitude_vector{suffix}": lengths},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4, "use_dora": True}))
+    start = read_warm_start(tmp_path, replace(LORA, kind="dora"))
+    params = [*parameters(), ("a.to_q.lora_magnitude_vector", nn.Parameter(torch.zeros(5)))]
+    load_warm_start(start, params)
+    assert torch.equal(params[-1][1], lengths)
 
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:

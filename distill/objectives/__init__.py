@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from distill.objectives.autoencode import Autoencode
-from distill.objectives.base import FullWeightObjective, LossOutput, Objective, Roles, StepInput
+from distill.objectives.base import (
+    AlternatingObjective,
+    FullWeightObjective,
+    LossOutput,
+    Objective,
+    Roles,
+    StepInput,
+)
 from distill.objectives.consistency import Consistency
 from distill.objectives.denoise import Denoise
+from distill.objectives.distribution_matching import DistributionMatching
 from distill.objectives.phased import Phased
 from distill.objectives.recognize import Recognize
 from distill.objectives.trajectory import Trajectory
@@ -17,10 +25,11 @@ OBJECTIVES: dict[str, Any] = {
     "consistency": Consistency,
     "phased": Phased,
     "trajectory": Trajectory,
+    "distribution_matching": DistributionMatching,
     "x0_regression": X0Regression,
     "denoise": Denoise,
     "autoencode": Autoencode,
     "recognize": Recognize,
 }
 
-__all__ = ["OBJECTIVES", "FullWeightObjective", "LossOutput", "Objective", "Roles", "StepInput"]
+__all__ = ["OBJECTIVES", "AlternatingObjective", "FullWeightObjective", "LossOutput", "Objective", "Roles", "StepInput"]

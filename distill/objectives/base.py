@@ -60,6 +60,9 @@ class Roles(Protocol):
     def target(self) -> AbstractContextManager[object]:
         """The weights of the consistency target (the student or its average), inference mode."""
 
+    def using(self, adapter: str) -> AbstractContextManager[object]:
+        """Another adapter in the student's place, with its gradients."""
+
 
 class Objective(Protocol):
     """Built as ``Class(config: Class.Config, schedule: NoiseSchedule)``; stateless between calls."""
@@ -77,6 +80,14 @@ class FullWeightObjective(Protocol):
 
     def trainable(self, model: AnyText2) -> Iterable[tuple[str, nn.Parameter]]:
         """(name, parameter) of what it trains; everything else is to be frozen by the caller."""
+
+
+@runtime_checkable
+class AlternatingObjective(Protocol):
+    """An objective that trains a second adapter, distill.student.FAKE, in updates of its own."""
+
+    def turn(self, update: int) -> str:
+        """The adapter that update ``update`` (from 0) trains: `STUDENT` or `FAKE`."""
 
 
 def loss_output(per_sample: Tensor, **report: Tensor) -> LossOutput:

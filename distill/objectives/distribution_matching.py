@@ -63,7 +63,6 @@ class DistributionMatching:
     trains: Trains = "lora"
     student_sampler: SamplerName = "phased"
     needs_latents = True
-    adapters: tuple[str, ...] = (STUDENT, FAKE)
 
     def __init__(self, config: DistributionMatchingConfig, schedule: NoiseSchedule) -> None:
         self.config, self.schedule = config, schedule
@@ -75,7 +74,7 @@ class DistributionMatching:
         return STUDENT if update % (self.config.fake_updates + 1) == self.config.fake_updates else FAKE
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
-        """Report: `Matching`'s in the student's turn, with ``loss`` under ``loss_student``; ``loss_fake`` in the other."""
+        """Report: `Matching`'s and ``loss_student`` in the student's turn, ``loss_fake`` in the other."""
         latent = require_latent(item)
         schedule = self.schedule.to(latent.device)
         teacher = GuidedTeacher(roles, item, self.config, schedule)
@@ -107,7 +106,7 @@ class DistributionMatching:
                 t, after = (time.expand(len(stage)).to(x.device) for time in (self.times[step], self.times[step + 1]))
                 eps = predict_noise(roles.model, x, t, conditions, maps)
                 moved = ddim_step(schedule.eps_to_x0(x, eps, t), eps, *schedule.alpha_sigma(after, x))
-                x = torch.where(expand_like(stage > step, x) > 0, moved, x)
+                x = torch.where((stage > step).to(x.device).reshape(-1, 1, 1, 1), moved, x)
         t = self.times[stage].to(x.device)
         return schedule.eps_to_x0(x, predict_noise(roles.model, x, t, conditions, control), t), t
 
@@ -117,9 +116,7 @@ class DistributionMatching:
         control = roles.model.write(teacher.conditions)
         x0, stage_t = self._generate(roles, item, teacher.conditions, control, latent, schedule)
         t = self._draw_time(item, "distribution_matching/score_t", _LEAST, _MOST).to(x0.device)
-        noise = item.draws.normal(
-            "distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype
-        )
+        noise = item.draws.normal("distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
         noisy = schedule.add_noise(x0.detach(), noise, t)
         real, _ = teacher(noisy, t)
         with torch.no_grad(), roles.using(FAKE):
