@@ -96,6 +96,11 @@ def _check_pairs(recipe: Recipe) -> None:
     config = objective_config(recipe)
     if getattr(config, "target_ema", False) and recipe.train.ema_decay == 0:
         raise ValueError("objective.target_ema=true: the average is kept with train.ema_decay; 0.95 is usual")
+    if hasattr(OBJECTIVES[recipe.objective["name"]], "turn") and recipe.train.optimizer != "adamw":
+        raise ValueError(
+            f"train.optimizer={recipe.train.optimizer}: objective {recipe.objective['name']} trains two adapters in "
+            "turn, which only adamw can"
+        )
     if recipe.eval.every:
         require_steps(recipe, recipe.eval.steps, "eval.steps")
     if recipe.log.preview_every:

@@ -31,7 +31,7 @@ from distill.run_lock import RunLock
 from distill.schedule import NoiseSchedule
 from distill.selection import make_order
 from distill.stream import BatchPlan
-from distill.student import AVERAGE, FAKE, STUDENT, Roles, adapter_parameters, add_beside, add_student
+from distill.student import AVERAGE, FAKE, STUDENT, Roles, adapter_of, adapter_parameters, add_beside, add_student
 from distill.targets import lora_targets
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
@@ -133,7 +133,7 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
     if recipe.lora.weights and resume is None:
-        _start_warm(recipe, objective, params, world)
+        _start_warm(recipe, objective, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
     progress, tracking_id = Progress(), ""
