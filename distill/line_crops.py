@@ -23,7 +23,7 @@ from anytext2.batch import Batch
 from anytext2.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_points
 from anytext2.randomness import Draws
 
-MARGIN = 4
+MARGIN = 3
 """Cells on each side of a line that are decoded with it. docs/DISTILLATION.md has the error that is left."""
 
 QUANTUM = 4

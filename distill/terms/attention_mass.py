@@ -20,7 +20,7 @@ from distill.write_attention import Attention
 
 
 class AttentionMass:
-    """KL(teacher, student) of the mass, mean over heads, on each line's placeholder and on everything else. Its mean over
+    """KL(teacher, student) of the mass (mean over heads) on each line's placeholder and on everything else: mean over
     cells, weighed by their share inside the boxes, then over the cross-attentions; 0 without text.
     """
 
