@@ -85,15 +85,23 @@ def crop_line(image_CHW: Tensor, quad: np.ndarray) -> Tensor | None:
     if h < 1 or w < 1:
         return None
     height, width = image_CHW.shape[1:]
+    grid = torch.from_numpy(2 * _picture_shares(quad, (height, width), np.arange(h), np.arange(w)) - 1)
+    grid = grid.to(device=image_CHW.device, dtype=image_CHW.dtype)
+    return F.grid_sample(image_CHW[None], grid[None], align_corners=True)[0].clamp(0, 1)
+
+
+def _picture_shares(quad: np.ndarray, size: tuple[int, int], y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Where the upright crop's rows y and columns x lie in a picture of `size` (height, width): x, y as shares of the
+    way from the first pixel's centre to the last one's, float64 [len(y), len(x), 2].
+    """
+    height, width = size
     slope, offset = _upright_to_picture(quad)
     # The reference takes a pixel's coordinate to be a fraction of W on one side of its affine grid and of W - 1 on
     # the other; the two factors below are what remains of that.
-    x = np.arange(w) * (width / max(width - 1, 1))
-    y = np.arange(h) * (height / max(height - 1, 1))
-    points = slope * (x[None, :] + 1j * y[:, None]) + offset
-    grid = torch.from_numpy(np.stack([2 * points.real / width - 1, 2 * points.imag / height - 1], axis=-1))
-    grid = grid.to(device=image_CHW.device, dtype=image_CHW.dtype)
-    return F.grid_sample(image_CHW[None], grid[None], align_corners=True)[0].clamp(0, 1)
+    across = x * (width / max(width - 1, 1))
+    down = y * (height / max(height - 1, 1))
+    points = slope * (across[None, :] + 1j * down[:, None]) + offset
+    return np.stack([points.real / width, points.imag / height], axis=-1)
 
 
 def recognizer_input(lines_NChw: Tensor) -> Tensor:
@@ -110,3 +118,24 @@ def recognizer_input(lines_NChw: Tensor) -> Tensor:
     resized = F.interpolate(lines_NChw, (LINE_HEIGHT, new_width), mode="bilinear", align_corners=True)
     padded = F.pad(2 * resized - 1, (0, LINE_WIDTH - new_width))
     return padded.expand(-1, 3, -1, -1)
+
+
+def recognizer_points(quad: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """Where in a picture of `size` (height, width) the recogniser's input is taken from: x, y in pixels, the first
+    pixel's centre being 0, float64 [48, w, 2] with w <= 320 (what is right of them is padding).
+
+    `crop_line` and `recognizer_input` as one resampling of the picture. None if the quad is less than one pixel high or
+    wide.
+    """
+    height, width = crop_size(quad)
+    if height < 1 or width < 1:
+        return None
+    turned = height > VERTICAL_ASPECT * width
+    rows, columns = (width, height) if turned else (height, width)
+    new_width = min(LINE_WIDTH, math.ceil(LINE_HEIGHT * (columns / rows)))
+    down, across = np.linspace(0, rows - 1, LINE_HEIGHT), np.linspace(0, columns - 1, new_width)
+    if turned:
+        shares = _picture_shares(quad, size, across, (width - 1) - down).transpose(1, 0, 2)
+    else:
+        shares = _picture_shares(quad, size, down, across)
+    return shares * (size[1] - 1, size[0] - 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -111,6 +111,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path}: holds no state dict of tensors")
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of the tensors of a weights file, which safetensors tell without being read. Raises as `read_state`."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return set(read_state(path))
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
 
 
 def _not_unpickled(error: pickle.UnpicklingError) -> str:

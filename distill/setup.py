@@ -14,7 +14,8 @@ from torch import nn
 
 from anytext2.filling import fill_by_name
 from anytext2.model import AnyText2, AnyText2Config, build_model, load_model_config
-from anytext2.weights import EMBEDDED, load_parts, load_weights, official_state
+from anytext2.recognizer import load_charset
+from anytext2.weights import EMBEDDED, load_parts, load_weights, names_in, official_state
 from distill import checkpoint, run_state
 from distill.checkpoint_writer import CheckpointWriter
 from distill.config import ModelSection, Recipe
@@ -33,10 +34,12 @@ from distill.selection import make_order
 from distill.stream import BatchPlan
 from distill.student import AVERAGE, FAKE, STUDENT, Roles, adapter_of, adapter_parameters, add_beside, add_student
 from distill.targets import lora_targets
+from distill.terms import in_need
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 from distill.warm_start import load_warm_start, read_warm_start
 
+GLYPH_RECOGNISER = "text_predictor."
 FONT_RECOGNISER = "embedding_manager.font_predictor."
 RUN_FACTS = "run.json"
 """What the run found out about itself: ranks, precision, shard sizes, MLflow run id."""
@@ -73,6 +76,26 @@ def make_model(section: ModelSection, seed: int) -> AnyText2:
 
 def _part_file(path: Path) -> Path:
     return checkpoint.find_checkpoint(path) / run_state.MODEL_WEIGHTS if path.is_dir() else path
+
+
+def require_recognizer(recipe: Recipe) -> None:
+    """Loss terms that read need a recogniser that can. Looks at names in files alone; raises ValueError in one line."""
+    terms = getattr(objective_config(recipe), "terms", {})
+    section, reading = recipe.model, in_need(terms, "needs_recognizer")
+    if reading and section.weights in ("scratch", "filled"):
+        files = [_part_file(Path(part)) for part in section.parts]
+        if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in names_in(file)):
+            raise ValueError(
+                f"objective.terms.{reading[0]}: reads with the model's own recogniser, which model.weights="
+                f"{section.weights} leaves untrained; name a run of objective recognize, or a file with "
+                f"{GLYPH_RECOGNISER}* keys, in model.parts"
+            )
+    if spelling := in_need(terms, "needs_charset"):
+        recognizer = load_model_config(section.config).recognizer
+        try:
+            load_charset(recognizer.charset, recognizer.n_classes)
+        except ValueError as error:
+            raise ValueError(f"objective.terms.{spelling[0]}: {error}") from error
 
 
 def make_schedule(config: AnyText2Config) -> NoiseSchedule:
@@ -113,6 +136,7 @@ def check_adapter(recipe: Recipe) -> None:
 
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
+    require_recognizer(recipe)
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     require_available(recipe.train.optimizer, world.device)
     on_main(world, lambda: check_adapter(recipe))

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from parity import normal
 from torch import Tensor
 
-from anytext2.line_crop import crop_line, crop_size, quad_of_mask, quad_of_points, recognizer_input
+from anytext2.line_crop import (
+    crop_line,
+    crop_size,
+    quad_of_mask,
+    quad_of_points,
+    recognizer_input,
+    recognizer_points,
+)
 
 RECTANGLE = np.array([[10, 20], [70, 20], [70, 40], [10, 40]], np.float32)
 
@@ -131,3 +138,28 @@ def test_tall_lines_are_turned() -> None:
     turned = torch.from_numpy(np.ascontiguousarray(np.rot90(line[0, 0].numpy())))[None, None]
     torch.testing.assert_close(recognizer_input(line), recognizer_input(turned))
     assert recognizer_input(line)[..., 119].any() and not recognizer_input(line)[..., 120:].any()
+
+
+@pytest.mark.parametrize("degrees", [0, 7, -33, 90, 145])
+@pytest.mark.parametrize("size", [(64, 96), (90, 80)])
+def test_recognizer_points_are_where_crop_and_resize_look(degrees: float, size: tuple[int, int]) -> None:
+    """Two bilinear resamplings of a picture that rises evenly are as exact as one."""
+    height, width = size
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+    quad = quad_of_points(rotated(RECTANGLE, degrees))
+    points = recognizer_points(quad, size)
+    assert points is not None
+    inside = ((points >= 1) & (points <= np.array([width - 2, height - 2]))).all(axis=-1)
+    assert inside.mean() > 0.9
+    for axis, ramp in ((0, x / width), (1, y / height)):
+        crop = crop_line(ramp[None], quad)
+        assert crop is not None
+        shown = (recognizer_input(crop[None])[0, 0, :, : points.shape[1]] + 1) / 2
+        wanted = torch.from_numpy(points[..., axis]) / (width, height)[axis]
+        torch.testing.assert_close(shown[inside], wanted[inside], rtol=0, atol=1e-9)
+
+
+def test_points_of_a_line_that_is_too_thin() -> None:
+    assert recognizer_points(np.array([[1, 1], [9, 1], [9, 1], [1, 1]], np.float32), (20, 20)) is None

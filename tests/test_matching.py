@@ -27,7 +27,9 @@ def compared(seed: int = 0, update: int = 0) -> Compared:
     generator = torch.Generator().manual_seed(seed)
     shape = item.latent.shape
     values = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4)]
-    return Compared(values[0].requires_grad_(), values[1], values[0], values[2], values[3], T, item, StubRoles())
+    return Compared(
+        values[0].requires_grad_(), values[1], values[0], values[2], values[3], T, SCHEDULE, item, StubRoles()
+    )
 
 
 def plain_share(item: StepInput) -> torch.Tensor:

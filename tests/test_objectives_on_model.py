@@ -16,6 +16,8 @@ from anytext2.randomness import Draws
 from distill.objectives import OBJECTIVES, FullWeightObjective
 from distill.objectives.base import StepInput
 from distill.student import LoraSection, Roles, add_student
+from distill.terms import TERMS
+from distill.write_attention import write
 
 CHARACTERS = "ABCDEFGHIJ"
 
@@ -84,3 +86,77 @@ def test_every_lora_tensor_gets_a_gradient_and_no_base_weight(model: AnyText2, n
     assert lora and all("lora_" in n for n in lora)
     assert [n for n, p in lora.items() if p.grad is None or not p.grad.any()] == []
     assert all(p.grad is None for n, p in wrapped.named_parameters() if n not in lora)
+
+
+def student_of(model: AnyText2) -> tuple[Roles, dict[str, torch.nn.Parameter]]:
+    """A student that differs from its teacher, and its LoRA tensors."""
+    wrapped = add_student(model, LoraSection(rank=2, alpha=2), seed=0)
+    lora = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
+    for seed, parameter in enumerate(lora.values()):
+        torch.nn.init.normal_(parameter, 0.0, 0.05, generator=torch.Generator().manual_seed(seed))
+    return Roles(wrapped), lora
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["consistency", "phased", "x0_regression"])
+def test_all_terms_together_reach_every_lora_tensor(model: AnyText2, name: str, recompute: bool) -> None:
+    bare = model.float()
+    item = step_input(bare)
+    bare.control_model.activation_checkpointing = bare.model.diffusion_model.activation_checkpointing = recompute
+    roles, lora = student_of(bare)
+    terms = {term: TERMS[term].Config(weight=0.1) for term in TERMS}
+    output = OBJECTIVES[name](OBJECTIVES[name].Config(terms=terms), stub_model.SCHEDULE).loss(roles, item)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(output.report[f"term/{term}"].isfinite() and output.report[f"term/{term}"] > 0 for term in terms)
+    assert [n for n, p in lora.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
+    assert all(p.grad is None for n, p in roles.wrapped.named_parameters() if n not in lora)
+
+
+@pytest.mark.parametrize("term", list(TERMS))
+def test_the_gradient_of_each_term_is_its_slope(model: AnyText2, term: str) -> None:
+    """In float64, where the target does not move with the student; the term outweighs the distance."""
+    item = step_input(model)
+    roles, lora = student_of(model)
+    options = {"lcm_step": 1000, "terms": {term: TERMS[term].Config(weight=1e6)}}
+    objective = OBJECTIVES["phased"](OBJECTIVES["phased"].Config(**options), stub_model.SCHEDULE)
+    gradients = torch.autograd.grad(objective.loss(roles, item).loss, list(lora.values()), allow_unused=True)
+    slope = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+    assert slope > 0
+    losses = []
+    for sign in (1.0, -2.0):  # there, and back to the other side
+        with torch.no_grad():
+            for parameter, gradient in zip(lora.values(), gradients, strict=True):
+                if gradient is not None:
+                    parameter.add_(gradient, alpha=float(sign * 1e-6 / slope))
+            losses.append(objective.loss(roles, item).loss)
+    torch.testing.assert_close((losses[0] - losses[1]) / 2e-6, slope, rtol=1e-3, atol=0)
+    assert losses[1] < losses[0]
+
+
+def test_attention_is_taken_with_the_lora_and_leaves_nothing_behind(model: AnyText2) -> None:
+    item = step_input(model)
+    roles, lora = student_of(model)
+    assert item.masked_latent is not None
+    with torch.no_grad():
+        conditions = model.condition(item.batch, item.masked_latent.clone())
+        control, attention = write(model, conditions, attending=True)
+        assert write(model, conditions, attending=False)[1] is None
+        for ours, plain in zip(control, model.write(conditions), strict=True):
+            assert torch.equal(ours, plain)
+        with roles.teacher():
+            _, teachers = write(model, conditions, attending=True)
+        for parameter in lora.values():
+            parameter.zero_()
+        _, without = write(model, conditions, attending=True)
+    assert attention and teachers and without
+    layers = [layer for name, layer in model.control_model.named_modules() if name.endswith("attn2")]
+    assert len(layers) == len(attention)
+    for one, teacher, bare, layer in zip(attention, teachers, without, layers, strict=True):
+        torch.testing.assert_close(teacher.query, bare.query)
+        torch.testing.assert_close(teacher.key, bare.key)
+        assert not torch.allclose(one.key, bare.key) and not torch.allclose(one.query, bare.query)
+        torch.testing.assert_close(bare.key, conditions.text_context @ layer.to_k.weight.T)
+        total = one.probabilities().sum(-1)
+        torch.testing.assert_close(total, torch.ones_like(total))
+    assert not any(module._forward_hooks for module in model.modules())

@@ -16,7 +16,7 @@ from distill.config import ModelSection, Recipe
 from distill.data import make_data
 from distill.engine import World
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
-from distill.setup import make_model, make_schedule
+from distill.setup import make_model, make_schedule, require_recognizer
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,38 @@ def test_characters_without_a_glyph_are_counted(recipe: Recipe, capsys: pytest.C
     path.write_text(json.dumps({"data_root": ".", "data_list": items}), encoding="utf-8")
     make_data(replace(recipe, data=replace(recipe.data, sources=[str(path)])), world)
     assert "fonts: 2 characters (1 different) have no glyph" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("term", ["ocr_features", "ocr_ctc"])
+def test_terms_that_read_need_a_recogniser_that_can(recipe: Recipe, tmp_path: Path, term: str) -> None:
+    reading = replace(recipe, objective={"name": "phased", "terms": {term: {"weight": 0.1}}})
+    reading.model.config = "tiny"  # whose charset ships
+    for weights in ("scratch", "filled"):
+        own = replace(reading, model=replace(reading.model, weights=weights))
+        with pytest.raises(ValueError, match=f"terms.{term}: .* model.weights={weights} leaves untrained") as caught:
+            require_recognizer(own)
+        assert "\n" not in str(caught.value)
+        save_file({"first_stage_model.x": torch.zeros(1)}, tmp_path / "vae.safetensors")
+        own.model.parts = [str(tmp_path / "vae.safetensors")]
+        with pytest.raises(ValueError, match="leaves untrained"):
+            require_recognizer(own)
+        checkpoint = tmp_path / f"run-{weights}" / "checkpoint-5"
+        checkpoint.mkdir(parents=True)
+        save_file({"text_predictor.head.fc.bias": torch.zeros(1)}, checkpoint / "model.safetensors")
+        own.model.parts += [str(checkpoint / "model.safetensors")]
+        require_recognizer(own)
+    require_recognizer(replace(reading, model=replace(reading.model, weights="embedded")))
+    plain = replace(recipe, model=replace(recipe.model, weights="scratch"), objective={"name": "phased"})
+    require_recognizer(plain)
+
+
+def test_the_spelling_term_needs_the_characters(recipe: Recipe, tmp_path: Path) -> None:
+    config = tmp_path / "lost.yaml"
+    config.write_text("recognizer: {charset: lost.txt}\n", encoding="utf-8")
+    lost = replace(
+        recipe,
+        model=ModelSection(config=str(config), weights="x.ckpt"),
+        objective={"name": "phased", "terms": {"ocr_ctc": {"weight": 0.1}}},
+    )
+    with pytest.raises(ValueError, match="objective.terms.ocr_ctc: .*lost.txt"):
+        require_recognizer(lost)

@@ -25,6 +25,7 @@ from distill.schedule import GRIDS, NoiseSchedule, expand_like, solver_grid
 from distill.solver import ddim_step
 from distill.student import FAKE, STUDENT
 from distill.terms import Compared
+from distill.write_attention import write
 
 _LEAST, _MOST = 0.02, 0.98
 """Of the schedule: where the scores are compared (DMD, section 3.2). Nothing differs at its ends."""
@@ -113,7 +114,7 @@ class DistributionMatching:
     def _student_turn(
         self, roles: Roles, item: StepInput, teacher: GuidedTeacher, latent: Tensor, schedule: NoiseSchedule
     ) -> LossOutput:
-        control = roles.model.write(teacher.conditions)
+        control, attention = write(roles.model, teacher.conditions, attending=teacher.attention is not None)
         x0, stage_t = self._generate(roles, item, teacher.conditions, control, latent, schedule)
         t = self._draw_time(item, "distribution_matching/score_t", _LEAST, _MOST).to(x0.device)
         noise = item.draws.normal("distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
@@ -125,7 +126,9 @@ class DistributionMatching:
             # DMD, equation 8: scaled so that steps are alike whatever the noise
             scale = (x0.detach() - real).abs().flatten(1).mean(dim=1).clamp_min(1e-6)
             target = x0.detach() - (fake - real) / expand_like(scale, x0)
-        output = self._matching(Compared(x0, target, x0, real, latent, stage_t, item, roles))
+        output = self._matching(
+            Compared(x0, target, x0, real, latent, stage_t, schedule, item, roles, attention, teacher.attention)
+        )
         return loss_output(output.per_sample, **{**output.report, "loss_student": output.loss})
 
     def _fake_turn(

@@ -6,7 +6,6 @@ Shape legend: B batch, C channels, h/w latent cells.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from distill.objectives.base import Roles, StepInput, masked_latent_of, predict_
 from distill.objectives.matching import MatchingConfig
 from distill.schedule import NoiseSchedule, expand_like
 from distill.solver import ddim_step, heun_step
-
-if TYPE_CHECKING:
-    from anytext2.model import AnyText2
+from distill.terms import in_need
+from distill.write_attention import cloned, write
 
 SOLVERS = ("ddim", "heun")
 
@@ -50,22 +48,26 @@ class GuidedTeacher:
     """The teacher under guidance w drawn per sample, for one micro-batch: conditions and WriteNet maps are made once.
 
     ``conditions`` are normal tensors, for the student to share: text tower, text embedding and VAE carry no adapter, so
-    what they say holds for every role.
+    what they say holds for every role. ``attention``: what the WriteNet attended to under the conditions, where a term
+    of the loss asks for it.
     """
 
     def __init__(self, roles: Roles, item: StepInput, config: GuidedConfig, schedule: NoiseSchedule) -> None:
         model = roles.model
         self._roles, self._schedule = roles, schedule
         self._w = guidance_of(item.draws, config)
+        attending = bool(in_need(config.terms, "needs_attention", item.update))
         with roles.teacher():
             conditions = model.condition(item.batch, masked_latent_of(model, item))
-            self._given = conditions, model.write(conditions)
+            control, attention = write(model, conditions, attending)
+            self._given = conditions, control
             self._without: tuple[Conditions, Control] | None = None
             if not config.unguided:
                 without = model.unconditional(conditions, item.batch, config.negative_prompt)
                 self._without = without, model.write(without)
         # An inference tensor may not be saved for backward; clones made out here are normal ones.
         self.conditions = conditions.map(torch.clone)
+        self.attention = cloned(attention)
 
     def __call__(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided x0 and eps [B,C,h,w] at (``noisy``, ``t``); normal tensors, free of any graph.
@@ -102,8 +104,3 @@ class GuidedTeacher:
 def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:
     """w ~ U[w_min, w_max], float32 [B] on the CPU."""
     return draws.uniform("guidance", config.w_min, config.w_max)
-
-
-def estimate_noise(model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-    """eps of the active role: its WriteNet maps, then the UNet with them."""
-    return predict_noise(model, x, t, conditions, model.write(conditions))

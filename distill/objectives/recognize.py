@@ -24,9 +24,10 @@ from anytext2.fonts import Font, FontTable, load_font_table
 from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
 from anytext2.parts import glyph_line_font
 from anytext2.randomness import Draws
-from anytext2.recognizer import BLANK, COLUMNS, Recognizer, ctc_targets, load_charset
+from anytext2.recognizer import COLUMNS
 from anytext2.render import glyph_line
 from distill.alignment import glyph_line_columns
+from distill.ctc import charset_of, columns_needed, text_loss
 from distill.objectives.base import (
     LossOutput,
     Roles,
@@ -105,7 +106,7 @@ class Recognize:
         Report: ``lines`` seen and ``lines_skipped`` (blank, too long for CTC, or less than a pixel in the picture).
         """
         batch, recognizer = item.batch, roles.model.text_predictor
-        views, skipped = self._views(batch, item.draws, _charset(recognizer))
+        views, skipped = self._views(batch, item.draws, charset_of(recognizer))
         device = batch.image.device
         counts = {
             "lines": torch.tensor(float(len(views)), device=device),
@@ -116,9 +117,9 @@ class Recognize:
             return loss_output(nothing * torch.ones(batch.size, device=device), **counts)
         with _mode(recognizer, training=roles.model.training):
             logits = recognizer(torch.stack([view.image for view in views])).logits
-        values = ctc(logits, [view.text for view in views], _charset(recognizer))
+        values = ctc(logits, [view.text for view in views], charset_of(recognizer))
         if self.config.align_weight:
-            values = values + self.config.align_weight * alignment(logits, _columns(views, _charset(recognizer)))
+            values = values + self.config.align_weight * alignment(logits, _columns(views, charset_of(recognizer)))
         rows = torch.tensor([view.row for view in views], device=device)
         weights = torch.tensor([view.weight for view in views], device=device)
         totals = torch.zeros(batch.size, device=device).index_add(0, rows, weights * values)
@@ -193,14 +194,7 @@ class Recognize:
 
 def ctc(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Tensor:
     """CTC loss per line divided by the number of columns, float32 [N]; every text must fit the columns."""
-    device = logits_NTK.device
-    targets, lengths = ctc_targets(texts, charset)
-    log_probs_TNK = logits_NTK.float().log_softmax(dim=-1).transpose(0, 1)
-    columns = torch.full((logits_NTK.shape[0],), logits_NTK.shape[1], dtype=torch.int64)
-    values = F.ctc_loss(
-        log_probs_TNK, targets.to(device), columns.to(device), lengths.to(device), blank=BLANK, reduction="none"
-    )
-    return values / logits_NTK.shape[1]
+    return text_loss(logits_NTK, texts, charset) / logits_NTK.shape[1]
 
 
 def _columns(views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor | None]:
@@ -222,11 +216,6 @@ def alignment(logits_NTK: Tensor, columns: Sequence[Tensor | None]) -> Tensor:
     targets = torch.stack([classes for classes in columns if classes is not None]).to(logits_NTK.device)
     entropy = F.cross_entropy(logits_NTK[known].float().transpose(1, 2), targets, reduction="none").mean(dim=1)
     return values.index_add(0, torch.tensor(known, device=values.device), entropy)
-
-
-def columns_needed(text: str) -> int:
-    """Columns of the shortest CTC path: one a character and a blank between equal neighbours."""
-    return len(text) + sum(first == second for first, second in zip(text, text[1:], strict=False))
 
 
 def contrasting_colors(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,15 +244,6 @@ def _line_normals(batch: Batch, draws: Draws, purpose: str, shape: tuple[int, ..
 @lru_cache(maxsize=1)
 def _fonts() -> FontTable:
     return load_font_table()
-
-
-@lru_cache(maxsize=4)
-def _load_charset(charset: str, n_classes: int) -> tuple[str, ...]:
-    return load_charset(charset, n_classes)
-
-
-def _charset(recognizer: Recognizer) -> tuple[str, ...]:
-    return _load_charset(recognizer.cfg.charset, recognizer.cfg.n_classes)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from distill.objectives.matching import Matching
 from distill.schedule import GRIDS, NoiseSchedule, solver_grid
 from distill.solver import ddim_step
 from distill.terms import Compared
+from distill.write_attention import write
 
 Jump = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]
 """(z [B,C,h,w], eps, t [B], e [B], schedule) -> where a step from (z, t) with that estimate ends at time e."""
@@ -87,7 +88,7 @@ class SelfConsistency:
 
         # The student goes first: under autocast, weights cast inside the target's inference mode would be cached and
         # then met by the student's graph.
-        control = roles.model.write(teacher.conditions)
+        control, attention = write(roles.model, teacher.conditions, attending=teacher.attention is not None)
         eps = predict_noise(roles.model, z_t, t, teacher.conditions, control)
         target = z_s
         if needs_target and self.config.target_from_teacher:
@@ -109,8 +110,11 @@ class SelfConsistency:
                 wanted_x0=teacher_x0,
                 clean=latent,
                 t=t,
+                schedule=schedule,
                 item=item,
                 roles=roles,
+                attention=attention,
+                wanted_attention=teacher.attention,
             )
         )
 

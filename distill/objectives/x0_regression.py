@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, require_latent
-from distill.objectives.guidance import GuidedConfig, GuidedTeacher, estimate_noise
+from distill.objectives.base import LossOutput, Roles, StepInput, Trains, predict_noise, require_latent
+from distill.objectives.guidance import GuidedConfig, GuidedTeacher
 from distill.objectives.matching import Matching
 from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule, ddim_timesteps
 from distill.terms import Compared
+from distill.write_attention import write
 
 
 @dataclass
@@ -58,5 +59,8 @@ class X0Regression:
         noisy = schedule.add_noise(latent, noise, t)
         teacher = GuidedTeacher(roles, item, self.config, schedule)
         wanted, _ = teacher(noisy, t)
-        x0 = schedule.eps_to_x0(noisy, estimate_noise(roles.model, noisy, t, teacher.conditions), t)
-        return self._matching(Compared(x0, wanted, x0, wanted, latent, t, item, roles))
+        control, attention = write(roles.model, teacher.conditions, attending=teacher.attention is not None)
+        x0 = schedule.eps_to_x0(noisy, predict_noise(roles.model, noisy, t, teacher.conditions, control), t)
+        return self._matching(
+            Compared(x0, wanted, x0, wanted, latent, t, schedule, item, roles, attention, teacher.attention)
+        )

@@ -9,13 +9,20 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from distill.schedule import NoiseSchedule
+from distill.write_attention import WriteAttention
+
 if TYPE_CHECKING:
     from distill.objectives.base import Roles, StepInput
+
+Option = TypeVar("Option", bound=Hashable)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,9 @@ class Compared:
 
     prediction, target: [B,C,h,w], both at the same time of the trajectory; the target carries no gradient.
     x0: the student's clean estimate [B,C,h,w]; wanted_x0: the teacher's guided one, from the same noisy latent.
-    clean: the picture's own latent [B,C,h,w]. t: the time [B] the student answered at.
+    clean: the picture's own latent [B,C,h,w]. t: the time [B] the student answered at, of ``schedule``.
+    attention, wanted_attention: what the student's WriteNet and the teacher's (conditional) attended to; None where no
+    term asks for it.
     """
 
     prediction: Tensor
@@ -33,8 +42,19 @@ class Compared:
     wanted_x0: Tensor
     clean: Tensor
     t: Tensor
+    schedule: NoiseSchedule
     item: StepInput
     roles: Roles
+    attention: WriteAttention | None = None
+    wanted_attention: WriteAttention | None = None
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def shared(self, make: Callable[[Compared, Option], Made], option: Option) -> Made:
+        """``make(self, option)``, which must be a pure function: computed once, whichever terms ask for it."""
+        if (make, option) not in self._made:
+            self._made[make, option] = make(self, option)
+        made: Made = self._made[make, option]
+        return made
 
 
 @dataclass
@@ -52,7 +72,11 @@ class TermConfig:
 
 
 class Term(Protocol):
-    """Built as ``Class(config: Class.Config)``; stateless between calls."""
+    """Built as ``Class(config: Class.Config)``; stateless between calls.
+
+    A class may say what it needs: ``needs_attention = True`` for the attention in `Compared`, ``needs_recognizer =
+    True`` for a model whose recogniser can read, ``needs_charset = True`` for the recogniser's characters.
+    """
 
     def __call__(self, compared: Compared) -> Tensor:
         """The term's values [B], each at least 0, with the gradient of the student's answer."""
