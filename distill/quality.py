@@ -7,7 +7,7 @@ under the name with `_95`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -80,18 +80,104 @@ def _row(path: Path, number: int, row: Any) -> QualityRow:
     if not isinstance(row, dict) or set(row) != names:
         given = set(row) if isinstance(row, dict) else set()
         raise ValueError(f"{path}: rows[{number}]: missing {sorted(names - given)}, unknown {sorted(given - names)}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     try:
-        return QualityRow(**values)
+        return QualityRow(**_with_tuples(row))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: rows[{number}]: {error}") from error
 
 
-def write_rows(path: Path, rows: Sequence[QualityRow], facts: dict[str, Any]) -> None:
-    """Writes `rows` with `facts` (command, data, budget) beside them, one row a line so that changes can be read."""
-    lines = ",\n".join("  " + json.dumps(asdict(row), ensure_ascii=False) for row in rows)
-    head = json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].rstrip()
-    path.write_text(f'{{{head},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[QualityRow]:
+    """The rows of an evaluation's summary, all lines and by language.
+
+    student: what its student is called; rows of teacher and undistilled model are left out where there is one, since
+    an evaluation of their own has them. The undistilled model counts with AnyText2's guided sampler.
+    """
+    for row in summary["rows"]:
+        if student and row["role"] != "student":
+            continue
+        if row["role"] == "undistilled" and row["sampler"] != "ddim":
+            continue
+        reference = row["key"] == summary["reference"]
+        for language, group in (("all", row), *((n, row["groups"].get(f"language {n}")) for n in ("Latin", "Chinese"))):
+            if group is None:
+                continue
+            found: dict[str, Any] = {
+                name: group[_KEYS.get(name, name)] for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
+            }
+            if reference:
+                found |= dict.fromkeys(("psnr", "psnr_95", "distance", "distance_95"))
+            yield QualityRow(
+                model=student or row["role"],
+                steps=row["steps"],
+                seed=seed,
+                language=language.lower(),  # type: ignore[arg-type]
+                lines=group["lines"],
+                **_with_tuples(found),
+            )
+
+
+_KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
+
+
+def write_rows(path: Path, tables: Mapping[str, Sequence[QualityRow]], facts: dict[str, Any]) -> None:
+    """Writes `rows`, those of the table `objectives`, and every other table under its name, with `facts` beside them.
+
+    One row a line, so that changes can be read.
+    """
+    parts = [json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].strip("\n")]
+    for name, rows in tables.items():
+        lines = ",\n".join("  " + json.dumps(asdict(row), ensure_ascii=False) for row in rows)
+        parts.append(f' "{"rows" if name == "objectives" else name}": [\n{lines}\n ]')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def write_tables(path: Path, tables: Mapping[str, Sequence[QualityRow]]) -> None:
+    """Puts each table between its marks, ``<!-- NAME -->`` and ``<!-- end NAME -->``, of a Markdown file.
+
+    Raises ValueError where the file has no such marks.
+    """
+    text = path.read_text(encoding="utf-8")
+    for name, rows in tables.items():
+        first, last = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if first not in text or last not in text:
+            raise ValueError(f"{path}: the marks {first} and {last} are missing")
+        before, after = text.split(first)[0], text.split(last)[1]
+        text = f"{before}{first}\n{markdown(rows)}\n{last}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+def markdown(rows: Sequence[QualityRow]) -> str:
+    """A table of all lines: a row for each model and number of steps, means over seeds."""
+    titles = ["model", "steps", "seeds", "lines", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR", "distance"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for model in dict.fromkeys(row.model for row in rows):
+        for steps in sorted({row.steps for row in rows if row.model == model}, reverse=model == "teacher"):
+            same = [row for row in rows if (row.model, row.steps) == (model, steps)]
+            every = [row for row in same if row.language == "all"]
+            cells = [model, str(steps), str(len(every)), str(every[0].lines), _with_interval(every, "sen_acc")]
+            cells += [_mean([r for r in same if r.language == n], "sen_acc", 3) for n in ("latin", "chinese")]
+            cells += [_mean(every, name, digits) for name, digits in _DIGITS.items()]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "distance": 3}
+
+
+def _mean(rows: Sequence[QualityRow], measure: str, digits: int) -> str:
+    values = [value for row in rows if (value := getattr(row, measure)) is not None]
+    return f"{sum(values) / len(values):.{digits}f}" if values else "-"
+
+
+def _with_interval(rows: Sequence[QualityRow], measure: str) -> str:
+    """The mean, with its interval for one seed and the seeds' range for several."""
+    values = [getattr(row, measure) for row in rows]
+    low, high = getattr(rows[0], f"{measure}_95") if len(rows) == 1 else (min(values), max(values))
+    return f"{_mean(rows, measure, 3)} ({low:.3f}-{high:.3f})"
 
 
 def mean_over_seeds(rows: Sequence[QualityRow], model: str, language: Language, measure: str) -> dict[int, float]:
