@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from distill.engine import StepResult, World, init_world
 from distill.optimizers import OPTIMIZERS, check_rate, require_available
 from distill.prodigy import Prodigy
 
-HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40
 )
@@ -142,7 +140,6 @@ def decoded_index(indices: Tensor, code: Tensor) -> Tensor:
     return code[indices.long()]  # a code may hold a value twice
 
 
-@pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
 def test_our_8_bits_are_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import create_dynamic_map, dequantize_blockwise, quantize_blockwise
 
@@ -288,7 +285,6 @@ def test_an_optimizer_started_afresh_begins_at_the_loaded_weights(optimizer: str
                 assert torch.equal(value, origin.get(slot, fresh[name][slot])), (name, slot)
 
 
-@pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("world", [1, 2])
 def test_adamw8bit_goes_on_and_is_near_adamw(world: int) -> None:
     """On the CPU, where bitsandbytes can do it too; 60,503 weights, enough for it to use 8 bits on two ranks."""
