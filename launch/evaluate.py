@@ -25,7 +25,8 @@ from distill.loading import Opened, held_out_sources, open_model, open_samples, 
 from distill.ocr import LineReader, OcrNotInstalled
 from distill.pictures import picture_grid
 from distill.sampler import SAMPLERS
-from distill.scores import row_to_plain, table
+from distill.score_table import table
+from distill.scores import row_to_plain
 from distill.setup import make_schedule
 from distill.tracking import Tracker
 
