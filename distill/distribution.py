@@ -21,7 +21,7 @@ KNOTS = 512
 RESAMPLED_PROJECTIONS = 64
 """Directions that an interval is estimated with: what differs between resamples are pictures, not directions."""
 
-_POOLED = 2**15  # points of each set among which the knots are chosen
+_POOLED = 2**11  # points of each set among which the knots are chosen
 
 
 class SlicedDistance:
@@ -29,8 +29,8 @@ class SlicedDistance:
 
     first, second: one tensor [P, D] for each picture, of equal shapes (P may differ between pictures and be 0). Along
     each of PROJECTIONS random directions the distance of two sets of numbers is the area between their cumulative
-    distributions (Vallender 1974). These are counted for each picture between KNOTS of the pooled points, once; the distance
-    of any selection or resample of pictures is then a product with that table, exact up to KNOTS points.
+    distributions (Vallender 1974). These are counted for each picture between KNOTS of the pooled points, once; the
+    distance of any selection or resample of pictures is then a product with that table, exact up to KNOTS points.
     Raises ValueError where the shapes differ.
     """
 

@@ -11,8 +11,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance of two Gaussians with the means and covariances of [N, D] and [M, D] (Heusel et al. 2017).
 
     |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2)). With centred, scaled vectors A and B the covariances are A'A
-    and B'B, and the last trace is the sum of the singular values of AB', so that no root of an ill-conditioned matrix is
-    needed. Biased upward for few vectors. Raises ValueError for fewer than two on a side.
+    and B'B, and the last trace is the sum of the singular values of AB', so that no root of an ill-conditioned matrix
+    is needed. Biased upward for few vectors. Raises ValueError for fewer than two on a side.
     """
     _refuse_few(first, second)
     one, other = first.astype(np.float64), second.astype(np.float64)
