@@ -22,7 +22,7 @@ from PIL import Image
 from anytext2.batch import Sample, collate
 from anytext2.image_file import read_image
 from anytext2.randomness import Draws
-from distill.benchmark_data import SEED, file_names, hinted
+from distill.benchmark_data import SEED, as_told, file_names
 from distill.image_networks import NetworkKit, Networks
 from distill.objectives.base import Roles
 from distill.ocr import Reader, levenshtein
@@ -108,7 +108,7 @@ class Benchmark:
         networks = None if self._kit is None else Networks(self._kit, part)
         first_shown = len(self.shown)
         for first in range(0, len(samples), self._prompts):
-            some = [hinted(sample) for sample in samples[first : first + self._prompts]]
+            some = [as_told(sample) for sample in samples[first : first + self._prompts]]
             self._keep(some, first_shown)
             self._paint(some, names[first : first + self._prompts], part, tallies, networks, first_shown + first)
             if progress is not None:

@@ -18,6 +18,7 @@ from anytext2.annotation_items import LeftOutError, read_item
 from anytext2.batch import Record, Sample, TextLine
 from anytext2.dataset import AnyWordDataset, DatasetConfig
 from anytext2.fonts import FontTable, load_font_table
+from anytext2.render import position_mask
 from distill.config import Recipe
 
 REQUIRED = {"Chinese": "wukong_word/test1k.json", "English": "laion_word/test1k.json"}
@@ -96,11 +97,14 @@ def _language(text: str) -> str:
     return "Chinese" if any("\u3400" <= character <= "\u9fff" for character in text) else "Latin"
 
 
-def hinted(sample: Sample) -> Sample:
-    """The sample with its glyph page, at the picture's own size, as font hint."""
-    height, width = sample.position.shape[1:]
-    page = F.interpolate(sample.glyph[None].float(), (height, width), mode="area")[0]
-    return replace(sample, font_hint=(page >= 0.5).to(torch.uint8))
+def as_told(sample: Sample) -> Sample:
+    """The sample with whole lines as positions, and its glyph page, at the picture's own size, as font hint."""
+    size = (int(sample.position.shape[1]), int(sample.position.shape[2]))
+    page = F.interpolate(sample.glyph[None].float(), size, mode="area")[0]
+    position = torch.zeros_like(sample.position)
+    for line, polygon in enumerate(sample.polygons):
+        position[line] = torch.from_numpy(position_mask(polygon, size))
+    return replace(sample, font_hint=(page >= 0.5).to(torch.uint8), position=position)
 
 
 def file_names(names: Sequence[str]) -> list[str]:
