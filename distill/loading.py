@@ -28,11 +28,11 @@ from distill.data import HELD_OUT_FIRST
 from distill.painting import ConsistencyOptions
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config, sampling_options, student_sampler
 from distill.run_state import MODEL_WEIGHTS
+from distill.run_tree import RECIPE
 from distill.sampler import SamplerName
 from distill.setup import RUN_FACTS, make_model
 from distill.student import Roles, load_student
 
-RECIPE = "recipe.yaml"
 USUAL_GUIDANCE = 7.5
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

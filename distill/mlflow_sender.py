@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE, _MAX_KEY = 1000, 100, 6000, 250  # MLflow's limits per call and per entry
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; anything else may pass later
+PARENT = "mlflow.parentRunId"
 _GONE = "RESOURCE_DOES_NOT_EXIST"
 _MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
@@ -94,13 +95,14 @@ class MlflowRun:
         self.run_id = run_id
         return True
 
-    def create(self, began: float | None) -> str:
-        """A new run, named after the folder. began: seconds since 1970, None for now. Returns its id."""
+    def create(self, began: float | None, parent: str = "") -> str:
+        """A new run, named after the folder. began: seconds since 1970, None for now; parent: id of the run that it
+        belongs below. Returns its id."""
         run = self._client.create_run(
             self._experiment_id(),
             start_time=None if began is None else _milliseconds(began),
             run_name=self._run_dir.name,
-            tags={"run_dir": str(self._run_dir)},
+            tags={"run_dir": str(self._run_dir)} | ({PARENT: parent} if parent else {}),
         )
         self.run_id = str(run.info.run_id)
         return self.run_id

@@ -42,6 +42,14 @@ class Reader(Protocol):
     def can_write(self, text: str) -> bool: ...
 
 
+class Embedder(Protocol):
+    """An OCR engine that also gives a line a place among others; see `LineReader.look`."""
+
+    def look(
+        self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
+    ) -> tuple[list[str], np.ndarray]: ...
+
+
 class LineReader:
     """Text of upright line crops.
 
@@ -68,26 +76,54 @@ class LineReader:
                 "rec_batch_num": batch,
             }
         )
-        self.charset: frozenset[str] = frozenset(self._engine.session.get_character_list()) | {" "}
+        self._batch = batch
+        self._classes = {character: n for n, character in enumerate(self._engine.postprocess_op.character) if n}
+        self.charset: frozenset[str] = frozenset(self._classes) | {" "}
 
     def read(self, crops: Sequence[np.ndarray]) -> list[str]:
         """The texts of uint8 RGB crops [H, W, 3], as `crop_line` makes them; '' where nothing is read."""
-        # The engine pads a batch to its widest line, which can change what is read in the others. So lines are grouped
-        # by their elongation rounded up, and every group is padded to that: a property of each line alone.
-        groups: dict[int, list[int]] = {}
-        for i, crop in enumerate(crops):
-            groups.setdefault(max(2, math.ceil(crop.shape[1] / crop.shape[0])), []).append(i)
-        texts = [""] * len(crops)
-        for elongation, members in groups.items():
-            self._engine.rec_image_shape = [3, LINE_HEIGHT, LINE_HEIGHT * elongation]
-            results, _ = self._engine([np.ascontiguousarray(crops[i][..., ::-1]) for i in members])  # it wants BGR
-            for i, (text, _confidence) in zip(members, results, strict=True):
-                texts[i] = text
-        return texts
+        return [text for text, _ in self._recognise(crops)]
 
     def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
         """The texts inside `polygons` of a uint8 RGB picture [H, W, 3]."""
         return self.read([crop_line(image, polygon) for polygon in polygons])
+
+    def look(
+        self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
+    ) -> tuple[list[str], np.ndarray]:
+        """The texts as in `read_lines`, and what the engine sees in each line, float32 [n, len(characters) + 2].
+
+        The latter are the square roots of its probabilities, averaged over a line's columns: of each of `characters`,
+        of any other one, and of no character. Such vectors have length 1, and the Euclidean distance of two is sqrt(2)
+        times Hellinger's of the two distributions. The order of the characters in a line does not show.
+        """
+        known = [self._classes[c] for c in dict.fromkeys(characters) if c in self._classes]
+        texts, seen = [], np.zeros((len(polygons), len(characters) + 2), np.float32)
+        found = self._recognise([crop_line(image, polygon) for polygon in polygons])
+        for row, (text, probabilities) in zip(seen, found, strict=True):
+            texts.append(text)
+            row[: len(known)] = probabilities[known]
+            row[-1] = probabilities[0]
+            row[-2] = max(0.0, 1.0 - float(row.sum()))
+        return texts, np.sqrt(seen)
+
+    def _recognise(self, crops: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+        """Text and probabilities float32 [K], averaged over the columns, of every crop."""
+        # A batch is padded to its widest line, which can change what is read in the others. So lines are grouped by
+        # their elongation rounded up, and every group is padded to that: a property of each line alone.
+        groups: dict[int, list[int]] = {}
+        for i, crop in enumerate(crops):
+            groups.setdefault(max(2, math.ceil(crop.shape[1] / crop.shape[0])), []).append(i)
+        found: dict[int, tuple[str, np.ndarray]] = {}
+        for elongation, members in groups.items():
+            for first in range(0, len(members), self._batch):
+                some = members[first : first + self._batch]
+                bgr = [np.ascontiguousarray(crops[i][..., ::-1]) for i in some]
+                inputs = np.stack([self._engine.resize_norm_img(crop, elongation) for crop in bgr])
+                probabilities = self._engine.session(inputs.astype(np.float32))[0]
+                texts = [text for text, _confidence in self._engine.postprocess_op(probabilities)]
+                found |= dict(zip(some, zip(texts, probabilities.mean(axis=1), strict=True), strict=True))
+        return [found[i] for i in range(len(crops))]
 
     def can_write(self, text: str) -> bool:
         """Whether the engine knows every character of `text`; without that an exact match is impossible."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.journal import Journal, metric_record
 from distill.mlflow_sender import MlflowRun, SystemMonitors, Target, import_mlflow, is_gone, is_refusal, one_line
+from distill.run_tree import parent_of
 from distill.sender_lock import SenderLock
 from distill.sent_state import SentState
 
@@ -194,9 +195,19 @@ class Outbox:
         if not self._run_id:
             first, _, _ = self._journals["params"].read(limit=1)
             began = first[0].get("time") if first else None
-            self._run_id = run.create(began if isinstance(began, float | int) else None)
+            self._run_id = run.create(began if isinstance(began, float | int) else None, self._parent_id())
             self._note()
         self._mlflow = run
+
+    def _parent_id(self) -> str:
+        """The training run that an evaluation belongs below, as this MLflow knows it; '' for a training run."""
+        parent = parent_of(self._run_dir)
+        if parent is None:
+            return ""
+        known = SentState(parent, self._say).load(self._target.uri)
+        if known is None:
+            raise ConnectionError(f"it does not know the training run {parent} yet, which is to be sent first")
+        return known[0]
 
     def _send_all(self) -> None:
         if self._mlflow is None:
@@ -272,8 +283,9 @@ def default_target(run_dir: Path, uri: str, experiment: str) -> Target:
     """The server or database that `uri` names; where it is empty, the SQLite store `mlflow.db` beside the run folder.
 
     A server has its own place for artifacts. With a database MLflow would put them under the present folder; they go
-    beside an SQLite file, and beside the run folder for any other database.
+    beside an SQLite file, and beside the run folder for any other database. An evaluation goes where its training is.
     """
+    run_dir = parent_of(run_dir) or run_dir
     uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
     if uri.startswith(("http://", "https://")):
         return Target(uri, experiment)

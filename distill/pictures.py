@@ -6,7 +6,7 @@ Shape legend: B batch, L lines, H/W pixels, g the glyph scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -18,12 +18,19 @@ from distill.preview import grid
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures of one sample for the grid, uint8 RGB [H, W, 3]; `rows` by row key."""
+    """Pictures of one sample for people, uint8 RGB [H, W, 3]; `rows` by row key.
+
+    texts: of its lines, as far as they are scored; read: what an OCR engine read in them, by row key and under
+    'originals'; empty without one.
+    """
 
     name: str
     original: np.ndarray
     hint: np.ndarray
     rows: dict[str, np.ndarray]
+    caption: str = ""
+    texts: tuple[str, ...] = ()
+    read: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def pixels(image: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from anytext2.randomness import numpy_rng
 from distill.ocr import exact_match, ned
 
 Interval = tuple[float, float]
+UNKNOWN: Interval = (math.nan, math.nan)
 LANGUAGE, HEIGHT = "language ", "height "
 """What the names of groups of lines begin with."""
 
@@ -25,14 +26,15 @@ LANGUAGE, HEIGHT = "language ", "height "
 class TextScore:
     """How well the lines of a set of pictures read. Rates are in 0..1, over all lines.
 
-    exact_match_95: bootstrap interval over pictures (lines of one picture share its fate, so that resampling lines
-    would flatter).
+    exact_match_95, ned_95: bootstrap intervals over pictures (lines of one picture share its fate, so that resampling
+    lines would flatter).
     """
 
     lines: int
     exact_match: float
     exact_match_95: Interval
     ned: float
+    ned_95: Interval = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,55 @@ class StructureScore:
 
 
 @dataclass(frozen=True)
-class LineScores:
-    """All that is said of a set of pictures' lines. text and groups (the text score of each language and height) are
-    None and empty without an OCR engine."""
+class Likeness:
+    """How near a row's pictures are to the reference row's. psnr_db: of the pixels, peak to peak 1 (None: identical);
+    distance: sliced Wasserstein distance of the latents."""
+
+    pictures: int
+    psnr_db: float | None
+    psnr_db_95: Interval
+    distance: float
+    distance_95: Interval
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The lines of one language or height. text: None without an OCR engine; likeness: of the pictures that hold a line
+    of that language, None for heights and for pictures that are no row."""
 
     text: TextScore | None
     structure: StructureScore
-    groups: dict[str, TextScore]
+    likeness: Likeness | None = None
+
+
+@dataclass(frozen=True)
+class LineScores:
+    """All that is said of a set of pictures' lines. text: None without an OCR engine; text_distance: sliced Wasserstein
+    distance of the lines to the reference row's in what an OCR engine sees, None without that engine."""
+
+    text: TextScore | None
+    structure: StructureScore
+    groups: dict[str, GroupScore]
+    text_distance: float | None = None
+    text_distance_95: Interval = UNKNOWN
+
+
+@dataclass(frozen=True)
+class NetworkScores:
+    """What networks that the user brings say of a row's pictures; None: not asked for (`distill.image_networks`)."""
+
+    clip_score: float | None = None
+    clip_score_95: Interval | None = None
+    fid: float | None = None
+    kid: float | None = None
 
 
 @dataclass(frozen=True)
 class RowScore:
-    """One way of sampling, scored. All but the scores of lines are means over pictures.
+    """One way of sampling, scored. All but the scores of lines are over pictures.
 
-    latent_rmse: root mean square error of a picture's scaled latent to the reference row's; psnr_db: of its pixels,
-    peak to peak 1 (None: identical to the reference); nfe: UNet calls for one picture; seconds_per_image: median over
-    batches of WriteNet + UNet calls + decoding, divided by the batch; distance: sliced Wasserstein distance of the
-    row's latents to the reference row's.
+    latent_rmse: mean root mean square error of a picture's scaled latent to the reference row's; nfe: UNet calls for
+    one picture; seconds_per_image: median over batches of WriteNet + UNet calls + decoding, divided by the batch.
     """
 
     key: str
@@ -72,10 +106,10 @@ class RowScore:
     nfe: int
     latent_rmse: float
     latent_rmse_95: Interval
-    psnr_db: float | None
-    distance: float
+    likeness: Likeness
     lines: LineScores
     seconds_per_image: float
+    networks: NetworkScores = NetworkScores()
 
 
 @dataclass(frozen=True)
@@ -112,12 +146,11 @@ def mean_interval(values: Sequence[float], weights: Sequence[float] | None, resa
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
     assert value.shape == weight.shape and value.ndim == 1
-    if weight.sum() == 0:
-        return (math.nan, math.nan)
-    rng = numpy_rng(seed, 0, 0, "bootstrap")
-    picks = (rng.integers(0, len(value), len(value)) for _ in range(resamples))
-    ratios = [value[pick].sum() / weight[pick].sum() for pick in picks if weight[pick].sum() > 0]
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    if weight.sum() == 0 or not np.isfinite(value).all():
+        return UNKNOWN
+    picks = numpy_rng(seed, 0, 0, "bootstrap").integers(0, len(value), (resamples, len(value)))
+    sums, total = (of_pictures[picks].sum(axis=1) for of_pictures in (value, weight))
+    low, high = np.percentile(sums[total > 0] / total[total > 0], [2.5, 97.5])
     return (float(low), float(high))
 
 
@@ -127,12 +160,13 @@ def score_text(read: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], re
     hits = [float(sum(exact_match(*pair) for pair in picture)) for picture in pairs]
     lines = [float(len(picture)) for picture in pairs]
     n_lines = int(sum(lines))
-    similarity = [ned(*pair) for picture in pairs for pair in picture]
+    similarity = [sum(ned(*pair) for pair in picture) for picture in pairs]
     return TextScore(
         lines=n_lines,
         exact_match=sum(hits) / n_lines if n_lines else math.nan,
         exact_match_95=mean_interval(hits, lines, resamples, seed),
         ned=sum(similarity) / n_lines if n_lines else math.nan,
+        ned_95=mean_interval(similarity, lines, resamples, seed),
     )
 
 
@@ -158,48 +192,6 @@ def compare(
     )
 
 
-def table(
-    rows: Sequence[RowScore], originals: LineScores | None = None, reconstructions: LineScores | None = None
-) -> str:
-    """The rows as text for a terminal, one line each, after the pictures that bound what can be read."""
-    bounds = [
-        (name, lines)
-        for name, lines in (("originals", originals), ("VAE reconstructions", reconstructions))
-        if lines is not None
-    ]
-    everything = [lines for _, lines in bounds] + [row.lines for row in rows]
-    groups = sorted({name for lines in everything for name in lines.groups if name.startswith(LANGUAGE)})
-
-    def cells(lines: LineScores) -> list[str]:
-        rates = [f"{lines.groups[name].exact_match:.3f}" if name in lines.groups else "-" for name in groups]
-        read = ["-", "-"] if lines.text is None else [_rate(lines.text), f"{lines.text.ned:.3f}"]
-        return [*read, *rates, f"{lines.structure.structure:.3f}"]
-
-    languages = [name.removeprefix(LANGUAGE) for name in groups]
-    head = ["row", "guidance", "NFE", "s/image", "latent RMSE", "PSNR dB", "distance"]
-    head += ["exact match (95 %)", "NED", *languages, "structure"]
-    body = [[name, *[""] * 6, *cells(lines)] for name, lines in bounds]
-    for row in rows:
-        body.append(
-            [
-                f"{row.role} {row.sampler} {row.steps}",
-                "none" if row.guidance == 1.0 else f"{row.guidance:g}",
-                str(row.nfe),
-                f"{row.seconds_per_image:.3f}",
-                f"{row.latent_rmse:.4f}",
-                "same" if row.psnr_db is None else f"{row.psnr_db:.2f}",
-                f"{row.distance:.4f}",
-                *cells(row.lines),
-            ]
-        )
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    lines = []
-    for line in (head, *body):
-        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        lines.append("  ".join([line[0].ljust(widths[0]), *padded[1:]]))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
 def to_plain(value: Any) -> Any:
     """A (nested) score as what JSON can hold: dictionaries and lists; numbers that are not finite become None."""
     if hasattr(value, "__dataclass_fields__"):
@@ -215,20 +207,24 @@ def to_plain(value: Any) -> Any:
 
 def lines_to_plain(lines: LineScores) -> dict[str, Any]:
     """One flat dictionary: the text score beside the others, None where it was not measured."""
-    flat = to_plain(lines)
-    structure = flat.pop("structure")
-    flat |= {name: structure[name] for name in ("structure", "structure_95")}
-    text = flat.pop("text") or dict.fromkeys(("lines", "exact_match", "exact_match_95", "ned"))
-    return {**text, **flat}
+    groups = {name: _group_to_plain(group) for name, group in lines.groups.items()}
+    distance = {name: to_plain(getattr(lines, name)) for name in ("text_distance", "text_distance_95")}
+    return {**_read_to_plain(lines.text, lines.structure), **distance, "groups": groups}
 
 
 def row_to_plain(row: RowScore) -> dict[str, Any]:
     """One flat dictionary for one row."""
     flat = to_plain(row)
-    del flat["lines"]
-    return {**flat, **lines_to_plain(row.lines)}
+    likeness, networks = flat.pop("likeness"), flat.pop("networks")
+    del flat["lines"], likeness["pictures"]
+    return {**flat, **likeness, **lines_to_plain(row.lines), **networks}
 
 
-def _rate(score: TextScore) -> str:
-    low, high = score.exact_match_95
-    return f"{score.exact_match:.3f} ({low:.3f}-{high:.3f})"
+def _group_to_plain(group: GroupScore) -> dict[str, Any]:
+    likeness = {} if group.likeness is None else to_plain(group.likeness)
+    return {**_read_to_plain(group.text, group.structure), **likeness}
+
+
+def _read_to_plain(text: TextScore | None, structure: StructureScore) -> dict[str, Any]:
+    read = dict.fromkeys(field.name for field in fields(TextScore)) if text is None else to_plain(text)
+    return {**read, **{name: to_plain(getattr(structure, name)) for name in ("structure", "structure_95")}}

@@ -1,6 +1,7 @@
 """Sends what is left of runs' journals to MLflow: `python launch/sync_tracking.py RUN_DIR [RUN_DIR ...]`.
 
-For a run that ended while MLflow did not answer or with tracking switched off, or, with --uri, for another MLflow.
+The evaluations of a run are sent after it. For a run that ended while MLflow did not answer or with tracking switched
+off, or, with --uri, for another MLflow.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.config import TrackingSection
+from distill.run_tree import evaluations_of
 from distill.sync import BusyError, sync
 
 EPILOG = """\
@@ -34,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     worst = 0
-    for run_dir in args.run_dirs:
+    for run_dir in (folder for given in args.run_dirs for folder in (given, *evaluations_of(given))):
         try:
             if not args.timeout > 0:
                 raise ValueError(f"--timeout {args.timeout:g} must be positive, in seconds")

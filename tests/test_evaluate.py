@@ -8,9 +8,10 @@ import torch
 from stub_roles import StubRoles, make_sample
 
 from anytext2.batch import collate
-from distill.evaluate import EvaluationSection, evaluate, groups_of
+from distill.evaluate import EvaluationSection, evaluate
 from distill.painting import paint, set_scene
 from distill.schedule import NoiseSchedule
+from distill.tally import groups_of
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TEXTS = (("AB",), ("CD", "EF"), (" ",), ("GH",), ("AB", "CD"))
@@ -65,7 +66,7 @@ def test_rows_and_their_cost(found):
 
 
 def test_distances_are_to_the_first_row(found):
-    assert found.rows[0].latent_rmse == 0.0 and found.rows[0].psnr_db is None
+    assert found.rows[0].latent_rmse == 0.0 and found.rows[0].likeness.psnr_db is None
     roles = StubRoles()
     roles.model.eval()
     scene = set_scene(roles, collate(samples()), seed=0, negative_prompt="")
@@ -74,13 +75,13 @@ def test_distances_are_to_the_first_row(found):
         each = (latent - reference).square().mean(dim=(1, 2, 3)).sqrt()
         assert row.latent_rmse == pytest.approx(float(each.mean()), rel=1e-5)
         low, high = row.latent_rmse_95
-        assert low <= row.latent_rmse <= high and row.psnr_db > 0
+        assert low <= row.latent_rmse <= high and row.likeness.psnr_db > 0
 
 
 def test_an_undistilled_student_is_the_undistilled_model():
     found = evaluate(StubRoles(difference=0.0), samples(), SCHEDULE, section(), None)
     student, undistilled = found.row("student-consistency-2"), found.row("undistilled-consistency-2")
-    assert student.latent_rmse == undistilled.latent_rmse and student.psnr_db == undistilled.psnr_db
+    assert student.latent_rmse == undistilled.latent_rmse and student.likeness == undistilled.likeness
     against = {(c.row, c.other): c for c in found.comparisons}
     assert set(against) == {
         ("student-consistency-2", "undistilled-ddim-2"),
@@ -94,7 +95,9 @@ def test_results_do_not_depend_on_the_batch(found):
     other = evaluate(StubRoles(), samples(), SCHEDULE, section(batch=5), StubReader())
     for one, two in zip(found.rows, other.rows, strict=True):
         assert one.latent_rmse == pytest.approx(two.latent_rmse, rel=1e-5, abs=1e-7)
-        assert one.lines == two.lines and one.distance == pytest.approx(two.distance, rel=1e-4, abs=1e-7)
+        assert one.lines == two.lines and one.likeness.distance == pytest.approx(
+            two.likeness.distance, rel=1e-4, abs=1e-7
+        )
 
 
 def test_lines_are_scored_against_their_texts(found):
@@ -125,8 +128,8 @@ def test_lines_are_scored_by_language_and_height_too(found):
     assert {name.split()[0] for name in lines.groups} == {"language", "height"}
     for kind in ("language", "height"):
         groups = [score for name, score in lines.groups.items() if name.startswith(kind)]
-        assert sum(score.lines for score in groups) == lines.text.lines
-        hits = sum(score.exact_match * score.lines for score in groups)
+        assert sum(score.text.lines for score in groups) == lines.text.lines
+        hits = sum(score.text.exact_match * score.text.lines for score in groups)
         assert hits == pytest.approx(lines.text.exact_match * lines.text.lines)
 
 
@@ -141,7 +144,7 @@ def test_the_height_of_a_line_is_its_box_s(height, name):
 
 
 def test_structure_and_distance_are_there_for_every_row(found):
-    assert found.rows[0].distance == 0.0 and all(row.distance > 0 for row in found.rows[1:])
+    assert found.rows[0].likeness.distance == 0.0 and all(row.likeness.distance > 0 for row in found.rows[1:])
     assert all(0.0 <= row.lines.structure.structure <= 1.0 for row in found.rows)
     assert found.originals.structure.lines == found.rows[0].lines.structure.lines > 0
 

@@ -207,3 +207,35 @@ def test_a_missing_engine_is_one_line_with_the_cure(monkeypatch):
 def test_impossible_options_are_named():
     with pytest.raises(ValueError, match="threads=0"):
         LineReader(threads=0)
+
+
+# --- lines among others ----------------------------------------------------------------------------------------------
+
+
+def test_reading_in_groups_is_what_the_engine_s_own_call_reads():
+    reader = LineReader()
+    for text in ("Hello", "HELLO中文", "a much longer line of words", "7"):
+        image, polygon = written(text, size=420)
+        crop = crop_line(image, polygon)
+        elongation = max(2, -(-crop.shape[1] // crop.shape[0]))
+        reader._engine.rec_image_shape = [3, LINE_HEIGHT, LINE_HEIGHT * elongation]
+        ((own, _confidence),), _ = reader._engine([np.ascontiguousarray(crop[..., ::-1])])
+        assert reader.read([crop]) == [own]
+
+
+def test_what_the_engine_sees_tells_texts_apart_more_than_their_looks():
+    reader = LineReader()
+    characters = sorted(set("HELOWRDKITS"))
+
+    def seen(text: str, points: int = 28) -> np.ndarray:
+        image, polygon = written(text, points=points)
+        texts, embedding = reader.look(image, [polygon], [*characters, "\u0416"])
+        assert texts == [text] and embedding.shape == (1, len(characters) + 3)
+        return embedding[0]
+
+    assert np.linalg.norm(seen("HELLO")) == pytest.approx(1.0, abs=1e-5)
+    assert seen("HELLO")[-3] == 0.0  # a character that the engine does not know
+    other_look = np.linalg.norm(seen("HELLO") - seen("HELLO", 34))
+    assert other_look < 0.3 * np.linalg.norm(seen("HELLO") - seen("KITS"))
+    nothing = reader.look(np.full((64, 200, 3), 200, np.uint8), [rectangle((100, 32), 120, 30, 0)], characters)
+    assert nothing[0] == [""] and nothing[1][0, -1] > 0.8

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from distill.score_table import table
 from distill.scores import (
+    GroupScore,
+    Likeness,
     LineScores,
     RowScore,
     StructureScore,
@@ -18,19 +21,19 @@ from distill.scores import (
     rmse,
     row_to_plain,
     score_text,
-    table,
     to_plain,
 )
 
-READ = TextScore(10, 0.9, (0.7, 1.0), 0.95)
+READ = TextScore(10, 0.9, (0.7, 1.0), 0.95, (0.9, 1.0))
 
 
 def lines_of(text: TextScore | None, **groups: TextScore) -> LineScores:
-    named = {f"language {name}": score for name, score in groups.items()}
-    return LineScores(text, StructureScore(10, 0.8, (0.7, 0.9)), named)
+    structure = StructureScore(10, 0.8, (0.7, 0.9))
+    named = {f"language {name}": GroupScore(score, structure) for name, score in groups.items()}
+    return LineScores(text, structure, named)
 
 
-def row(**changes) -> RowScore:
+def row(psnr_db: float | None = 21.5, **changes) -> RowScore:
     values = dict(
         key="student-consistency-4",
         role="student",
@@ -40,10 +43,9 @@ def row(**changes) -> RowScore:
         nfe=4,
         latent_rmse=0.25,
         latent_rmse_95=(0.2, 0.3),
-        psnr_db=21.5,
+        likeness=Likeness(5, psnr_db, (20.0, 23.0), 0.125, (0.1, 0.2)),
         lines=lines_of(READ),
         seconds_per_image=0.5,
-        distance=0.125,
     )
     return RowScore(**{**values, **changes})
 
@@ -102,8 +104,8 @@ def test_the_table_lines_up_and_shows_what_is_missing():
     lines = text.splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert "originals" in lines[2] and "teacher ddim 50" in lines[3] and "same" in lines[3] and "7.5" in lines[3]
-    assert "none" in lines[4] and lines[4].split()[-4:] == ["-", "-", "-", "0.800"]
-    assert "Latin" in lines[0] and lines[2].split()[-2:] == ["0.750", "0.800"]
+    assert "none" in lines[4] and lines[4].split()[-5:] == ["-", "-", "-", "-", "0.800"]
+    assert "Latin" in lines[0] and lines[2].split()[-3:] == ["0.750", "-", "0.800"]
 
 
 def test_json_holds_no_infinity():

@@ -99,18 +99,18 @@ def test_it_is_the_mean_over_directions_of_scipy_s_distance(monkeypatch: pytest.
         for x in (first, second)
     ]
     each = [wasserstein_distance(*(p @ directions[:, k] for p in points)) for k in range(5)]
-    assert sliced_wasserstein(first, second, seed=7) == pytest.approx(float(np.mean(each)), rel=1e-5)
+    assert sliced_wasserstein(first, second, seed=7).value() == pytest.approx(float(np.mean(each)), rel=1e-5)
 
 
 def test_equal_sets_are_at_no_distance_and_others_by_how_much_they_differ() -> None:
     first = latents(1, 16)
-    assert sliced_wasserstein(first, first[torch.randperm(16)]) == pytest.approx(0.0, abs=1e-6)
+    assert sliced_wasserstein(first, first[torch.randperm(16)]).value() == pytest.approx(0.0, abs=1e-6)
     same, wider, moved = (
-        sliced_wasserstein(first, x) for x in (latents(2, 16), latents(2, 16, 0, 1.5), latents(2, 16, 1))
+        sliced_wasserstein(first, x).value() for x in (latents(2, 16), latents(2, 16, 0, 1.5), latents(2, 16, 1))
     )
     assert same < 0.1 < 0.3 < wider and moved > 0.3
     blurred = torch.nn.functional.avg_pool2d(first, 3, 1, 1)
-    assert sliced_wasserstein(first, blurred) > 0.4
+    assert sliced_wasserstein(first, blurred).value() > 0.4
 
 
 def test_sets_of_different_sizes_are_refused() -> None:
