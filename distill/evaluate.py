@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from distill.objectives.base import Roles
 from distill.ocr import Embedder, Reader
 from distill.painting import PUBLISHED, ConsistencyOptions, RowSpec, paint, set_scene
 from distill.pictures import Shown, pixels
+from distill.reference import Reference, origin_of
 from distill.sampler import SamplerName
 from distill.schedule import NoiseSchedule
 from distill.scores import Comparison, LineScores, RowScore, compare, lines_to_plain, row_to_plain, to_plain
@@ -118,11 +120,13 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     embedder: Embedder | None = None,
     networks: Networks | None = None,
+    reference: Path | None = None,
 ) -> Evaluation:
     """Scores every row of `config` on held-out samples.
 
     reader: None leaves the text scores out. progress: called with (pictures done, all pictures) after every batch.
-    embedder: None leaves the text distance out; networks: None leaves CLIP score, FID and KID out.
+    embedder: None leaves the text distance out; networks: None leaves CLIP score, FID and KID out. reference: the file
+    of the first row's latents, which are taken from it, or kept in it (`distill.reference`).
     Lines of nothing but whitespace are not scored; lines with a character that the engine does not know are, and both
     are counted. Raises ValueError on an empty set of samples.
     """
@@ -132,7 +136,12 @@ def evaluate(
     device = next(roles.model.parameters()).device
     texts = [text for sample in samples for text in sample.texts]
     tally = Tally(texts, config.shown, config.resamples, config.seed, reader, embedder, networks)
-    negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
+    kept = None
+    if reference is not None:
+        origin = origin_of(roles.model, samples, specs[0], config.seed, config.negative_prompt)
+        kept = Reference(reference, origin)
+    sampled = specs[1:] if kept is not None and kept.is_kept else specs
+    negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in sampled) else None
     with evaluating(roles.model):
         for first in range(0, len(samples), config.batch):
             batch = collate(samples[first : first + config.batch]).to(device).floating()
@@ -140,10 +149,17 @@ def evaluate(
             with roles.teacher():
                 rebuilt = pixels(roles.model.decode(roles.model.encode(batch.image)))
             tally.start(batch, rebuilt)
-            for painting in paint(roles, scene, specs, schedule, options):
+            if kept is not None and kept.is_kept:
+                with roles.teacher():
+                    tally.add(batch, kept.painting(roles.model, specs[0], first, batch.size))
+            for painting in paint(roles, scene, sampled, schedule, options):
                 tally.add(batch, painting)
+                if kept is not None and painting.spec == specs[0]:
+                    kept.add(painting)
             if progress is not None:
                 progress(min(first + config.batch, len(samples)), len(samples))
+    if kept is not None and not kept.is_kept:
+        kept.save()
     return _found(tally, specs, config, reader)
 
 

@@ -26,7 +26,14 @@ from distill.checkpoint_files import ADAPTER_CONFIG, TRAINER_STATE, read_adapter
 from distill.config import Recipe
 from distill.data import HELD_OUT_FIRST
 from distill.painting import ConsistencyOptions
-from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe, objective_config, sampling_options, student_sampler
+from distill.recipe_file import (
+    EMBEDDED_DEFAULT,
+    load_recipe,
+    objective_config,
+    require_steps,
+    sampling_options,
+    student_sampler,
+)
 from distill.run_state import MODEL_WEIGHTS
 from distill.run_tree import RECIPE
 from distill.sampler import SamplerName
@@ -87,12 +94,16 @@ def open_model(
     overrides: Sequence[str] = (),
     precision: str = "auto",
     device: str = "auto",
+    student_steps: Sequence[int] = (),
+    sampler: str = "",
 ) -> Opened:
     """Builds the model of a recipe and lays a checkpoint over it.
 
     checkpoint: a checkpoint-N folder, a run folder (its newest one), or a folder with a PEFT adapter alone; None: the
     recipe's weights as they are. config: the recipe; by default the one beside the checkpoint, else the embedded one.
-    precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). Raises ValueError in one line.
+    precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps: in which the student is to be
+    sampled, with the sampler (empty: its own); refused before anything is loaded where it cannot be. Raises ValueError
+    in one line.
     """
     target = torch.device(pick_device(device))
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
@@ -102,8 +113,10 @@ def open_model(
     beside = None if folder is None else folder.parent / RECIPE
     path = config or (beside if beside is not None and beside.is_file() else EMBEDDED_DEFAULT)
     recipe = load_recipe(path, overrides)
-    model = make_model(recipe.model, recipe.seed)
     has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
+    for steps in student_steps if has_student else ():
+        require_steps(recipe, steps, "student steps", sampler)
+    model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
         load_parts(model, [folder / MODEL_WEIGHTS])
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)

@@ -128,7 +128,7 @@ def write_rows(path: Path, tables: Mapping[str, Sequence[QualityRow]], facts: di
 
     One row a line, so that changes can be read.
     """
-    parts = [json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].strip("\n")]
+    parts = [json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].strip("\n")] if facts else []
     for name, rows in tables.items():
         lines = ",\n".join("  " + json.dumps(asdict(row), ensure_ascii=False) for row in rows)
         parts.append(f' "{"rows" if name == "objectives" else name}": [\n{lines}\n ]')

@@ -107,19 +107,34 @@ def _check_pairs(recipe: Recipe) -> None:
         require_steps(recipe, recipe.log.preview_steps, "log.preview_steps")
 
 
-def require_steps(recipe: Recipe, steps: int, where: str) -> None:
-    """Raises ValueError where the recipe's student has not learned to sample in so many steps."""
+def require_steps(recipe: Recipe, steps: int, where: str, sampler: str = "") -> None:
+    """Raises ValueError where the recipe's student has not learned to sample in so many steps.
+
+    sampler: empty for its objective's own.
+    """
     config = objective_config(recipe)
     grid = getattr(config, "solver_steps", None)
     if grid is not None and steps > grid:
         raise ValueError(f"{where}={steps}: the student's grid has {grid} times (objective.solver_steps)")
     phases = getattr(config, "phases", None)
-    if phases is not None and max(phases, steps) % min(phases, steps):
+    if phases is not None and sampler in ("", "phased") and max(phases, steps) % min(phases, steps):
         fitting = [n for n in range(1, 2 * phases + 1) if max(phases, n) % min(phases, n) == 0]
         raise ValueError(
             f"{where}={steps}: does not divide the student's {phases} phases (objective.phases) and is no multiple of "
             f"them; {', '.join(map(str, fitting))} ... do"
         )
+
+
+def fitting_steps(recipe: Recipe, steps: Sequence[int]) -> list[int]:
+    """Those of `steps` that the recipe's student can be sampled in."""
+    found = []
+    for n in steps:
+        try:
+            require_steps(recipe, n, "steps")
+        except ValueError:
+            continue
+        found.append(n)
+    return found
 
 
 def _leave_objective(merged: DictConfig, layer: DictConfig) -> None:

@@ -31,6 +31,7 @@ from distill.loading import Opened, held_out_sources, open_model, open_samples, 
 from distill.ocr import Embedder, LineReader, OcrNotInstalled, Reader
 from distill.pictures import Shown, picture_grid
 from distill.readers import ENGINES, make_reader
+from distill.recipe_file import fitting_steps
 from distill.sampler import SAMPLERS
 from distill.score_table import table
 from distill.setup import make_schedule
@@ -77,6 +78,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fid-weights", type=Path, metavar="FILE", help=INCEPTION_FILE)
     parser.add_argument("--protocol", choices=("held-out", PROTOCOL), default="held-out")
     parser.add_argument("--benchmark", type=Path, metavar="DIR", help=f"where {PROTOCOL} is unpacked")
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", help="take the first teacher row from it; made where it is not there"
+    )
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run folder, else runs/evaluate")
@@ -91,6 +95,8 @@ def section(args: argparse.Namespace, opened: Opened) -> EvaluationSection:
     given["student_sampler"] = args.student_sampler or opened.student_sampler
     if not opened.has_student:
         given["student_steps"] = []
+    elif args.student_steps is None:
+        given["student_steps"] = fitting_steps(opened.recipe, EvaluationSection().student_steps)
     return EvaluationSection(
         **{field.name: given[field.name] for field in fields(EvaluationSection) if field.name in given}
     )
@@ -135,8 +141,10 @@ def measure(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) ->
     print(f"measuring {len(samples)} samples; {sum(skipped.values())} more cannot be read {dict(skipped)}", flush=True)
     networks = None if kit is None else Networks(kit)
     schedule = make_schedule(opened.roles.model.cfg)
-    told = _progress("pictures")
-    found = evaluate(opened.roles, samples, schedule, options, reader, opened.consistency, told, embedder, networks)
+    told, sampling = _progress("pictures"), opened.consistency
+    found = evaluate(
+        opened.roles, samples, schedule, options, reader, sampling, told, embedder, networks, args.reference
+    )
     columns = [(spec.key, spec.label) for spec in options.rows()]
     summary = {
         "data": [str(source) for source in sources],
@@ -272,7 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(args)
         kit = open_networks(args)
-        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device)
+        steps, sampler = args.student_steps or (), args.student_sampler or ""
+        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler)
         (measure_benchmark if args.protocol == PROTOCOL else measure)(args, opened, kit)
     except (ValueError, OSError, OcrNotInstalled) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
-    steps = sorted(set(args.steps or [4])) if opened.has_student else []
+    steps = sorted(set(args.steps or [opened.recipe.eval.steps])) if opened.has_student else []
     students = [RowSpec("student", sampler, n, gamma=args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
@@ -97,7 +97,8 @@ def draw(args: argparse.Namespace, opened: Opened) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
-        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device)
+        steps, sampler = args.steps or (), args.sampler or ""
+        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler)
         draw(args, opened)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,154 @@
+"""The quality sweep: its plan, what an evaluation becomes in the table, and the files that it writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from distill.quality import (
+    MEASURES,
+    QualityRow,
+    markdown,
+    mean_over_seeds,
+    read_rows,
+    rows_of,
+    write_rows,
+    write_tables,
+)
+from distill.recipe_file import load_recipe, objective_config
+from launch import plot_quality
+from launch import quality as launch_quality
+
+ROOT = Path(__file__).parent.parent
+PLAN = ROOT / "launch" / "quality.yaml"
+
+
+def group(score: float, lines: int = 10) -> dict[str, Any]:
+    values = {"exact_match": score, "ned": score + 0.05, "structure": 0.7, "psnr_db": 20.0, "distance": 0.1}
+    return {"lines": lines, **values, **{f"{name}_95": [value - 0.1, value + 0.1] for name, value in values.items()}}
+
+
+def summary_row(role: str, sampler: str, steps: int, score: float) -> dict[str, Any]:
+    languages = {"language Latin": group(score - 0.1, 6), "language Chinese": group(score + 0.1, 4)}
+    return {"key": f"{role}-{sampler}-{steps}", "role": role, "sampler": sampler, "steps": steps} | {
+        **group(score),
+        "groups": {**languages, "height 32-48": group(0.0)},
+    }
+
+
+SUMMARY = {
+    "reference": "teacher-ddim-50",
+    "rows": [
+        summary_row("teacher", "ddim", 50, 0.8),
+        summary_row("undistilled", "ddim", 4, 0.5),
+        summary_row("undistilled", "consistency", 4, 0.6),
+        summary_row("student", "phased", 4, 0.7),
+    ],
+}
+
+
+def rows() -> list[QualityRow]:
+    student = list(rows_of(SUMMARY, "phased", 7))
+    other = [replace(row, seed=8, sen_acc=row.sen_acc + 0.1) for row in student]
+    return [*rows_of(SUMMARY, "", 0), *student, *other]
+
+
+def test_an_evaluation_becomes_rows_by_language() -> None:
+    found = list(rows_of(SUMMARY, "", 0))
+    assert [(r.model, r.steps, r.language, r.lines) for r in found if r.model != "student"] == [
+        *(("teacher", 50, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
+        *(("undistilled", 4, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
+    ]
+    teacher, undistilled = found[0], found[3]
+    assert teacher.psnr is None and teacher.distance_95 is None, "nothing to compare the reference with"
+    assert (undistilled.sen_acc, undistilled.psnr, undistilled.distance) == (0.5, 20.0, 0.1)
+    (student, latin, _) = rows_of(SUMMARY, "phased", 7)
+    assert (student.model, student.seed, student.sen_acc, latin.sen_acc) == ("phased", 7, 0.7, 0.6)
+
+
+def test_files_come_back_and_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "quality.json"
+    write_rows(file, {"objectives": rows(), "causes": rows()[:3]}, {"command": "make it", "n": [1, 2]})
+    assert read_rows(file) == rows()
+    text = file.read_text()
+    for broken, words in (
+        (text.replace('"seed": 7', '"sed": 7', 1), r"rows\[\d+\]: missing \['seed'\], unknown \['sed'\]"),
+        (text.replace('"language": "latin"', '"language": "klingon"', 1), "language='klingon': one of all, latin"),
+        ("{", "not valid JSON"),
+        ('{"rows": []}', "a list of `rows`"),
+    ):
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=words):
+            read_rows(file)
+    with pytest.raises(ValueError, match="launch/quality.py makes it"):
+        read_rows(tmp_path / "none.json")
+
+
+def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
+    page = tmp_path / "QUALITY.md"
+    page.write_text("above\n<!-- objectives -->\nold\n<!-- end objectives -->\nbelow\n")
+    for _ in range(2):
+        write_tables(page, {"objectives": rows()})
+    text = page.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert "| phased | 4 | 2 | 10 | 0.750 (0.700-0.800) | 0.650 | 0.850 | 0.750 | 0.700 | 20.0 | 0.100 |" in text
+    assert "| teacher | 50 | 1 | 10 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - |" in text
+    with pytest.raises(ValueError, match="the marks <!-- causes -->"):
+        write_tables(page, {"causes": rows()})
+    assert markdown(rows()).count("\n") == 1 + 4, "teacher, undistilled, and the student under two names"
+    assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
+
+
+def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path) -> None:
+    data, out = tmp_path / "quality.json", tmp_path / "quality.png"
+    write_rows(data, {"objectives": rows()}, {})
+    assert plot_quality.main(["--data", str(data), "--out", str(out), "--language", "chinese"]) == 0
+    with Image.open(out) as picture:
+        assert picture.width > 400 * len(MEASURES)
+    assert plot_quality.main(["--data", str(tmp_path / "none.json"), "--out", str(out)]) == 2
+
+
+def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
+    plan = launch_quality.read_plan(PLAN)
+    found = launch_quality.runs_of(plan, list(plan.sets))
+    for variants in found.values():
+        for own in variants.values():
+            for run in own:
+                objective_config(load_recipe(ROOT / plan.recipe, [*plan.common, *run.values]))
+    assert found["causes"]["x0_regression"] == found["objectives"]["x0_regression"], "trained once"
+    folders = [run.folder for variants in found.values() for own in variants.values() for run in own]
+    assert len(set(folders)) == len({(r.values, r.seed) for v in found.values() for own in v.values() for r in own})
+
+
+def test_a_sweep_trains_and_measures_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands are recorded instead of run; an evaluation leaves its summary."""
+    called: list[list[str]] = []
+
+    def call(*command: object) -> None:
+        called.append([str(part) for part in command])
+        if "launch/evaluate.py" in called[-1]:
+            folder = Path(called[-1][called[-1].index("--out") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text(launch_quality.json.dumps(SUMMARY))
+
+    monkeypatch.setattr(launch_quality, "call", call)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "QUALITY.md").write_text("<!-- objectives -->\n<!-- end objectives -->\n")
+    argv = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "objectives"]
+    assert launch_quality.main(argv) == 0
+    trained = [command for command in called if "launch/train.py" in command]
+    assert len(trained) == 11 and all("train.max_steps=80" in command for command in trained)
+    measured = [command for command in called if "launch/evaluate.py" in command]
+    assert len(measured) == 12 and all("--reference" in command for command in measured)
+    written = read_rows(tmp_path / "quality.json")
+    assert {row.model for row in written} >= {"teacher", "undistilled", "phased", "distribution_matching"}
+    assert {row.seed for row in written if row.model == "phased"} == {7, 8, 9}
+    called.clear()
+    (tmp_path / "runs" / "phased_7" / "summary.json").unlink()
+    assert launch_quality.main(argv) == 0
+    assert sum("launch/train.py" in command for command in called) == 1, "what is there is not made again"
+    assert launch_quality.main([*argv[:-1], "nothing"]) == 2
