@@ -24,7 +24,7 @@ from anytext2.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_points
 from anytext2.randomness import Draws
 
 MARGIN = 3
-"""Cells on each side of a line that are decoded with it. docs/DISTILLATION.md has the error that is left."""
+"""Cells on each side of a line that are decoded with it. docs/LOG.md has the error that is left."""
 
 QUANTUM = 4
 """Windows' sides are multiples of so many cells, so that few sizes occur and lines are decoded together."""
