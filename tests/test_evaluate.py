@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,11 +150,47 @@ def test_structure_and_distance_are_there_for_every_row(found):
     assert found.originals.structure.lines == found.rows[0].lines.structure.lines > 0
 
 
+class Embedder(StubReader):
+    """Sees in every line the picture's mean."""
+
+    def look(self, image, polygons, characters):
+        assert characters == sorted(set("ABCDEFGH"))
+        return ["AB"] * len(polygons), np.full((len(polygons), 3), image.mean() / 255, np.float32)
+
+
+def test_lines_are_compared_as_distributions_too():
+    reader = Embedder()
+    found = evaluate(StubRoles(), samples(), SCHEDULE, section(), reader, embedder=reader)
+    assert reader.lines == 0  # an engine that does both looks once
+    assert found.rows[0].lines.text_distance == 0.0 < found.originals.text_distance
+    for row in found.rows[1:]:
+        low, high = row.lines.text_distance_95
+        assert low <= row.lines.text_distance <= high
+    plain = found.to_dict()
+    assert plain["originals"]["text_distance"] > 0 and plain["rows"][1]["text_distance"] > 0
+
+
+def test_a_language_s_likeness_is_that_of_the_pictures_that_hold_it():
+    mixed = [make_sample(10, ("AB",)), make_sample(11, ("CD",)), make_sample(12, ("EF", "GH"))]
+    mixed[1] = replace(mixed[1], languages=("Chinese",))
+    mixed[2] = replace(mixed[2], languages=("Chinese", "Latin"))
+    row = evaluate(StubRoles(), mixed, SCHEDULE, section(), None).rows[1]
+    whole, latin = row.likeness, row.lines.groups["language Latin"].likeness
+    chinese = row.lines.groups["language Chinese"].likeness
+    assert (whole.pictures, latin.pictures, chinese.pictures) == (3, 2, 2)
+    alone = evaluate(StubRoles(), [mixed[0], mixed[2]], SCHEDULE, section(), None).rows[1].likeness
+    assert latin.psnr_db == pytest.approx(alone.psnr_db, rel=1e-5)
+    assert latin.distance == pytest.approx(alone.distance, rel=0.02)
+    assert latin.distance_95[0] <= latin.distance <= latin.distance_95[1]
+    assert row.lines.groups["language Latin"].text is None and latin.psnr_db != chinese.psnr_db
+
+
 def test_the_first_pictures_are_kept_for_the_grid(found):
     assert [one.name for one in found.shown] == ["picture-10", "picture-11", "picture-12"]
     for one, sample in zip(found.shown, samples(), strict=False):
         assert np.abs(one.original / 127.5 - 1.0 - sample.image.permute(1, 2, 0).numpy()).max() < 0.01
         assert set(one.rows) == {row.key for row in found.rows}
+        assert set(one.read) == {"originals", *one.rows} and one.texts == tuple(t for t in sample.texts if t.strip())
         ink, boxes = sample.glyph[0].numpy() > 0, sample.position.amax(dim=0).numpy() > 0
         assert (one.hint[ink] == 255).all() and (one.hint[~boxes] == 0).all()
     assert not np.array_equal(

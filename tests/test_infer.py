@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from anytext2.synthetic import SyntheticConfig, write_dataset
+from distill import readers
 from distill.checkpoint import save_checkpoint
 from distill.checkpoint_files import TrainerState, portable_name, write_adapter, write_trainer_state
 from distill.loading import Opened, open_model
@@ -140,6 +141,16 @@ def test_evaluation_writes_a_summary(workplace, tmp_path, capsys):
     assert summary["optimizer_bytes_per_rank"] == [10, 12] and Path(summary["grid"]).is_file()
     printed = capsys.readouterr().out
     assert "VAE reconstructions" in printed and "student-consistency-1 against undistilled-ddim-1" in printed
+    assert "were not measured: --clip-weights" in printed and summary["rows"][0]["fid"] is None
+    for row in summary["rows"][1:]:
+        groups = [row, *(group for name, group in row["groups"].items() if name.startswith("language"))]
+        for name in ("exact_match", "ned", "structure", "psnr_db", "distance"):
+            assert all(group[f"{name}_95"][0] <= group[name] + 1e-9 for group in groups), (row["key"], name)
+            assert all(group[name] <= group[f"{name}_95"][1] + 1e-9 for group in groups), (row["key"], name)
+    assert summary["originals"]["text_distance"] > 0 == summary["rows"][0]["text_distance"]
+    assert picture(tmp_path / "sheet.png").shape[1] > 6 * 320
+    (recorded,) = (workplace / "run" / "evaluations").iterdir()
+    assert {"summary.json", "grid.png", "sheet.png", "metrics.jsonl"} <= {path.name for path in recorded.iterdir()}
 
 
 def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
@@ -150,6 +161,20 @@ def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
     assert summary["pictures"] == 2 and summary["data"] == [str(tmp_path / "held_out" / "data.json")]
     assert summary["originals"]["exact_match"] is None and summary["rows"][0]["exact_match"] is None
     assert summary["rows"][0]["guidance"] == 5.0 - 1.0  # w in [2, 4] is a scale of 3 to 5
+
+
+def test_another_engine_can_read(workplace, tmp_path, reuse, monkeypatch, capsys):
+    argv = ["--run", str(workplace / "run"), "--data", str(workplace / "data" / "data.json"), "--out", str(tmp_path)]
+    argv += ["--teacher-steps", "1", "--undistilled-steps", "", "--student-steps", "1", "--ocr", "own", "--count", "1"]
+    monkeypatch.setattr(evaluate, "record_evaluation", lambda *_: None)
+    assert evaluate.main(argv) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert "text_predictor" in summary["ocr_engine"] and "PP-OCRv4" in summary["text_distance_engine"]
+    capsys.readouterr()
+    monkeypatch.setattr(readers, "trained_against", lambda recipe: True)
+    assert evaluate.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --ocr own: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_the_plain_commands_work_in_order_and_leave_what_the_readme_lists(folder
     for name in (
         "summary.json",
         "grid.png",
+        "sheet.png",
         "audit.png",
         "data_samples.png",
         "metrics.jsonl",
