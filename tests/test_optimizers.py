@@ -140,6 +140,7 @@ def decoded_index(indices: Tensor, code: Tensor) -> Tensor:
     return code[indices.long()]  # a code may hold a value twice
 
 
+@pytest.mark.adamw8bit
 def test_our_8_bits_are_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import create_dynamic_map, dequantize_blockwise, quantize_blockwise
 
@@ -285,6 +286,7 @@ def test_an_optimizer_started_afresh_begins_at_the_loaded_weights(optimizer: str
                 assert torch.equal(value, origin.get(slot, fresh[name][slot])), (name, slot)
 
 
+@pytest.mark.adamw8bit
 @pytest.mark.parametrize("world", [1, 2])
 def test_adamw8bit_goes_on_and_is_near_adamw(world: int) -> None:
     """On the CPU, where bitsandbytes can do it too; 60,503 weights, enough for it to use 8 bits on two ranks."""
