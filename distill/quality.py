@@ -136,18 +136,26 @@ def write_rows(path: Path, tables: Mapping[str, Sequence[QualityRow]], facts: di
 
 
 def write_tables(path: Path, tables: Mapping[str, Sequence[QualityRow]]) -> None:
-    """Puts each table between its marks, ``<!-- NAME -->`` and ``<!-- end NAME -->``, of a Markdown file.
-
-    Raises ValueError where the file has no such marks.
-    """
+    """Puts each table between its marks (`require_marks`) of a Markdown file."""
+    require_marks(path, list(tables))
     text = path.read_text(encoding="utf-8")
     for name, rows in tables.items():
-        first, last = f"<!-- {name} -->", f"<!-- end {name} -->"
-        if first not in text or last not in text:
-            raise ValueError(f"{path}: the marks {first} and {last} are missing")
+        first, last = _marks(name)
         before, after = text.split(first)[0], text.split(last)[1]
         text = f"{before}{first}\n{markdown(rows)}\n{last}{after}"
     path.write_text(text, encoding="utf-8")
+
+
+def require_marks(path: Path, names: Sequence[str]) -> None:
+    """Raises ValueError unless the file has the marks ``<!-- NAME -->`` and ``<!-- end NAME -->`` of every table."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for first, last in map(_marks, names):
+        if first not in text or last not in text:
+            raise ValueError(f"{path}: the marks {first} and {last}, between which the table is put, are missing")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- end {name} -->"
 
 
 def markdown(rows: Sequence[QualityRow]) -> str:

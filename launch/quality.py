@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.quality import QualityRow, rows_of, write_rows, write_tables
+from distill.quality import QualityRow, require_marks, rows_of, write_rows, write_tables
 
 BIN = Path(sys.executable).parent
 
@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = list(plan.sets) if args.only is None else args.only.split(",")
         if unknown := [name for name in chosen if name not in plan.sets]:
             raise ValueError(f"--only {','.join(unknown)}: the plan's sets are {', '.join(plan.sets)}")
+        require_marks(args.docs / "QUALITY.md", chosen)  # now, and not after hours
         tables: dict[str, list[QualityRow]] = {}
         facts = {"command": "python launch/quality.py", "plan": OmegaConf.to_container(OmegaConf.structured(plan))}
         for name, rows in collect(Bench(plan, args.out), runs_of(plan, chosen)):

@@ -44,6 +44,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture
 def session(recipe: Recipe) -> Session:
+    return session_of(recipe)
+
+
+def session_of(recipe: Recipe) -> Session:
     """What a run holds before its first step; of the engine only what the audit asks for."""
     recipe.run_dir.mkdir(exist_ok=True)
     records, _ = load_records(recipe.data.sources)
@@ -100,6 +104,16 @@ def test_a_planted_fault_in_the_batch_stops_the_run(
         audit_first_batch(session)
     message = str(caught.value)
     assert "\n" not in message and words in message.lower().replace("_", " ").replace("colour", "color"), message
+
+
+def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
+    audit_first_batch(session_of(planted))
+    told = capsys.readouterr().out
+    assert "model.planted=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
+    assert "are sound" not in told
 
 
 def test_a_writenet_that_looks_at_the_time_stops_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
