@@ -70,17 +70,14 @@ class Shards:
         averages: shards to fill with `ema`, or with the weights where there is none. moments: False starts the
         optimizer afresh.
         """
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for number, (group, master) in enumerate(zip(self._groups, self.masters, strict=True)):
             if averages:
                 averages[number].copy_(
                     self._part(group, master, {n: state[n].get("ema", state[n]["master"]) for n, _ in group})
                 )
+            master.data.copy_(self._part(group, master, {name: state[name]["master"] for name, _ in group}))
             for name, p in group:
-                whole = state[name]["master"].to(master.device)
-                safe_set_full_fp32_param(p, whole)
-                p.data.copy_(whole)
+                p.data.copy_(state[name]["master"])
             if not moments:
                 continue
             inner = self._zero.optimizer

@@ -259,8 +259,9 @@ class Watchdog:
         if readings is not None:
             content["readings"] = asdict(readings)
         try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)  # the run may end before it has one
             (self._run_dir / VERDICT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:  # a full disk, a run folder that is not there yet: the reason is said anyway
+        except OSError as error:  # a full disk: the reason is said anyway
             os.write(2, f"watchdog: {VERDICT_FILE} cannot be written: {error.strerror}\n".encode())
 
     def _readings(self) -> Readings:

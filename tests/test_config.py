@@ -61,7 +61,10 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
         ("train: {stepz: 3}", ["train.stepz", "known there: max_steps"]),
         ("data: {options: {resolutoin: 128}}", ["data.options.resolutoin", "known there: resolution"]),
         ("objective: {name: consistency, wmin: 3}", ["objective", "wmin", "known there: loss,", "w_min, w_max"]),
-        ("objective: {name: nope}", ["objective.name='nope'", "consistency, phased, trajectory, x0_regression"]),
+        (
+            "objective: {name: nope}",
+            ["objective.name='nope'", "consistency, phased, trajectory, distribution_matching, x0_regression"],
+        ),
         ("train: {max_steps: abc}", ["train.max_steps", "'abc'", "Integer"]),
         ("train: {max_steps: 1.5}", ["train.max_steps", "1.5"]),
         ("train: 3", ["train:", "3"]),

@@ -122,7 +122,7 @@ class Recognize:
             values = values + self.config.align_weight * alignment(logits, _columns(views, charset_of(recognizer)))
         rows = torch.tensor([view.row for view in views], device=device)
         weights = torch.tensor([view.weight for view in views], device=device)
-        totals = torch.zeros(batch.size, device=device).index_add(0, rows, weights * values)
+        totals = values.new_zeros(batch.size).index_add(0, rows, weights * values)
         per_sample = totals / torch.zeros(batch.size, device=device).index_add(0, rows, weights).clamp_min(1e-12)
         return loss_output(per_sample, **counts)
 
