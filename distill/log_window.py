@@ -62,7 +62,8 @@ class Window:
             sums = [float(share["sums"][name]) for share in shares]
             mine = sums[world.rank] if same else sum(sums) / (len(sums) * before) * self._micro_batches
             # A name belongs to whole global batches, so that this is a whole number.
-            self._counts[name] = shares[0]["counts"][name] * self._micro_batches // before
+            reported = shares[0].get("counts", {}).get(name, before)  # older checkpoints count none
+            self._counts[name] = reported * self._micro_batches // before
             self._sums[name] = torch.tensor(mine, dtype=torch.float32, device=world.device)
         if world.is_main:
             for share in shares:

@@ -19,7 +19,7 @@ from distill import audit, preview
 from distill.contact_sheet import contact_sheet, spread
 from distill.objectives.base import AlternatingObjective, Objective, Roles, StepInput
 from distill.painting import RowSpec, paint, set_scene
-from distill.recipe_file import student_sampler
+from distill.recipe_file import sampling_options, student_sampler
 from distill.stream import loader, micro_batches
 from distill.student import FAKE, STUDENT
 
@@ -192,5 +192,5 @@ def _predictions(session: Session, batch: Batch) -> dict[str, Tensor]:
         else RowSpec("teacher", "ddim", steps, TEACHER_PREVIEW_GUIDANCE)
     )
     scene = set_scene(roles, batch, session.recipe.seed, None if student else "")
-    painting = next(paint(roles, scene, [spec], session.schedule))
+    painting = next(paint(roles, scene, [spec], session.schedule, sampling_options(session.recipe)))
     return {spec.label: painting.image.cpu() * 2.0 - 1.0}

@@ -62,17 +62,32 @@ class QualityRow:
 
 
 def read_rows(path: Path) -> list[QualityRow]:
-    """The rows of a quality.json. Raises ValueError naming the row and what is wrong with it."""
+    """The rows of a quality.json, its table `objectives`. Raises ValueError naming the row that is wrong, and why."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; launch/quality.py makes it")
+    rows = read_tables(path).get("objectives")
+    if rows is None:
+        raise ValueError(f"{path}: an object with a list of `rows` is needed")
+    return rows
+
+
+def read_tables(path: Path) -> dict[str, list[QualityRow]]:
+    """Every table of a quality.json by its set's name; none where there is no such file. Raises as `read_rows`."""
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; launch/quality.py makes it") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: line {error.lineno}: {error.msg}") from error
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: an object with a list of `rows` is needed")
-    return [_row(path, number, row) for number, row in enumerate(rows)]
+    tables = {name: value for name, value in content.items() if _is_table(value)} if isinstance(content, dict) else {}
+    return {
+        "objectives" if name == "rows" else name: [_row(path, n, row) for n, row in enumerate(rows)]
+        for name, rows in tables.items()
+    }
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "sen_acc" in value[0]
 
 
 def _row(path: Path, number: int, row: Any) -> QualityRow:

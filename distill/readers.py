@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
 from anytext2.recognizer import Recognizer, decode, load_charset
 from distill.config import Recipe
 from distill.ocr import LineReader, OcrNotInstalled, Reader
+from distill.recipe_file import objective_config
+from distill.terms import in_need
 
 ENGINES = ("rapidocr", "duguang", "own")
 DUGUANG = "damo/cv_convnextTiny_ocr-recognition-general_damo"
-LOSS_TERMS = ("ocr_features", "ocr_ctc")
-"""Terms of an objective whose gradient comes from the model's own recogniser."""
 
 
 class DuguangReader:
@@ -109,12 +108,8 @@ def make_reader(name: str, recipe: Recipe, recognizer: Recognizer, threads: int)
 
 
 def trained_against(recipe: Recipe) -> bool:
-    """Whether the recipe's objective has a term, of a weight other than 0, that the model's own recogniser computes."""
-    terms: Any = recipe.objective.get("terms") or {}
-    if isinstance(terms, Mapping):
-        return any(terms.get(name, 0) != 0 for name in LOSS_TERMS)
-    names = {term.get("name") if isinstance(term, Mapping) else term for term in terms}
-    return bool(names & set(LOSS_TERMS))
+    """Whether the recipe's objective has a term that the model's own recogniser computes."""
+    return bool(in_need(getattr(objective_config(recipe), "terms", {}), "needs_recognizer"))
 
 
 def _chw(image: np.ndarray) -> torch.Tensor:

@@ -96,10 +96,17 @@ def _check_pairs(recipe: Recipe) -> None:
     config = objective_config(recipe)
     if getattr(config, "target_ema", False) and recipe.train.ema_decay == 0:
         raise ValueError("objective.target_ema=true: the average is kept with train.ema_decay; 0.95 is usual")
-    if hasattr(OBJECTIVES[recipe.objective["name"]], "turn") and recipe.train.optimizer != "adamw":
+    if hasattr(OBJECTIVES[recipe.objective["name"]], "turn"):
+        two = f"objective {recipe.objective['name']} trains two adapters in turn"
+        if recipe.train.optimizer != "adamw":
+            raise ValueError(f"train.optimizer={recipe.train.optimizer}: {two}, which only adamw can")
+        if recipe.model.activation_checkpointing:
+            # The backward pass would recompute the fake score's forward with the student's adapter.
+            raise ValueError(f"model.activation_checkpointing=true: {two}, which cannot be recomputed; set it to false")
+    if recipe.model.planted == "writenet_sees_noise" and "attention_mass" in getattr(config, "terms", {}):
         raise ValueError(
-            f"train.optimizer={recipe.train.optimizer}: objective {recipe.objective['name']} trains two adapters in "
-            "turn, which only adamw can"
+            "objective.terms.attention_mass: with model.planted=writenet_sees_noise the WriteNet has no call of its "
+            "own to look at; leave one of them out"
         )
     if recipe.eval.every:
         require_steps(recipe, recipe.eval.steps, "eval.steps")
@@ -116,12 +123,12 @@ def require_steps(recipe: Recipe, steps: int, where: str, sampler: str = "") -> 
     grid = getattr(config, "solver_steps", None)
     if grid is not None and steps > grid and sampler != "ddim":
         raise ValueError(f"{where}={steps}: the student's grid has {grid} times (objective.solver_steps)")
-    phases = getattr(config, "phases", None)
+    phases = getattr(config, "phases", getattr(config, "steps", None))
     if phases is not None and sampler in ("", "phased") and max(phases, steps) % min(phases, steps):
         fitting = [n for n in range(1, 2 * phases + 1) if max(phases, n) % min(phases, n) == 0]
         raise ValueError(
-            f"{where}={steps}: does not divide the student's {phases} phases (objective.phases) and is no multiple of "
-            f"them; {', '.join(map(str, fitting))} ... do"
+            f"{where}={steps}: does not divide the student's {phases} phases (objective.phases or objective.steps) and "
+            f"is no multiple of them; {', '.join(map(str, fitting))} ... do"
         )
 
 

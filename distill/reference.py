@@ -66,15 +66,19 @@ class Reference:
 
 
 def origin_of(model: AnyText2, samples: Sequence[Sample], spec: RowSpec, seed: int, negative_prompt: str) -> str:
-    """A hash of everything that the row's latents are made of (the base weights by their small tensors)."""
+    """A hash of everything that the row's latents are made of (the base weights by their small tensors).
+
+    A planted fault (`model.planted`) is not part of it: what it costs is measured against the sound teacher.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if tensor.numel() <= _SMALL and ".lora_" not in name:
             digest.update(tensor.float().cpu().numpy().tobytes())
     for sample in samples:
-        told = [sample.index, sample.name, sample.image_caption, sample.text_caption, sample.texts]
+        told = [sample.index, sample.name, sample.image_caption, sample.text_caption, sample.texts, sample.editing]
         digest.update(json.dumps(told).encode())
-        for tensor in (sample.glyph, sample.position, sample.glyph_line, sample.font_hint, sample.color):
+        hints = (sample.glyph, sample.position, sample.glyph_line, sample.font_hint, sample.color)
+        for tensor in (*hints, sample.masked_image):
             digest.update(tensor.numpy().tobytes())
     digest.update(json.dumps([spec.key, spec.guidance, seed, negative_prompt]).encode())
     return digest.hexdigest()

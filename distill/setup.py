@@ -116,9 +116,9 @@ def make_roles(model: AnyText2, objective: Objective, recipe: Recipe) -> tuple[R
         wrapped: nn.Module = student
         params = adapter_parameters(student, STUDENT)
         if getattr(objective_config(recipe), "target_ema", False):
-            add_beside(student, AVERAGE, trained=False)
+            add_beside(student, AVERAGE, trained=False, seed=recipe.seed)
         if isinstance(objective, AlternatingObjective):
-            add_beside(student, FAKE, trained=True)
+            add_beside(student, FAKE, trained=True, seed=recipe.seed)
             params += adapter_parameters(student, FAKE)
     else:
         assert isinstance(objective, FullWeightObjective)

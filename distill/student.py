@@ -127,12 +127,14 @@ def add_student(model: AnyText2, config: LoraSection, seed: int) -> PeftModel:
         return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
 
 
-def add_beside(student: PeftModel, adapter: str, trained: bool) -> None:
-    """Puts a second adapter of the student's kind beside it.
+def add_beside(student: PeftModel, adapter: str, trained: bool, seed: int) -> None:
+    """Puts a second adapter of the student's kind beside it, random in `seed`.
 
     The average's values are `Engine.show_average_in`'s; the fake score's begin as a fresh adapter's, as the teacher.
     """
-    student.add_adapter(adapter, lora_config(student))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, 0, 0, f"lora/{adapter}"))
+        student.add_adapter(adapter, lora_config(student))
     student.set_adapter(STUDENT)
     for _, p in adapter_parameters(student, adapter):
         p.requires_grad_(trained)

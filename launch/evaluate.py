@@ -23,7 +23,7 @@ import torch
 from distill.benchmark import PROTOCOL, Benchmark, benchmark_rows, benchmark_table
 from distill.benchmark_data import SEED, find_sets, open_set
 from distill.checkpoint import write_text_atomically
-from distill.checkpoint_files import read_trainer_state
+from distill.checkpoint_files import TRAINER_STATE, read_trainer_state
 from distill.evaluate import EvaluationSection, evaluate, evaluating
 from distill.evaluation_record import record_evaluation, row_metrics
 from distill.image_networks import CLIP_MODEL, HOW_TO, INCEPTION_FILE, NetworkKit, NetworkOptions, Networks
@@ -139,6 +139,11 @@ def measure(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) ->
     samples, skipped = read_samples(dataset, range(args.first, min(args.first + count, len(dataset))))
     print(report)
     print(f"measuring {len(samples)} samples; {sum(skipped.values())} more cannot be read {dict(skipped)}", flush=True)
+    if args.reference is not None and opened.recipe.model.planted and not args.reference.is_file():
+        raise ValueError(
+            f"--reference {args.reference}: model.planted={opened.recipe.model.planted} is no teacher to compare with; "
+            "make the file with a sound model first"
+        )
     networks = None if kit is None else Networks(kit)
     schedule = make_schedule(opened.roles.model.cfg)
     told, sampling = _progress("pictures"), opened.consistency
@@ -256,6 +261,8 @@ def _finish(
     print(f"wrote {', '.join(str(file) for file in files)}", flush=True)
     if opened.run_dir is None or opened.checkpoint is None or not opened.recipe.tracking.enabled:
         return
+    if not (opened.checkpoint / TRAINER_STATE).is_file():  # an adapter alone, beside a recipe
+        return
     step = read_trainer_state(opened.checkpoint).step
     told = {"checkpoint": str(opened.checkpoint), "command": " ".join(sys.argv), **params}
     record_evaluation(opened.run_dir, opened.recipe.tracking, step, metrics, told, files)
@@ -269,6 +276,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--protocol {PROTOCOL} and --benchmark DIR belong together")
     if args.benchmark is not None:
         find_sets(args.benchmark)
+        for name in ("reference", "teacher_steps", "undistilled_steps", "guidance"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: {PROTOCOL} says itself how the teacher is sampled")
 
 
 def _numbers(text: str) -> list[int]:

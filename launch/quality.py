@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.quality import QualityRow, require_marks, rows_of, write_rows, write_tables
+from distill.quality import QualityRow, read_tables, require_marks, rows_of, write_rows, write_tables
 
 BIN = Path(sys.executable).parent
 
@@ -89,6 +89,7 @@ def read_plan(path: Path) -> Plan:
 def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
     """The runs by set and variant; equal ones are the same run."""
     made: dict[tuple[tuple[str, ...], int | None], Run] = {}
+    folders: dict[str, object] = {}
     found: dict[str, dict[str, list[Run]]] = {}
     for set_name in chosen:
         for name, variant in plan.sets[set_name].items():
@@ -96,7 +97,10 @@ def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]
             for seed in seeds:
                 key = (tuple(variant.values), seed)
                 folder = f"{name}_{seed}" if variant.seeds else name
-                found.setdefault(set_name, {}).setdefault(name, []).append(made.setdefault(key, Run(folder, *key)))
+                run = made.setdefault(key, Run(folder, *key))
+                if folders.setdefault(run.folder, key) != key:
+                    raise ValueError(f"sets.{set_name}.{name}: another variant of this name has other values")
+                found.setdefault(set_name, {}).setdefault(name, []).append(run)
     return found
 
 
@@ -142,7 +146,8 @@ class Bench:
         if not (target / "summary.json").is_file():
             data = ["--data", self.out / "held_out" / "data.json", "--count", self.plan.pictures]
             usual = ["--batch", self.plan.batch, "--out", target, "--reference", self.out / "reference.safetensors"]
-            call(BIN / "python", "launch/evaluate.py", *arguments, *data, *usual)
+            # One seed of the recipe for all: it also draws the hints that a picture is sampled with.
+            call(BIN / "python", "launch/evaluate.py", *arguments, *data, *usual, f"seed={self.plan.picture_seed}")
         summary: dict[str, Any] = json.loads((target / "summary.json").read_text(encoding="utf-8"))
         return summary
 
@@ -172,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [name for name in chosen if name not in plan.sets]:
             raise ValueError(f"--only {','.join(unknown)}: the plan's sets are {', '.join(plan.sets)}")
         require_marks(args.docs / "QUALITY.md", chosen)  # now, and not after hours
-        tables: dict[str, list[QualityRow]] = {}
+        tables = read_tables(args.docs / "quality.json")  # of sets that are not made now
         facts = {"command": "python launch/quality.py", "plan": OmegaConf.to_container(OmegaConf.structured(plan))}
         for name, rows in collect(Bench(plan, args.out), runs_of(plan, chosen)):
             tables[name] = rows

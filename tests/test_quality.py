@@ -15,6 +15,7 @@ from distill.quality import (
     markdown,
     mean_over_seeds,
     read_rows,
+    read_tables,
     rows_of,
     write_rows,
     write_tables,
@@ -74,6 +75,7 @@ def test_files_come_back_and_say_what_is_wrong_with_them(tmp_path: Path) -> None
     file = tmp_path / "quality.json"
     write_rows(file, {"objectives": rows(), "causes": rows()[:3]}, {"command": "make it", "n": [1, 2]})
     assert read_rows(file) == rows()
+    assert read_tables(file) == {"objectives": rows(), "causes": rows()[:3]} and read_tables(tmp_path / "none") == {}
     text = file.read_text()
     for broken, words in (
         (text.replace('"seed": 7', '"sed": 7', 1), r"rows\[\d+\]: missing \['seed'\], unknown \['sed'\]"),
@@ -122,6 +124,17 @@ def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
     assert found["causes"]["x0_regression"] == found["objectives"]["x0_regression"], "trained once"
     folders = [run.folder for variants in found.values() for own in variants.values() for run in own]
     assert len(set(folders)) == len({(r.values, r.seed) for v in found.values() for own in v.values() for r in own})
+
+
+def test_two_variants_of_one_name_must_be_the_same() -> None:
+    plan = launch_quality.Plan(
+        sets={
+            "one": {"a": launch_quality.Variant(["x=1"])},
+            "other": {"a": launch_quality.Variant(["x=2"])},
+        }
+    )
+    with pytest.raises(ValueError, match="sets.other.a: another variant of this name has other values"):
+        launch_quality.runs_of(plan, ["one", "other"])
 
 
 def test_a_sweep_trains_and_measures_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

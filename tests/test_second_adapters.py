@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_model import write_mini
+from mini_model import mini_config, write_mini
 from ranks import returned, run_ranks
 from test_resume import eventful
 from test_train import RECIPE, Workplace, assert_one_error, command
 
+from anytext2.model import build_model
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.checkpoint import find_checkpoint
 from distill.checkpoint_files import read_adapter, read_optimizer
+from distill.student import FAKE, LoraSection, adapter_parameters, add_beside, add_student
 
 LAST, STOP = 5, 3
 VARIANTS = {
@@ -85,6 +87,15 @@ def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(place: Workpl
             ["objective={name: phased}", "log.preview_every=5", "log.preview_steps=80"],
             ["log.preview_steps=80", "10 times"],
         ),
+        (
+            [*VARIANTS["fake"], "model.activation_checkpointing=true"],
+            ["model.activation_checkpointing", "two adapters"],
+        ),
+        (
+            ["model.planted=writenet_sees_noise", "objective.terms.attention_mass.weight=1"],
+            ["objective.terms.attention_mass", "writenet_sees_noise"],
+        ),
+        ([*VARIANTS["fake"], "eval.every=1", "eval.steps=3"], ["eval.steps=3", "2 phases"]),
         (["objective.grid=coarse"], ["solver_steps = 10", "coarse grids have 4, 6, 8, 16"]),
         (["objective.terms.spelling.weight=1"], ["objective.terms.spelling", "focal_frequency"]),
         (["objective.name=nope"], ["objective.name='nope'", "distribution_matching"]),
@@ -92,3 +103,18 @@ def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(place: Workpl
     for changes, words in others:
         assert_one_error(run_ranks(1, command, place.argv("refused", missing, *changes)), *words)
         assert not place.run_dir("refused").exists() or not list(place.run_dir("refused").glob("checkpoint*"))
+
+
+def test_the_fake_scores_first_weights_are_the_seeds_alone() -> None:
+    def fresh(seed: int, disturbed: bool) -> list[torch.Tensor]:
+        torch.manual_seed(5)
+        if disturbed:
+            torch.rand(3)
+        student = add_student(build_model(mini_config()), LoraSection(rank=2, alpha=2), 0)
+        before = torch.random.get_rng_state()
+        add_beside(student, FAKE, trained=True, seed=seed)
+        assert torch.equal(before, torch.random.get_rng_state())
+        return [p.detach() for n, p in adapter_parameters(student, FAKE) if ".lora_A." in n]
+
+    one, same, other = fresh(1, False), fresh(1, True), fresh(2, False)
+    assert all(map(torch.equal, one, same)) and not any(map(torch.equal, one, other))

@@ -72,8 +72,10 @@ def student_features(compared: Compared, max_lines: int) -> Tensor:
 
 def mean_of_lines(values: Tensor, places: Sequence[LinePlace], compared: Compared, step_weight: bool) -> Tensor:
     """Each sample's mean [B] over its lines' values [N], 0 without any; with ``step_weight`` times alpha-bar_t."""
-    rows = torch.tensor([place.row for place in places], device=values.device)
-    counts = torch.bincount(rows, minlength=compared.t.shape[0]).clamp_min(1)
+    of = [place.row for place in places]
+    rows = torch.tensor(of, device=values.device)
+    # counted on the host: bincount would have to ask the device how many rows there are
+    counts = torch.tensor([max(1, of.count(row)) for row in range(compared.t.shape[0])], device=values.device)
     means = values.new_zeros(compared.t.shape[0]).index_add(0, rows, values) / counts.to(values)
     return means * compared.schedule.alphas_cumprod.to(means.device)[compared.t].to(means) if step_weight else means
 
