@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from anytext2.fonts import load_font_table
 
@@ -61,3 +61,13 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) 
     """Lines of text, one below the other, from their upper left corner on."""
     for number, line in enumerate(lines):
         draw.text((at[0], at[1] + number * line_height()), line, fill=INK, font=font())
+
+
+def stacked(blocks: Sequence[Image.Image]) -> Image.Image:
+    """The pictures one below the other on paper as wide as the widest."""
+    sheet = Image.new("RGB", (max(block.width for block in blocks), sum(block.height for block in blocks)), PAPER)
+    y = 0
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height
+    return sheet

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from anytext2.batch import UNSET_COLOR, Batch
-from distill.lettering import FAINT, GAP, INK, PAPER, TEXT_SIZE, font, line_height, text_width, wrapped, write
+from distill.lettering import FAINT, GAP, INK, PAPER, TEXT_SIZE, font, line_height, stacked, text_width, wrapped, write
 
 PALETTE = ((255, 92, 92), (78, 205, 120), (90, 150, 255), (255, 200, 60), (220, 110, 255))
 """One colour a line, the same in every panel; it repeats after five."""
@@ -106,13 +106,7 @@ def audit_picture(batch: Batch, max_samples: int = 4, panel: int = 256) -> Image
     both captions.
     """
     blocks = [_sample_block(batch, row, panel) for row in range(min(batch.size, max_samples))]
-    width = max(block.width for block in blocks)
-    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
-    y = 0
-    for block in blocks:
-        sheet.paste(block, (0, y))
-        y += block.height
-    return sheet
+    return stacked(blocks)
 
 
 def _sample_block(batch: Batch, row: int, panel: int) -> Image.Image:

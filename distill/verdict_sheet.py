@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 import numpy as np
 from PIL import Image, ImageDraw
 
-from distill.lettering import FAINT, GAP, INK, PAPER, cut, font, line_height, text_width, write
+from distill.lettering import FAINT, GAP, INK, PAPER, cut, font, line_height, stacked, text_width, write
 from distill.ocr import exact_match, normalise
 from distill.pictures import Shown
 
@@ -28,12 +28,7 @@ def verdict_sheet(shown: Sequence[Shown], rows: Sequence[tuple[str, str]], panel
     columns = min(_COLUMNS, 1 + len(rows))
     width = GAP + columns * (panel + GAP)
     blocks = [_block(one, [("originals", "original"), *rows], columns, panel, width) for one in shown]
-    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
-    y = 0
-    for block in blocks:
-        sheet.paste(block, (0, y))
-        y += block.height
-    return sheet
+    return stacked(blocks)
 
 
 def _block(one: Shown, rows: Sequence[tuple[str, str]], columns: int, panel: int, width: int) -> Image.Image:
