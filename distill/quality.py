@@ -7,10 +7,10 @@ under the name with `_95`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 Language = Literal["all", "latin", "chinese"]
 Interval = tuple[float, float]
@@ -61,48 +61,91 @@ class QualityRow:
                 raise ValueError(f"{name}_95={interval}: a lower and an upper end are needed")
 
 
-def read_rows(path: Path) -> list[QualityRow]:
-    """The rows of a quality.json, its table `objectives`. Raises ValueError naming the row that is wrong, and why."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; launch/quality.py makes it")
-    rows = read_tables(path).get("objectives")
-    if rows is None:
-        raise ValueError(f"{path}: an object with a list of `rows` is needed")
-    return rows
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a student spelled while it was trained, on a few held-out pictures. loss: its mean since the last point."""
+
+    model: str
+    seed: int
+    update: int
+    loss: float
+    sen_acc: float
+    ned: float
 
 
-def read_tables(path: Path) -> dict[str, list[QualityRow]]:
-    """Every table of a quality.json by its set's name; none where there is no such file. Raises as `read_rows`."""
+@dataclass
+class Quality:
+    """A quality.json: tables and curves by the name of their set. The table `objectives` is its `rows`."""
+
+    tables: dict[str, list[QualityRow]] = field(default_factory=dict)
+    curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
+
+    def write(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Writes everything, one row a line so that changes can be read, after `facts`."""
+        parts = [json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].strip("\n")] if facts else []
+        parts += [f' "{_ROWS if name == _FIRST else name}": {_lines(rows)}' for name, rows in self.tables.items()]
+        curves = ",\n".join(f'  "{name}": {_lines(points)}' for name, points in self.curves.items())
+        path.write_text("{\n" + ",\n".join([*parts, f' "curves": {{\n{curves}\n }}']) + "\n}\n", encoding="utf-8")
+
+
+_FIRST, _ROWS = "objectives", "rows"
+_Line = TypeVar("_Line", QualityRow, CurvePoint)
+
+
+def _lines(rows: Iterable[QualityRow | CurvePoint]) -> str:
+    return "[\n" + ",\n".join("  " + json.dumps(asdict(row), ensure_ascii=False) for row in rows) + "\n ]"
+
+
+def read_quality(path: Path) -> Quality:
+    """What a quality.json holds; nothing where there is no such file.
+
+    Raises ValueError naming what is wrong, and why.
+    """
     if not path.is_file():
-        return {}
+        return Quality()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: line {error.lineno}: {error.msg}") from error
-    tables = {name: value for name, value in content.items() if _is_table(value)} if isinstance(content, dict) else {}
-    return {
-        "objectives" if name == "rows" else name: [_row(path, n, row) for n, row in enumerate(rows)]
-        for name, rows in tables.items()
-    }
+    if not isinstance(content, dict) or not isinstance(content.get(_ROWS), list):
+        raise ValueError(f"{path}: an object with a list of `{_ROWS}` is needed")
+    found = Quality()
+    for name, value in content.items():
+        if name == "curves":
+            found.curves = {key: _read(f"{path}: curves.{key}", points, CurvePoint) for key, points in value.items()}
+        elif isinstance(value, list) and all(isinstance(row, dict) for row in value):
+            found.tables[_FIRST if name == _ROWS else name] = _read(f"{path}: {name}", value, QualityRow)
+    return found
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "sen_acc" in value[0]
-
-
-def _row(path: Path, number: int, row: Any) -> QualityRow:
-    names = {field.name for field in fields(QualityRow)}
-    if not isinstance(row, dict) or set(row) != names:
-        given = set(row) if isinstance(row, dict) else set()
-        raise ValueError(f"{path}: rows[{number}]: missing {sorted(names - given)}, unknown {sorted(given - names)}")
-    try:
-        return QualityRow(**_with_tuples(row))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: rows[{number}]: {error}") from error
+def _read(where: str, values: Sequence[Any], kind: type[_Line]) -> list[_Line]:
+    names = {known.name for known in fields(kind)}
+    found = []
+    for number, value in enumerate(values):
+        if not isinstance(value, dict) or set(value) != names:
+            given = set(value) if isinstance(value, dict) else set()
+            raise ValueError(f"{where}[{number}]: missing {sorted(names - given)}, unknown {sorted(given - names)}")
+        try:
+            found.append(kind(**_with_tuples(value)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}[{number}]: {error}") from error
+    return found
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def curve_of(metrics: Iterable[Mapping[str, Any]], model: str, seed: int) -> list[CurvePoint]:
+    """The points of a training's metrics.jsonl at which the student was read.
+
+    Of an update that was logged twice, by a run that was resumed, the last one counts.
+    """
+    read = {row["step"]: row for row in metrics if "eval/exact_match" in row}
+    return [
+        CurvePoint(model, seed, step, row["loss"], row["eval/exact_match"], row["eval/ned"])
+        for step, row in sorted(read.items())
+    ]
 
 
 def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[QualityRow]:
@@ -136,18 +179,6 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
 
 
 _KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
-
-
-def write_rows(path: Path, tables: Mapping[str, Sequence[QualityRow]], facts: dict[str, Any]) -> None:
-    """Writes `rows`, those of the table `objectives`, and every other table under its name, with `facts` beside them.
-
-    One row a line, so that changes can be read.
-    """
-    parts = [json.dumps(facts, ensure_ascii=False, indent=1)[1:-1].strip("\n")] if facts else []
-    for name, rows in tables.items():
-        lines = ",\n".join("  " + json.dumps(asdict(row), ensure_ascii=False) for row in rows)
-        parts.append(f' "{"rows" if name == "objectives" else name}": [\n{lines}\n ]')
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def write_tables(path: Path, tables: Mapping[str, Sequence[QualityRow]]) -> None:

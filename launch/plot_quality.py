@@ -1,7 +1,8 @@
-"""Draws docs/quality.json: `python launch/plot_quality.py [--data docs/quality.json] [--out docs/quality.png]`.
+"""Draws docs/quality.json: `python launch/plot_quality.py [--data docs/quality.json] [--set causes --out FILE]`.
 
 One panel a measure, steps along the abscissa, a line a model (mean over seeds, 95 % interval of all of them), the
-teacher's 50 guided steps as a horizontal line. Exit code 0: done; 2: a file or value is wrong.
+teacher's guided steps as horizontal lines. Where the set has curves, two more panels: loss and spelling in training.
+Exit code 0: done; 2: a file or value is wrong.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from distill.quality import MEASURES, Language, QualityRow, mean_over_seeds, read_rows
+from distill.quality import MEASURES, CurvePoint, Language, QualityRow, mean_over_seeds, read_quality
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw the quality of students by the number of their steps.")
     parser.add_argument("--data", type=Path, default=Path("docs/quality.json"), metavar="JSON")
     parser.add_argument("--out", type=Path, default=Path("docs/quality.png"), metavar="PNG")
+    parser.add_argument("--set", default="objectives", metavar="NAME", help="table to draw; default: %(default)s")
     parser.add_argument("--language", choices=get_args(Language), default="all")
     return parser.parse_args(argv)
 
 
-def draw(rows: Sequence[QualityRow], language: Language, out: Path) -> None:
+def draw(rows: Sequence[QualityRow], points: Sequence[CurvePoint], language: Language, out: Path) -> None:
     """Writes the figure."""
     import matplotlib
 
@@ -31,8 +33,9 @@ def draw(rows: Sequence[QualityRow], language: Language, out: Path) -> None:
     from matplotlib import pyplot
 
     students = list(dict.fromkeys(row.model for row in rows if row.model != "teacher"))
-    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(4.2 * len(MEASURES), 4.0), layout="constrained")
-    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+    panels = len(MEASURES) + (len(_CURVES) if points else 0)
+    figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, 4.0), layout="constrained")
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=False):
         for number, model in enumerate(students):
             _line(axis, rows, model, language, measure, f"C{number}")
         teacher = mean_over_seeds(rows, "teacher", language, measure)
@@ -42,6 +45,12 @@ def draw(rows: Sequence[QualityRow], language: Language, out: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axis.set_xlabel("steps")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis, (name, title) in zip(axes[len(MEASURES) :], _CURVES.items(), strict=False):
+        for number, model in enumerate(students):
+            _curves(axis, points, model, name, f"C{number}")
+        axis.set_xlabel("share of the training")
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
@@ -59,10 +68,25 @@ def _line(axis: Any, rows: Sequence[QualityRow], model: str, language: Language,
             axis.vlines(row.steps, *interval, color=color, alpha=0.35, linewidth=1)
 
 
+_CURVES = {"loss": "loss while trained, as a share of its first value", "sen_acc": "Sen.ACC while trained"}
+
+
+def _curves(axis: Any, points: Sequence[CurvePoint], model: str, name: str, color: str) -> None:
+    for seed in sorted({point.seed for point in points if point.model == model}):
+        own = [point for point in points if (point.model, point.seed) == (model, seed)]
+        unit = own[0].loss if name == "loss" else 1.0
+        axis.plot([p.update / own[-1].update for p in own], [getattr(p, name) / unit for p in own], color=color)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
-        draw(read_rows(args.data), args.language, args.out)
+        if not args.data.is_file():
+            raise ValueError(f"--data {args.data}: no such file; launch/quality.py makes it")
+        quality = read_quality(args.data)
+        if args.set not in quality.tables:
+            raise ValueError(f"--set {args.set}: {args.data} has {', '.join(quality.tables)}")
+        draw(quality.tables[args.set], quality.curves.get(args.set, []), args.language, args.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

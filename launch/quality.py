@@ -1,6 +1,6 @@
 """Makes docs/quality.json and the tables of docs/QUALITY.md: `python launch/quality.py [--plan launch/quality.yaml]`.
 
-Trains every variant of the plan (deepspeed launch/train.py), samples it at every number of steps and reads it
+Trains every variant of the plan (launch/train.py), samples it at every number of steps and reads it
 (launch/evaluate.py), all on the same held-out pictures and beside the same pictures of the teacher. What is done is
 kept in --out: stopped at any time, the same command goes on. Exit code 0: done; 1: a run failed; 2: the plan is wrong.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,29 +21,26 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.quality import QualityRow, read_tables, require_marks, rows_of, write_rows, write_tables
-
-BIN = Path(sys.executable).parent
+from distill.quality import Quality, curve_of, read_quality, require_marks, rows_of, write_tables
 
 
 @dataclass
 class Variant:
-    """values: recipe overrides beside the plan's common ones; seeds: one run each (none: the recipe's)."""
+    """values: recipe overrides beside the plan's common ones; seeds: one run each."""
 
     values: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [7])
 
 
 @dataclass
 class Plan:
     """What is compared. sets: variants by name; one with the values of an earlier one is that run.
 
-    pictures, picture_seed: the held-out pictures, drawn; ranks: processes of a training.
+    pictures, picture_seed: the held-out pictures, drawn. A training has one rank.
     """
 
     recipe: str = ""
     deepspeed: str = ""
-    ranks: int = 1
     common: list[str] = field(default_factory=list)
     pictures: int = 360
     picture_seed: int = 999
@@ -57,7 +56,15 @@ class Run:
 
     folder: str
     values: tuple[str, ...]
-    seed: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """summary: of its evaluation; curve: metrics.jsonl of its training."""
+
+    summary: dict[str, Any]
+    curve: list[dict[str, Any]]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), metavar="DIR", help="runs and measurements")
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR", help="of quality.json, QUALITY.md")
     parser.add_argument("--only", metavar="SET,SET", help="these sets of the plan; default: all")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at once, which share the cores")
     return parser.parse_args(argv)
 
 
@@ -88,85 +96,116 @@ def read_plan(path: Path) -> Plan:
 
 def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
     """The runs by set and variant; equal ones are the same run."""
-    made: dict[tuple[tuple[str, ...], int | None], Run] = {}
+    made: dict[tuple[tuple[str, ...], int], Run] = {}
     folders: dict[str, object] = {}
     found: dict[str, dict[str, list[Run]]] = {}
     for set_name in chosen:
         for name, variant in plan.sets[set_name].items():
-            seeds: list[int | None] = [*variant.seeds] or [None]
-            for seed in seeds:
+            for seed in variant.seeds:
                 key = (tuple(variant.values), seed)
-                folder = f"{name}_{seed}" if variant.seeds else name
-                run = made.setdefault(key, Run(folder, *key))
+                run = made.setdefault(key, Run(f"{name}_{seed}", *key))
                 if folders.setdefault(run.folder, key) != key:
                     raise ValueError(f"sets.{set_name}.{name}: another variant of this name has other values")
                 found.setdefault(set_name, {}).setdefault(name, []).append(run)
     return found
 
 
-class Bench:
-    """Runs the commands of one plan."""
+def in_order(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[Run]:
+    """Each run once; the first seed of every variant before any second one, so that half a sweep says something."""
+    ranked = [(place, run) for variants in runs.values() for own in variants.values() for place, run in enumerate(own)]
+    return list(dict.fromkeys(run for _, run in sorted(ranked, key=lambda pair: pair[0])))
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+
+class Bench:
+    """Runs the commands of one plan, `jobs` of them at once; each writes to a log of its own."""
+
+    def __init__(self, plan: Plan, out: Path, jobs: int) -> None:
         self.plan, self.out = plan, out
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
 
     def prepare(self) -> dict[str, Any]:
         """Draws the held-out pictures, samples the teacher and the undistilled model. Their summary."""
         plan, held_out = self.plan, self.out / "held_out"
         if not (held_out / "data.json").is_file():
             drawn = ["--out", held_out, "--count", plan.pictures, "--seed", plan.picture_seed, "--size", 128]
-            call(BIN / "python", "launch/make_dataset.py", *drawn)
+            call(self.out / "held_out.log", {}, "launch/make_dataset.py", *drawn)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", ",".join(map(str, plan.teacher_steps)), "--undistilled-steps", few]
-        return self._evaluated("undistilled", ["--config", plan.recipe, *steps])
+        return self._evaluated("undistilled", ["--config", plan.recipe, *steps], {})
 
-    def measure(self, run: Run) -> dict[str, Any]:
-        """Trains and evaluates; its summary."""
-        plan = self.plan
-        seed = [] if run.seed is None else [f"seed={run.seed}"]
-        values = [*plan.common, *run.values, *seed, f"run_root={self.out}", f"name={run.folder}"]
-        if not (self.out / run.folder / "summary.json").is_file():
-            ranks = ["--num_gpus", plan.ranks]
-            call(
-                BIN / "deepspeed",
-                *ranks,
-                "launch/train.py",
-                "--deepspeed",
-                plan.deepspeed,
-                "--config",
-                plan.recipe,
-                *values,
-            )
+    def measure(self, run: Run) -> Measured:
+        """Trains and evaluates. Raises ValueError where the folder holds a run of other values."""
+        plan, folder = self.plan, self.out / run.folder
+        values = [*plan.common, *run.values, f"seed={run.seed}"]
+        _same_as_before(folder, [plan.recipe, *values])
+        threads = {"OMP_NUM_THREADS": str(self._threads)}
+        if not (folder / "summary.json").is_file():
+            recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
+            where = [f"run_root={self.out}", f"name={run.folder}"]
+            call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
-        return self._evaluated(run.folder, ["--checkpoint", self.out / run.folder, *steps])
+        summary = self._evaluated(run.folder, ["--checkpoint", folder, *steps], threads)
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return Measured(summary, [json.loads(line) for line in lines])
 
-    def _evaluated(self, folder: str, arguments: Sequence[object]) -> dict[str, Any]:
-        target = self.out / folder
-        if not (target / "summary.json").is_file():
+    def _evaluated(self, name: str, arguments: Sequence[object], environment: Mapping[str, str]) -> dict[str, Any]:
+        folder = self.out / name
+        if not (folder / "summary.json").is_file():
             data = ["--data", self.out / "held_out" / "data.json", "--count", self.plan.pictures]
-            usual = ["--batch", self.plan.batch, "--out", target, "--reference", self.out / "reference.safetensors"]
+            usual = ["--batch", self.plan.batch, "--out", folder, "--reference", self.out / "reference.safetensors"]
             # One seed of the recipe for all: it also draws the hints that a picture is sampled with.
-            call(BIN / "python", "launch/evaluate.py", *arguments, *data, *usual, f"seed={self.plan.picture_seed}")
-        summary: dict[str, Any] = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+            seed = f"seed={self.plan.picture_seed}"
+            call(folder / "evaluate.log", environment, "launch/evaluate.py", *arguments, *data, *usual, seed)
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return summary
 
 
-def call(*command: object) -> None:
-    """Runs a command with its output on the screen. Raises CalledProcessError where it fails."""
-    print("$", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True)
+def _same_as_before(folder: Path, values: Sequence[str]) -> None:
+    file = folder / "variant.json"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values), encoding="utf-8")
+    elif json.loads(file.read_text(encoding="utf-8")) != values:
+        raise ValueError(f"{file}: a run of other values than the plan's; remove its folder or give another --out")
 
 
-def collect(bench: Bench, runs: dict[str, dict[str, list[Run]]]) -> Iterator[tuple[str, list[QualityRow]]]:
-    """(set, its rows so far) after every run, the teacher's and the undistilled model's first."""
-    common = list(rows_of(bench.prepare(), "", 0))
+def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
+    """Runs a Python command of the project with its output in `log`. Raises CalledProcessError where it fails."""
+    command = [sys.executable, *map(str, arguments)]
+    print("$", *command, ">", log, flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        subprocess.run(command, check=True, stdout=output, stderr=output, env={**os.environ, **environment})
+
+
+def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:
+    """All that is measured so far, after each run. A failure stops what has not begun."""
+    done: dict[Run, Measured] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(bench.measure, run): run for run in runs}
+        try:
+            for future in as_completed(waiting):
+                done[waiting[future]] = future.result()
+                print(f"{len(done)}/{len(runs)}: {waiting[future].folder}", flush=True)
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def collect(
+    quality: Quality, reference: dict[str, Any], runs: dict[str, dict[str, list[Run]]], done: Mapping[Run, Measured]
+) -> None:
+    """Puts what is done into the tables and curves of the sets in `runs`, in the plan's order."""
     for name, variants in runs.items():
-        rows = list(common)
-        for model, own in variants.items():
-            for run in own:
-                rows += rows_of(bench.measure(run), model, run.seed or 0)
-                yield name, rows
+        own = [(model, run) for model, several in variants.items() for run in several if run in done]
+        rows = list(rows_of(reference, "", 0))
+        for model, run in own:
+            rows += rows_of(done[run].summary, model, run.seed)
+        quality.tables[name] = rows
+        quality.curves[name] = [point for m, run in own for point in curve_of(done[run].curve, m, run.seed)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,17 +215,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = list(plan.sets) if args.only is None else args.only.split(",")
         if unknown := [name for name in chosen if name not in plan.sets]:
             raise ValueError(f"--only {','.join(unknown)}: the plan's sets are {', '.join(plan.sets)}")
+        if args.jobs < 1:
+            raise ValueError(f"--jobs {args.jobs}: must be at least 1")
         require_marks(args.docs / "QUALITY.md", chosen)  # now, and not after hours
-        tables = read_tables(args.docs / "quality.json")  # of sets that are not made now
+        quality = read_quality(args.docs / "quality.json")  # sets that are not made now stay
         facts = {"command": "python launch/quality.py", "plan": OmegaConf.to_container(OmegaConf.structured(plan))}
-        for name, rows in collect(Bench(plan, args.out), runs_of(plan, chosen)):
-            tables[name] = rows
-            write_rows(args.docs / "quality.json", tables, facts)
-            write_tables(args.docs / "QUALITY.md", tables)
+        runs, bench = runs_of(plan, chosen), Bench(plan, args.out, args.jobs)
+        reference = bench.prepare()
+        for done in measure_all(bench, in_order(runs), args.jobs):
+            collect(quality, reference, runs, done)
+            quality.write(args.docs / "quality.json", facts)
+            write_tables(args.docs / "QUALITY.md", quality.tables)
     except subprocess.CalledProcessError as error:
-        print(
-            f"error: {error.cmd[0]} ended with exit code {error.returncode}; the same command goes on", file=sys.stderr
-        )
+        print(f"error: {error.cmd[1]} ended with exit code {error.returncode}; see its log", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

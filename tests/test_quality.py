@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from PIL import Image
 
 from distill.quality import (
     MEASURES,
+    CurvePoint,
+    Quality,
     QualityRow,
+    curve_of,
     markdown,
     mean_over_seeds,
-    read_rows,
-    read_tables,
+    read_quality,
     rows_of,
-    write_rows,
     write_tables,
 )
 from distill.recipe_file import load_recipe, objective_config
@@ -52,6 +55,9 @@ SUMMARY = {
 }
 
 
+CURVE = [CurvePoint("phased", 7, update, 1.0 / update, 0.5, 0.75) for update in (15, 30)]
+
+
 def rows() -> list[QualityRow]:
     student = list(rows_of(SUMMARY, "phased", 7))
     other = [replace(row, seed=8, sen_acc=row.sen_acc + 0.1) for row in student]
@@ -73,21 +79,31 @@ def test_an_evaluation_becomes_rows_by_language() -> None:
 
 def test_files_come_back_and_say_what_is_wrong_with_them(tmp_path: Path) -> None:
     file = tmp_path / "quality.json"
-    write_rows(file, {"objectives": rows(), "causes": rows()[:3]}, {"command": "make it", "n": [1, 2]})
-    assert read_rows(file) == rows()
-    assert read_tables(file) == {"objectives": rows(), "causes": rows()[:3]} and read_tables(tmp_path / "none") == {}
+    quality = Quality({"objectives": rows(), "causes": rows()[:3]}, {"causes": CURVE})
+    quality.write(file, {"command": "make it", "n": [1, 2]})
+    assert read_quality(file) == quality and read_quality(tmp_path / "none") == Quality()
+    assert json.loads(file.read_text())["rows"][0]["model"] == "teacher", "the table of objectives under this name"
     text = file.read_text()
     for broken, words in (
         (text.replace('"seed": 7', '"sed": 7', 1), r"rows\[\d+\]: missing \['seed'\], unknown \['sed'\]"),
         (text.replace('"language": "latin"', '"language": "klingon"', 1), "language='klingon': one of all, latin"),
+        (
+            text.replace('"update": 15', '"step": 15', 1),
+            r"curves.causes\[0\]: missing \['update'\], unknown \['step'\]",
+        ),
         ("{", "not valid JSON"),
-        ('{"rows": []}', "a list of `rows`"),
+        ('{"causes": []}', "a list of `rows`"),
     ):
         file.write_text(broken)
         with pytest.raises(ValueError, match=words):
-            read_rows(file)
-    with pytest.raises(ValueError, match="launch/quality.py makes it"):
-        read_rows(tmp_path / "none.json")
+            read_quality(file)
+
+
+def test_the_curve_of_a_training_is_where_it_was_read() -> None:
+    logged = [{"step": step, "loss": 1.0 / step} for step in (5, 10)]
+    read = {"eval/exact_match": 0.5, "eval/ned": 0.75}
+    resumed = [{"step": 15, "loss": 0.3, **read}, {"step": 15, "loss": 0.2, **read}]
+    assert curve_of([*logged, *resumed], "phased", 7) == [CurvePoint("phased", 7, 15, 0.2, 0.5, 0.75)]
 
 
 def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
@@ -105,13 +121,18 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
-def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path) -> None:
+def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "quality.json", tmp_path / "quality.png"
-    write_rows(data, {"objectives": rows()}, {})
-    assert plot_quality.main(["--data", str(data), "--out", str(out), "--language", "chinese"]) == 0
-    with Image.open(out) as picture:
-        assert picture.width > 400 * len(MEASURES)
+    Quality({"objectives": rows(), "causes": rows()}, {"causes": CURVE}).write(data, {})
+    for name, panels in (("objectives", len(MEASURES)), ("causes", len(MEASURES) + 2)):
+        chosen = ["--data", str(data), "--out", str(out), "--language", "chinese", "--set", name]
+        assert plot_quality.main(chosen) == 0
+        with Image.open(out) as picture:
+            assert 400 * panels < picture.width < 500 * panels
     assert plot_quality.main(["--data", str(tmp_path / "none.json"), "--out", str(out)]) == 2
+    assert "launch/quality.py makes it" in capsys.readouterr().err
+    assert plot_quality.main(["--data", str(data), "--set", "none"]) == 2
+    assert "has objectives, causes" in capsys.readouterr().err
 
 
 def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
@@ -137,31 +158,64 @@ def test_two_variants_of_one_name_must_be_the_same() -> None:
         launch_quality.runs_of(plan, ["one", "other"])
 
 
-def test_a_sweep_trains_and_measures_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands are recorded instead of run; an evaluation leaves its summary."""
+def recorded(called: list[list[str]], log: Path, environment: dict[str, str], *arguments: object) -> None:
+    """A command that leaves what the real one leaves."""
+    command = [str(part) for part in arguments]
+    called.append(command)
+    if "launch/evaluate.py" in command:
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    if "launch/train.py" in command:
+        point = {"step": 15, "loss": 0.1, "eval/exact_match": 0.5, "eval/ned": 0.75}
+        (log.parent / "metrics.jsonl").write_text(json.dumps(point) + "\n")
+
+
+def test_a_sweep_trains_and_measures_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     called: list[list[str]] = []
-
-    def call(*command: object) -> None:
-        called.append([str(part) for part in command])
-        if "launch/evaluate.py" in called[-1]:
-            folder = Path(called[-1][called[-1].index("--out") + 1])
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").write_text(launch_quality.json.dumps(SUMMARY))
-
-    monkeypatch.setattr(launch_quality, "call", call)
+    monkeypatch.setattr(launch_quality, "call", partial(recorded, called))
     monkeypatch.chdir(ROOT)
     (tmp_path / "QUALITY.md").write_text("<!-- objectives -->\n<!-- end objectives -->\n")
     argv = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "objectives"]
     assert launch_quality.main(argv) == 0
     trained = [command for command in called if "launch/train.py" in command]
-    assert len(trained) == 11 and all("train.max_steps=80" in command for command in trained)
+    assert len(trained) == 11 and all("train.max_steps=60" in command for command in trained)
     measured = [command for command in called if "launch/evaluate.py" in command]
     assert len(measured) == 12 and all("--reference" in command for command in measured)
-    written = read_rows(tmp_path / "quality.json")
-    assert {row.model for row in written} >= {"teacher", "undistilled", "phased", "distribution_matching"}
-    assert {row.seed for row in written if row.model == "phased"} == {7, 8, 9}
+    written = read_quality(tmp_path / "quality.json")
+    rows = written.tables["objectives"]
+    models = list(dict.fromkeys(row.model for row in rows))
+    planned = launch_quality.read_plan(PLAN).sets["objectives"]
+    assert models == ["teacher", "undistilled", "student", *planned], "the plan's order, not that of their ends"
+    assert {row.seed for row in rows if row.model == "phased"} == {7, 8, 9}
+    assert len(written.curves["objectives"]) == 11
     called.clear()
     (tmp_path / "runs" / "phased_7" / "summary.json").unlink()
     assert launch_quality.main(argv) == 0
     assert sum("launch/train.py" in command for command in called) == 1, "what is there is not made again"
+    (tmp_path / "runs" / "phased_7" / "variant.json").write_text('["other values"]')
+    assert launch_quality.main(argv) == 2
+    assert "a run of other values than the plan's" in capsys.readouterr().err
     assert launch_quality.main([*argv[:-1], "nothing"]) == 2
+
+
+def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.read_text().replace("tiny_student.yaml", "demo.yaml").replace("pictures: 360", "pictures: 0"))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "QUALITY.md").write_text("<!-- causes -->\n<!-- end causes -->\n")
+    argv = ["--plan", str(plan), "--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "causes"]
+    assert launch_quality.main(argv) == 1
+    assert "launch/make_dataset.py ended with exit code 2" in capsys.readouterr().err
+    assert "make_dataset:" in (tmp_path / "runs" / "held_out.log").read_text()
+
+
+def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
+    plan = launch_quality.read_plan(PLAN)
+    runs = launch_quality.in_order(launch_quality.runs_of(plan, list(plan.sets)))
+    seeds = [run.seed for run in runs]
+    assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == 3
