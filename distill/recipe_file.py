@@ -123,7 +123,7 @@ def require_steps(recipe: Recipe, steps: int, where: str, sampler: str = "") -> 
     grid = getattr(config, "solver_steps", None)
     if grid is not None and steps > grid and sampler != "ddim":
         raise ValueError(f"{where}={steps}: the student's grid has {grid} times (objective.solver_steps)")
-    phases = getattr(config, "phases", getattr(config, "steps", None))
+    phases = _phases(config)
     if phases is not None and sampler in ("", "phased") and max(phases, steps) % min(phases, steps):
         fitting = [n for n in range(1, 2 * phases + 1) if max(phases, n) % min(phases, n) == 0]
         raise ValueError(
@@ -142,6 +142,17 @@ def fitting_steps(recipe: Recipe, steps: Sequence[int]) -> list[int]:
             continue
         found.append(n)
     return found
+
+
+def usual_steps(recipe: Recipe) -> int:
+    """What the recipe's student is drawn in where nothing is said: eval.steps, or its phases where those do not fit."""
+    phases = _phases(objective_config(recipe))
+    return recipe.eval.steps if phases is None or fitting_steps(recipe, [recipe.eval.steps]) else phases
+
+
+def _phases(config: object) -> int | None:
+    """The number of steps that a student is for, where its objective has one."""
+    return getattr(config, "phases", getattr(config, "steps", None))
 
 
 def _leave_objective(merged: DictConfig, layer: DictConfig) -> None:

@@ -31,7 +31,7 @@ from distill.loading import Opened, held_out_sources, open_model, open_samples, 
 from distill.ocr import Embedder, LineReader, OcrNotInstalled, Reader
 from distill.pictures import Shown, picture_grid
 from distill.readers import ENGINES, make_reader
-from distill.recipe_file import fitting_steps
+from distill.recipe_file import fitting_steps, usual_steps
 from distill.sampler import SAMPLERS
 from distill.score_table import table
 from distill.setup import make_schedule
@@ -90,16 +90,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def section(args: argparse.Namespace, opened: Opened) -> EvaluationSection:
     """The evaluation's options; without an adapter there is no student to measure."""
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    given |= {"guidance": opened.guidance if args.guidance is None else args.guidance}
-    given["student_sampler"] = args.student_sampler or opened.student_sampler
+    given = _given(args)
+    given.setdefault("guidance", opened.guidance)
+    given.setdefault("student_sampler", opened.student_sampler)
     if not opened.has_student:
         given["student_steps"] = []
     elif args.student_steps is None:
         given["student_steps"] = fitting_steps(opened.recipe, EvaluationSection().student_steps)
-    return EvaluationSection(
-        **{field.name: given[field.name] for field in fields(EvaluationSection) if field.name in given}
-    )
+    return EvaluationSection(**given)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The evaluation's options that the command names."""
+    names = [field.name for field in fields(EvaluationSection)]
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def open_networks(args: argparse.Namespace) -> NetworkKit | None:
@@ -175,7 +179,7 @@ def measure_benchmark(args: argparse.Namespace, opened: Opened, kit: NetworkKit 
     """Draws and judges AnyText-benchmark, prints the table, and writes and records the results."""
     options = section(args, opened)
     reader, _ = open_engines(args, opened, options.ocr_threads)
-    steps = (args.student_steps or [opened.recipe.eval.steps]) if opened.has_student else []
+    steps = (args.student_steps or [usual_steps(opened.recipe)]) if opened.has_student else []
     rows = benchmark_rows(steps, options.student_sampler, options.gamma)
     out = args.out or opened.run_dir or Path("runs/evaluate")
     benchmark = Benchmark(
@@ -272,6 +276,9 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the command itself. Raises ValueError in one line."""
     if args.count is not None and args.count < 1:
         raise ValueError(f"--count {args.count}: must be at least 1")
+    EvaluationSection(**_given(args))
+    if missing := [path for path in args.data if not path.is_file()]:
+        raise ValueError(f"--data {missing[0]}: no such file")
     if (args.protocol == PROTOCOL) != (args.benchmark is not None):
         raise ValueError(f"--protocol {PROTOCOL} and --benchmark DIR belong together")
     if args.benchmark is not None:

@@ -18,6 +18,7 @@ from anytext2.batch import collate
 from distill.loading import Opened, data_sources, open_model, open_samples, read_samples
 from distill.painting import RowSpec, paint, set_scene
 from distill.pictures import Shown, hint_picture, picture_grid, pixels, to_uint8
+from distill.recipe_file import usual_steps
 from distill.sampler import SAMPLERS
 from distill.setup import make_schedule
 
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
-    steps = sorted(set(args.steps or [opened.recipe.eval.steps])) if opened.has_student else []
+    steps = sorted(set(args.steps or [usual_steps(opened.recipe)])) if opened.has_student else []
     students = [RowSpec("student", sampler, n, gamma=args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []

@@ -10,7 +10,7 @@ import pytest
 from distill.config import Recipe, TrainSection, ema_decay, learning_rate
 from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import ConsistencyConfig
-from distill.recipe_file import EMBEDDED_DEFAULT, dump_recipe, load_recipe, objective_config
+from distill.recipe_file import EMBEDDED_DEFAULT, dump_recipe, load_recipe, objective_config, usual_steps
 
 RECIPES = sorted(EMBEDDED_DEFAULT.parent.glob("*.yaml"))
 
@@ -177,3 +177,12 @@ def test_the_average_s_memory_grows_to_its_decay() -> None:
     assert ema_decay(train, 2000) == 0.99
     # After 100 updates almost nothing of the first weights is left; a constant 0.99 would keep 37 % of them.
     assert math.prod(ema_decay(train, update) for update in range(100)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps"),
+    [("{name: consistency}", 4), ("{name: phased, phases: 2}", 4), ("{name: phased, phases: 3}", 3)],
+)
+def test_where_nothing_is_said_a_student_is_drawn_in_steps_that_it_has_learned(objective: str, steps: int) -> None:
+    recipe = load_recipe(EMBEDDED_DEFAULT, [f"objective={objective}", "log.preview_every=0"])
+    assert usual_steps(recipe) == steps

@@ -211,18 +211,29 @@ def test_mistakes_while_loading(workplace, tmp_path, capsys, change, message):
     ("change", "message"),
     [
         (["--count", "0"], "--count 0"),
-        (["--first", "4"], "--first 4: the dataset has 4 samples"),
         (["--teacher-steps", "0"], "evaluation.teacher_steps=[0]"),
         (["--batch", "0"], "evaluation.batch=0"),
         (["--guidance", "0"], "evaluation.guidance=0.0"),
+        (["--data", "nowhere.json"], "--data nowhere.json: no such file"),
     ],
 )
-def test_mistakes_of_an_evaluation_too(workplace, tmp_path, capsys, reuse, change, message):
+def test_mistakes_of_an_evaluation_before_loading(workplace, tmp_path, capsys, monkeypatch, change, message):
+    monkeypatch.setattr(evaluate, "open_model", lambda *_: pytest.fail("what is wrong with the command comes first"))
+    assert evaluation_error(workplace, tmp_path, capsys, change).startswith(f"error: {message}")
+
+
+def test_a_mistake_of_an_evaluation_after_loading(workplace, tmp_path, capsys, reuse):
+    error = evaluation_error(workplace, tmp_path, capsys, ["--first", "4"])
+    assert error.startswith("error: --first 4: the dataset has 4 samples")
+
+
+def evaluation_error(workplace, tmp_path, capsys, change):
     argv = ["--run", str(workplace / "run"), "--data", str(workplace / "data" / "data.json"), "--out", str(tmp_path)]
     assert evaluate.main([*argv, "--no-ocr", *change]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "summary.json").exists()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
 
 
 def test_a_run_on_files_needs_held_out_data(workplace, capsys):
