@@ -141,7 +141,7 @@ class Bench:
         threads = {"OMP_NUM_THREADS": str(self._threads)}
         if not (folder / "summary.json").is_file():
             recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
-            where = [f"run_root={self.out}", f"name={run.folder}"]
+            where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
             call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
