@@ -24,6 +24,7 @@ METRICS = (
     "text_distance",
     "latent_rmse",
     "psnr_db",
+    "background",
     "seconds_per_image",
     "clip_score",
     "fid",

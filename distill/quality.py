@@ -20,6 +20,7 @@ MEASURES = {
     "ned": "NED (1 - edit distance / length)",
     "structure": "structure (strokes against the glyph page)",
     "psnr": "PSNR to the teacher's 50 steps, dB",
+    "background": "background (SSIM to the teacher's outside the text)",
     "distance": "distance of the latents' distribution to the teacher's",
 }
 """What is measured, and how a figure calls it."""
@@ -29,7 +30,8 @@ MEASURES = {
 class QualityRow:
     """One row. model: `teacher`, `undistilled` or an objective; lines: how many were read.
 
-    psnr, distance: None where there is nothing to compare with (the reference itself; no picture in that language).
+    psnr, background, distance: None where there is nothing to compare with (the reference itself; no picture in that
+    language).
     """
 
     model: str
@@ -45,6 +47,8 @@ class QualityRow:
     structure_95: Interval
     psnr: float | None
     psnr_95: Interval | None
+    background: float | None
+    background_95: Interval | None
     distance: float | None
     distance_95: Interval | None
 
@@ -167,7 +171,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
                 name: group[_KEYS.get(name, name)] for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
             }
             if reference:
-                found |= dict.fromkeys(("psnr", "psnr_95", "distance", "distance_95"))
+                found |= {name: None for measure in _COMPARED for name in (measure, f"{measure}_95")}
             yield QualityRow(
                 model=student or row["role"],
                 steps=row["steps"],
@@ -178,6 +182,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             )
 
 
+_COMPARED = ("psnr", "background", "distance")  # with the reference
 _KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
 
 
@@ -206,7 +211,8 @@ def _marks(name: str) -> tuple[str, str]:
 
 def markdown(rows: Sequence[QualityRow]) -> str:
     """A table of all lines: a row for each model and number of steps, means over seeds."""
-    titles = ["model", "steps", "seeds", "lines", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR", "distance"]
+    titles = ["model", "steps", "seeds", "lines", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR"]
+    titles += ["background", "distance"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for model in dict.fromkeys(row.model for row in rows):
         for steps in sorted({row.steps for row in rows if row.model == model}, reverse=model == "teacher"):
@@ -219,7 +225,7 @@ def markdown(rows: Sequence[QualityRow]) -> str:
     return "\n".join(lines)
 
 
-_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "distance": 3}
+_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "background": 3, "distance": 3}
 
 
 def _mean(rows: Sequence[QualityRow], measure: str, digits: int) -> str:

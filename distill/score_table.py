@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from distill.scores import LANGUAGE, Interval, LineScores, RowScore
 
-_COLUMNS = 7  # of a row before those of its lines
+_COLUMNS = 8  # of a row before those of its lines
 
 
 def table(
@@ -25,7 +25,7 @@ def table(
         for name, label in (("clip_score", "CLIP score"), ("fid", "FID"), ("kid", "KID"))
         if any(getattr(row.networks, name) is not None for row in rows)
     ]
-    head = ["row", "guidance", "NFE", "s/image", "latent RMSE", "PSNR dB", "distance"]
+    head = ["row", "guidance", "NFE", "s/image", "latent RMSE", "PSNR dB", "background", "distance"]
     head += ["exact match (95 %)", "NED (95 %)", *(name.removeprefix(LANGUAGE) for name in groups)]
     head += ["text distance", "structure", *(label for _, label in networks)]
     body = [[name, *[""] * (_COLUMNS - 1), *_of_lines(lines, groups), *[""] * len(networks)] for name, lines in bounds]
@@ -60,6 +60,7 @@ def _of_row(row: RowScore) -> list[str]:
         f"{row.seconds_per_image:.3f}",
         f"{row.latent_rmse:.4f}",
         "same" if row.likeness.psnr_db is None else f"{row.likeness.psnr_db:.2f}",
+        f"{row.likeness.background:.3f}",
         f"{row.likeness.distance:.4f}",
     ]
 

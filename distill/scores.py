@@ -48,12 +48,17 @@ class StructureScore:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How near a row's pictures are to the reference row's. psnr_db: of the pixels, peak to peak 1 (None: identical);
-    distance: sliced Wasserstein distance of the latents."""
+    """How near a row's pictures are to the reference row's.
+
+    psnr_db: of the pixels, peak to peak 1 (None: identical); background: SSIM outside the text boxes, 1 where
+    identical; distance: sliced Wasserstein distance of the latents.
+    """
 
     pictures: int
     psnr_db: float | None
     psnr_db_95: Interval
+    background: float
+    background_95: Interval
     distance: float
     distance_95: Interval
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from anytext2.batch import Batch
+from distill.background import background_similarity
 from distill.distribution import SlicedDistance, sliced_wasserstein
 from distill.image_networks import Networks
 from distill.ocr import Embedder, Reader, normalise, reading_corners
@@ -72,6 +73,7 @@ class Tally:
         self._read: dict[str, list[list[str]]] = {}
         self._seen: dict[str, list[torch.Tensor]] = {}
         self._psnr: dict[str, list[float]] = {}
+        self._background: dict[str, list[float]] = {}
         self._seconds: dict[str, list[float]] = {}
         self._nfe: dict[str, int] = {}
         self._reference: Painting | None = None
@@ -105,6 +107,8 @@ class Tally:
         self.rmse.setdefault(key, []).extend(rmse(painting.latent, self._reference.latent).tolist())
         self._latents.setdefault(key, []).append(painting.latent.float().cpu())
         self._psnr.setdefault(key, []).extend(psnr(painting.image, self._reference.image).tolist())
+        similar = background_similarity(painting.image, self._reference.image, batch)
+        self._background.setdefault(key, []).extend(similar.tolist())
         self._seconds.setdefault(key, []).append(painting.seconds / batch.size)
         self._nfe[key] = painting.nfe
         images = to_uint8(painting.image)
@@ -196,10 +200,13 @@ class Tally:
     def _likeness(self, key: str, latents: SlicedDistance, pictures: Sequence[bool]) -> Likeness:
         ratios = list(compress(self._psnr[key], pictures))
         mean = float(np.mean(ratios))
+        similar = [one for one in compress(self._background[key], pictures) if np.isfinite(one)]
         return Likeness(
             pictures=len(ratios),
             psnr_db=mean if np.isfinite(mean) else None,
             psnr_db_95=mean_interval(ratios, None, self._resamples, self._seed),
+            background=float(np.mean(similar)) if similar else float("nan"),
+            background_95=mean_interval(similar, None, self._resamples, self._seed),
             distance=latents.value(pictures),
             distance_95=latents.interval(self._distance_resamples, pictures),
         )

@@ -32,7 +32,14 @@ PLAN = ROOT / "launch" / "quality.yaml"
 
 
 def group(score: float, lines: int = 10) -> dict[str, Any]:
-    values = {"exact_match": score, "ned": score + 0.05, "structure": 0.7, "psnr_db": 20.0, "distance": 0.1}
+    values = {
+        "exact_match": score,
+        "ned": score + 0.05,
+        "structure": 0.7,
+        "psnr_db": 20.0,
+        "background": 0.8,
+        "distance": 0.1,
+    }
     return {"lines": lines, **values, **{f"{name}_95": [value - 0.1, value + 0.1] for name, value in values.items()}}
 
 
@@ -113,8 +120,10 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
         write_tables(page, {"objectives": rows()})
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
-    assert "| phased | 4 | 2 | 10 | 0.750 (0.700-0.800) | 0.650 | 0.850 | 0.750 | 0.700 | 20.0 | 0.100 |" in text
-    assert "| teacher | 50 | 1 | 10 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - |" in text
+    assert (
+        "| phased | 4 | 2 | 10 | 0.750 (0.700-0.800) | 0.650 | 0.850 | 0.750 | 0.700 | 20.0 | 0.800 | 0.100 |" in text
+    )
+    assert "| teacher | 50 | 1 | 10 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - | - |" in text
     with pytest.raises(ValueError, match="the marks <!-- causes -->"):
         write_tables(page, {"causes": rows()})
     assert markdown(rows()).count("\n") == 1 + 4, "teacher, undistilled, and the student under two names"

@@ -43,7 +43,7 @@ def row(psnr_db: float | None = 21.5, **changes) -> RowScore:
         nfe=4,
         latent_rmse=0.25,
         latent_rmse_95=(0.2, 0.3),
-        likeness=Likeness(5, psnr_db, (20.0, 23.0), 0.125, (0.1, 0.2)),
+        likeness=Likeness(5, psnr_db, (20.0, 23.0), 0.75, (0.7, 0.8), 0.125, (0.1, 0.2)),
         lines=lines_of(READ),
         seconds_per_image=0.5,
     )
