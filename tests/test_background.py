@@ -50,7 +50,7 @@ def test_only_what_no_text_touches_counts() -> None:
     assert background_similarity(written, clean, batch).item() == pytest.approx(1.0, abs=1e-12)
     elsewhere = clean.clone()
     elsewhere[..., 30:, 30:] = 1.0
-    assert background_similarity(elsewhere, clean, batch).item() < 0.95
+    assert background_similarity(elsewhere, clean, batch).item() < 0.97
 
 
 def test_blur_lowers_it_and_no_room_is_nan() -> None:
