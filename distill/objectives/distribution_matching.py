@@ -18,10 +18,10 @@ from torch import Tensor
 from anytext2.batch import Conditions, Control
 from distill import losses
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
-from distill.objectives.guidance import GuidedConfig, GuidedTeacher
+from distill.objectives.guidance import GridConfig, GuidedTeacher
 from distill.objectives.matching import Matching
 from distill.sampler import SamplerName, sampling_timesteps
-from distill.schedule import GRIDS, NoiseSchedule, expand_like, solver_grid
+from distill.schedule import NoiseSchedule, expand_like, solver_grid
 from distill.solver import ddim_step
 from distill.student import FAKE, STUDENT
 from distill.terms import Compared
@@ -32,18 +32,15 @@ _LEAST, _MOST = 0.02, 0.98
 
 
 @dataclass
-class DistributionMatchingConfig(GuidedConfig):
+class DistributionMatchingConfig(GridConfig):
     """``steps``: that the student is for. ``fake_updates``: of the fake score for each one of the student (DMD2: 5).
 
-    ``solver_steps``, ``grid``: of the times sampled at, see `solver_grid`. ``loss`` must stay ``l2``: its gradient is
-    the difference of the scores.
+    ``loss`` must stay ``l2``: its gradient is the difference of the scores.
     """
 
     loss: str = "l2"
     steps: int = 4
     fake_updates: int = 5
-    solver_steps: int = 50
-    grid: str = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +48,6 @@ class DistributionMatchingConfig(GuidedConfig):
             raise ValueError(f"loss = '{self.loss}': distribution matching knows l2 only")
         if self.fake_updates < 1:
             raise ValueError(f"fake_updates = {self.fake_updates}: must be at least 1 (5 is usual)")
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
         if not 1 <= self.steps <= self.solver_steps:
             raise ValueError(f"steps = {self.steps}: choose 1 to solver_steps = {self.solver_steps}")
 

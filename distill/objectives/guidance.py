@@ -14,7 +14,7 @@ from anytext2.batch import Conditions, Control
 from anytext2.randomness import Draws
 from distill.objectives.base import Roles, StepInput, masked_latent_of, predict_noise
 from distill.objectives.matching import MatchingConfig
-from distill.schedule import NoiseSchedule, expand_like
+from distill.schedule import GRIDS, NoiseSchedule, expand_like
 from distill.solver import ddim_step, heun_step
 from distill.terms import in_need
 from distill.write_attention import cloned, write
@@ -42,6 +42,21 @@ class GuidedConfig(MatchingConfig):
     def unguided(self) -> bool:
         """The teacher's unconditional estimate never matters."""
         return self.w_max == 0.0
+
+
+@dataclass
+class GridConfig(GuidedConfig):
+    """``solver_steps``, ``grid``: of the times that a student learns and is sampled at, see `solver_grid`."""
+
+    solver_steps: int = 50
+    grid: str = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_steps < 1:
+            raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
 
 
 class GuidedTeacher:

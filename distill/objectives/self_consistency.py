@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.objectives.base import LossOutput, Roles, StepInput, predict_noise, require_latent
-from distill.objectives.guidance import SOLVERS, GuidedConfig, GuidedTeacher
+from distill.objectives.guidance import SOLVERS, GridConfig, GuidedTeacher
 from distill.objectives.matching import Matching
-from distill.schedule import GRIDS, NoiseSchedule, solver_grid
+from distill.schedule import NoiseSchedule, solver_grid
 from distill.solver import ddim_step
 from distill.terms import Compared
 from distill.write_attention import write
@@ -29,18 +29,16 @@ Jump = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]
 
 
 @dataclass
-class SelfConsistencyConfig(GuidedConfig):
-    """``solver_steps``, ``grid``: of the times that t is drawn from, see `solver_grid`.
+class SelfConsistencyConfig(GridConfig):
+    """``lcm_step``: k, how far the teacher goes, in timesteps of the table.
 
-    ``lcm_step``: k, how far the teacher goes, in timesteps of the table. ``teacher_steps``: equal steps of ``solver``
-    (``ddim``, or ``heun`` of the second order at twice the calls) in which it goes there; a k of many grid cells needs
-    fewer updates for the student to know the whole way, but more than one step to be exact.
+    ``teacher_steps``: equal steps of ``solver`` (``ddim``, or ``heun`` of the second order at twice the calls) in which
+    it goes there; a k of many grid cells needs fewer updates for the student to know the whole way, but more than one
+    step to be exact.
     ``target_from_teacher``: the target jumps from (z_s, s) with the guided teacher's estimate instead of the student's.
     ``target_ema``: it jumps with the student's average (train.ema_decay), a second adapter.
     """
 
-    solver_steps: int = 50
-    grid: str = "uniform"
     lcm_step: int = 20
     teacher_steps: int = 1
     solver: str = "ddim"
@@ -49,10 +47,6 @@ class SelfConsistencyConfig(GuidedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver_steps < 1:
-            raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
         if self.lcm_step < 1:
             raise ValueError(f"lcm_step = {self.lcm_step}: must be at least 1 timestep (20 is one of 50 solver steps)")
         if self.teacher_steps < 1:
