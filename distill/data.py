@@ -22,8 +22,8 @@ from anytext2.model import AnyText2
 from anytext2.placing import Size
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.config import DataSection, Recipe, SyntheticSection
-from distill.engine import World
 from distill.selection import sizes_of
+from distill.world import World
 
 HELD_OUT_FIRST = 10_000_000
 """Index of the first held-out synthetic picture; training sets start at 0 and are smaller."""

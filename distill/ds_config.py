@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 if TYPE_CHECKING:
-    from distill.engine import World
+    from distill.world import World
 
 CPU_CONFIG = "zero2_cpu.json"
 SECTIONS = ("zero_optimization", "fp16", "bf16")

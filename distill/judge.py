@@ -21,7 +21,6 @@ from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.config import Recipe
 from distill.contact_sheet import spread
 from distill.data import HELD_OUT_FIRST
-from distill.engine import World
 from distill.objectives import OBJECTIVES
 from distill.ocr import LineReader, OcrNotInstalled, Reader, exact_match, ned
 from distill.painting import ConsistencyOptions, RowSpec, paint, set_scene
@@ -29,6 +28,7 @@ from distill.pictures import to_uint8
 from distill.preflight import without_dropout
 from distill.recipe_file import sampling_options, student_sampler
 from distill.selection import part_of
+from distill.world import World
 
 if TYPE_CHECKING:
     from distill.trainer import Progress, Session

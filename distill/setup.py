@@ -20,7 +20,7 @@ from distill import checkpoint, run_state
 from distill.checkpoint_writer import CheckpointWriter
 from distill.config import ModelSection, Recipe
 from distill.data import make_data
-from distill.engine import Engine, World, on_main
+from distill.engine import Engine
 from distill.judge import make_judge
 from distill.latents import LatentSource
 from distill.objectives import OBJECTIVES
@@ -38,6 +38,7 @@ from distill.terms import in_need
 from distill.tracking import Tracker, environment
 from distill.trainer import Progress, Session, TrainingStep
 from distill.warm_start import load_warm_start, read_warm_start
+from distill.world import World, on_main
 
 GLYPH_RECOGNISER = "text_predictor."
 FONT_RECOGNISER = "embedding_manager.font_predictor."

@@ -24,7 +24,7 @@ import torch
 
 from distill.config import Recipe
 from distill.ds_config import choose_config
-from distill.engine import World, gather, init_world, is_lost_connection, shutdown
+from distill.engine import init_world
 from distill.processes import identify
 from distill.readings import GIB
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
@@ -33,6 +33,7 @@ from distill.setup import make_session
 from distill.stream import UnreadableError
 from distill.trainer import Session, run
 from distill.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
+from distill.world import World, gather, is_lost_connection, shutdown
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""

@@ -18,11 +18,11 @@ from anytext2.randomness import Draws
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.config import ModelSection, Recipe
 from distill.data import make_data
-from distill.engine import World
 from distill.latents import LatentSource
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
 from distill.selection import records_by_size
 from distill.setup import make_model
+from distill.world import World
 from launch import build_lmdb_cache
 
 WORLD = World(0, 0, 1, torch.device("cpu"))

@@ -19,9 +19,10 @@ from torch import nn
 from distill import engine as engine_module
 from distill.config import TrainSection
 from distill.ds_config import choose_config, precision_of, read_ds_config
-from distill.engine import Engine, StepResult, World, init_world
+from distill.engine import Engine, StepResult, init_world
 from distill.optimizers import OPTIMIZERS
 from distill.stream import BatchPlan
+from distill.world import World
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
 MOMENTS = OPTIMIZERS["adamw"].moments

@@ -17,9 +17,9 @@ from distill import judge
 from distill.checkpoint import find_checkpoint
 from distill.checkpoint_files import read_adapter, read_trainer_state
 from distill.config import EvalSection, Recipe
-from distill.engine import World
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
 from distill.trainer import Progress
+from distill.world import World
 from launch import train
 
 SMALL = ("train.effective_batch=6", "train.micro_batch=1", "train.ema_decay=0.5", "checkpoint.keep=1")

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from distill import eight_bit
 from distill.config import TrainSection, learning_rate
-from distill.engine import StepResult, World, init_world
+from distill.engine import StepResult, init_world
 from distill.optimizers import OPTIMIZERS, check_rate, require_available
 from distill.prodigy import Prodigy
+from distill.world import World
 
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40

@@ -19,7 +19,6 @@ from anytext2.model import AnyText2
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill.audit import AuditError
 from distill.config import Recipe
-from distill.engine import World
 from distill.latents import LatentSource
 from distill.order import Order
 from distill.preflight import AUDIT_PICTURE, SAMPLES_PICTURE, Previews, audit_first_batch
@@ -27,6 +26,7 @@ from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
 from distill.setup import make_model, make_objective, make_roles, make_schedule
 from distill.stream import BatchPlan
 from distill.trainer import Progress, Session
+from distill.world import World
 
 
 @pytest.fixture(scope="module")

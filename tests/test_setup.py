@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from anytext2.model import AnyText2
 from distill.config import ModelSection, Recipe
 from distill.data import make_data
-from distill.engine import World
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
 from distill.setup import make_model, make_schedule, require_recognizer
+from distill.world import World
 
 
 @pytest.fixture(scope="module")

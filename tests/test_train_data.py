@@ -15,9 +15,9 @@ from PIL import Image
 from ranks import returned, start_ranks, told
 
 from anytext2.synthetic import SyntheticConfig, write_dataset
-from distill.engine import World
 from distill.recipe_file import load_recipe
 from distill.setup import make_session
+from distill.world import World
 from launch import build_lmdb_cache, train
 
 ZERO2 = Path(__file__).parent.parent / "ds_configs" / "zero2.json"

@@ -10,8 +10,9 @@ from torch import nn
 
 from distill.config import TrainSection
 from distill.ds_config import read_ds_config
-from distill.engine import Engine, World, init_world
+from distill.engine import Engine, init_world
 from distill.stream import BatchPlan
+from distill.world import World
 
 DS_CONFIG = Path(__file__).parent.parent / "ds_configs" / "zero2_cpu.json"
 TRAIN = TrainSection(learning_rate=0.05, betas=[0.8, 0.95], weight_decay=0.1, max_grad_norm=0.0, ema_decay=0.7)
