@@ -38,7 +38,7 @@ def test_every_shipped_recipe_loads_and_survives_being_written(path: Path, tmp_p
 
 
 def test_the_recipes_that_the_documents_name_are_there() -> None:
-    assert {"demo", "rtx4090x3", "tiny_teacher"} <= {path.stem for path in RECIPES}
+    assert {"demo", "rtx4090x3", "rtx4090x3_2step", "tiny_teacher"} <= {path.stem for path in RECIPES}
 
 
 def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path: Path) -> None:
