@@ -144,7 +144,7 @@ def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[st
         ("lora.alpha=0", "lora.alpha=0"),
         ("lora.kind=loha", "lora.kind='loha': one of lora, rslora, dora"),
         ("lora.dropout=1", "lora.dropout=1.0"),
-        ("objective.w_max=1", "w_max = 1.0"),
+        ("objective.w_max=0.5", "w_max = 0.5"),
         ("name=''", "name=''"),
     ],
 )
