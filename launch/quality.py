@@ -36,7 +36,7 @@ class Variant:
 class Plan:
     """What is compared. sets: variants by name; one with the values of an earlier one is that run.
 
-    pictures, picture_seed: the held-out pictures, drawn. A training has one rank.
+    pictures, picture_seed: the held-out pictures, drawn; precision: that they are sampled in. A training has one rank.
     """
 
     recipe: str = ""
@@ -45,6 +45,7 @@ class Plan:
     pictures: int = 360
     picture_seed: int = 999
     batch: int = 16
+    precision: str = "auto"
     teacher_steps: list[int] = field(default_factory=lambda: [50, 20])
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     sets: dict[str, dict[str, Variant]] = field(default_factory=dict)
@@ -153,7 +154,8 @@ class Bench:
         folder = self.out / name
         if not (folder / "summary.json").is_file():
             data = ["--data", self.out / "held_out" / "data.json", "--count", self.plan.pictures]
-            usual = ["--batch", self.plan.batch, "--out", folder, "--reference", self.out / "reference.safetensors"]
+            usual = ["--batch", self.plan.batch, "--precision", self.plan.precision, "--out", folder]
+            usual += ["--reference", self.out / "reference.safetensors"]
             # One seed of the recipe for all: it also draws the hints that a picture is sampled with.
             seed = f"seed={self.plan.picture_seed}"
             call(folder / "evaluate.log", environment, "launch/evaluate.py", *arguments, *data, *usual, seed)
