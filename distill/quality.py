@@ -28,7 +28,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One row. model: `teacher`, `undistilled` or an objective; lines: how many were read.
+    """One row. model: `teacher`, `undistilled`, that with another sampler, or an objective; lines: how many were read.
 
     psnr, background, distance: None where there is nothing to compare with (the reference itself; no picture in that
     language).
@@ -156,13 +156,15 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
     """The rows of an evaluation's summary, all lines and by language.
 
     student: what its student is called; rows of teacher and undistilled model are left out where there is one, since
-    an evaluation of their own has them. The undistilled model counts with AnyText2's guided sampler.
+    an evaluation of their own has them. `undistilled` is AnyText2's guided sampler, `undistilled_phased` the same model
+    with that of a student.
     """
     for row in summary["rows"]:
         if student and row["role"] != "student":
             continue
+        model = student or row["role"]
         if row["role"] == "undistilled" and row["sampler"] != "ddim":
-            continue
+            model += f"_{row['sampler']}"
         reference = row["key"] == summary["reference"]
         for language, group in (("all", row), *((n, row["groups"].get(f"language {n}")) for n in ("Latin", "Chinese"))):
             if group is None:
@@ -173,7 +175,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             if reference:
                 found |= {name: None for measure in _COMPARED for name in (measure, f"{measure}_95")}
             yield QualityRow(
-                model=student or row["role"],
+                model=model,
                 steps=row["steps"],
                 seed=seed,
                 language=language.lower(),  # type: ignore[arg-type]

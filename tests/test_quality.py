@@ -76,6 +76,7 @@ def test_an_evaluation_becomes_rows_by_language() -> None:
     assert [(r.model, r.steps, r.language, r.lines) for r in found if r.model != "student"] == [
         *(("teacher", 50, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
         *(("undistilled", 4, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
+        *(("undistilled_consistency", 4, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
     ]
     teacher, undistilled = found[0], found[3]
     assert teacher.psnr is None and teacher.distance_95 is None, "nothing to compare the reference with"
@@ -126,7 +127,7 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     assert "| teacher | 50 | 1 | 10 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - | - |" in text
     with pytest.raises(ValueError, match="the marks <!-- causes -->"):
         write_tables(page, {"causes": rows()})
-    assert markdown(rows()).count("\n") == 1 + 4, "teacher, undistilled, and the student under two names"
+    assert markdown(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
@@ -197,7 +198,9 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     rows = written.tables["objectives"]
     models = list(dict.fromkeys(row.model for row in rows))
     planned = launch_quality.read_plan(PLAN).sets["objectives"]
-    assert models == ["teacher", "undistilled", "student", *planned], "the plan's order, not that of their ends"
+    assert models == ["teacher", "undistilled", "undistilled_consistency", "student", *planned], (
+        "the plan's order, not that of their ends"
+    )
     assert {row.seed for row in rows if row.model == "phased"} == {7, 8, 9}
     assert len(written.curves["objectives"]) == 11
     called.clear()
