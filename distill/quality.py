@@ -188,60 +188,6 @@ _COMPARED = ("psnr", "background", "distance")  # with the reference
 _KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
 
 
-def write_tables(path: Path, tables: Mapping[str, Sequence[QualityRow]]) -> None:
-    """Puts each table between its marks (`require_marks`) of a Markdown file."""
-    require_marks(path, list(tables))
-    text = path.read_text(encoding="utf-8")
-    for name, rows in tables.items():
-        first, last = _marks(name)
-        before, after = text.split(first)[0], text.split(last)[1]
-        text = f"{before}{first}\n{markdown(rows)}\n{last}{after}"
-    path.write_text(text, encoding="utf-8")
-
-
-def require_marks(path: Path, names: Sequence[str]) -> None:
-    """Raises ValueError unless the file has the marks ``<!-- NAME -->`` and ``<!-- end NAME -->`` of every table."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for first, last in map(_marks, names):
-        if first not in text or last not in text:
-            raise ValueError(f"{path}: the marks {first} and {last}, between which the table is put, are missing")
-
-
-def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- {name} -->", f"<!-- end {name} -->"
-
-
-def markdown(rows: Sequence[QualityRow]) -> str:
-    """A table of all lines: a row for each model and number of steps, means over seeds."""
-    titles = ["model", "steps", "seeds", "lines", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR"]
-    titles += ["background", "distance"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for model in dict.fromkeys(row.model for row in rows):
-        for steps in sorted({row.steps for row in rows if row.model == model}, reverse=model == "teacher"):
-            same = [row for row in rows if (row.model, row.steps) == (model, steps)]
-            every = [row for row in same if row.language == "all"]
-            cells = [model, str(steps), str(len(every)), str(every[0].lines), _with_interval(every, "sen_acc")]
-            cells += [_mean([r for r in same if r.language == n], "sen_acc", 3) for n in ("latin", "chinese")]
-            cells += [_mean(every, name, digits) for name, digits in _DIGITS.items()]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "background": 3, "distance": 3}
-
-
-def _mean(rows: Sequence[QualityRow], measure: str, digits: int) -> str:
-    values = [value for row in rows if (value := getattr(row, measure)) is not None]
-    return f"{sum(values) / len(values):.{digits}f}" if values else "-"
-
-
-def _with_interval(rows: Sequence[QualityRow], measure: str) -> str:
-    """The mean, with its interval for one seed and the seeds' range for several."""
-    values = [getattr(row, measure) for row in rows]
-    low, high = getattr(rows[0], f"{measure}_95") if len(rows) == 1 else (min(values), max(values))
-    return f"{_mean(rows, measure, 3)} ({low:.3f}-{high:.3f})"
-
-
 def mean_over_seeds(rows: Sequence[QualityRow], model: str, language: Language, measure: str) -> dict[int, float]:
     """The measure by steps, averaged over seeds; steps without a value are left out."""
     found: dict[int, list[float]] = {}

@@ -21,7 +21,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.quality import Quality, curve_of, read_quality, require_marks, rows_of, write_tables
+from distill.quality import Quality, curve_of, read_quality, rows_of
+from distill.quality_page import require_marks, write_page
 
 
 @dataclass
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for done in measure_all(bench, in_order(runs), args.jobs):
             collect(quality, reference, runs, done)
             quality.write(args.docs / "quality.json", facts)
-            write_tables(args.docs / "QUALITY.md", quality.tables)
+            write_page(args.docs / "QUALITY.md", quality)
     except subprocess.CalledProcessError as error:
         print(f"error: {error.cmd[1]} ended with exit code {error.returncode}; see its log", file=sys.stderr)
         return 1

@@ -17,12 +17,11 @@ from distill.quality import (
     Quality,
     QualityRow,
     curve_of,
-    markdown,
     mean_over_seeds,
     read_quality,
     rows_of,
-    write_tables,
 )
+from distill.quality_page import costs, everything, goals, write_page
 from distill.recipe_file import load_recipe, objective_config
 from launch import plot_quality
 from launch import quality as launch_quality
@@ -107,6 +106,26 @@ def test_files_come_back_and_say_what_is_wrong_with_them(tmp_path: Path) -> None
             read_quality(file)
 
 
+def test_goals_are_shares_of_the_teacher_and_of_the_undistilled_model() -> None:
+    wanted = [replace(row, steps=4, distance=0.5) if row.model == "undistilled" else row for row in rows()]
+    wanted += [replace(row, steps=2, distance=0.4) for row in wanted if row.model == "undistilled"]
+    lines = goals(wanted).splitlines()
+    assert "sen_acc at 8: at least 99.5% of the teacher's" in lines[0]
+    assert "distance at 4: at most 25.0% of the undistilled's" in lines[0]
+    student = next(line for line in lines if line.startswith("| phased |"))
+    # Sen.ACC at 1, 2, 4 (0.75 of 0.8) and 8 steps, structure at 4, distances at 2 and 4 (0.1 of 0.5)
+    assert student == "| phased | - | - | 93.8% | - | **100.0%** | - | **20.0%** |"
+    assert not any(line.startswith("| teacher |") for line in lines)
+
+
+def test_costs_are_differences_from_the_first_student() -> None:
+    worse = [replace(r, model="fault", sen_acc=r.sen_acc - 0.25, structure=0.5) for r in rows() if r.model == "phased"]
+    good = [row for row in rows() if row.model != "student"]
+    first, second = costs([*good, *worse], CURVE).splitlines()[2:]
+    assert first == "| phased | 0.750 | 0.700 | 0.800 | 0.100 | 0.0667 to 0.0333 |"
+    assert second == "| fault | 0.500 (-0.250) | 0.500 (-0.200) | 0.800 (+0.000) | 0.100 (+0.000) | - |"
+
+
 def test_the_curve_of_a_training_is_where_it_was_read() -> None:
     logged = [{"step": step, "loss": 1.0 / step} for step in (5, 10)]
     read = {"eval/exact_match": 0.5, "eval/ned": 0.75}
@@ -118,7 +137,7 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     page = tmp_path / "QUALITY.md"
     page.write_text("above\n<!-- objectives -->\nold\n<!-- end objectives -->\nbelow\n")
     for _ in range(2):
-        write_tables(page, {"objectives": rows()})
+        write_page(page, Quality({"objectives": rows()}))
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
     assert (
@@ -126,8 +145,8 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     )
     assert "| teacher | 50 | 1 | 10 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - | - |" in text
     with pytest.raises(ValueError, match="the marks <!-- causes -->"):
-        write_tables(page, {"causes": rows()})
-    assert markdown(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
+        write_page(page, Quality({"causes": rows()}))
+    assert everything(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
