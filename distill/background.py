@@ -22,12 +22,12 @@ _C1, _C2 = 0.01**2, 0.03**2
 def background_similarity(image: Tensor, reference: Tensor, batch: Batch) -> Tensor:
     """Mean SSIM (Wang et al. 2004, equation 13, over the three colours) where no window touches a text box.
 
-    image, reference: [B, 3, H, W] in [0, 1]. float64 [B] in -1..1 on the CPU, 1: the same; NaN where text leaves no
-    room.
+    image, reference: [B, 3, H, W] in [0, 1]. float32 [B] in -1..1 on their device, 1: the same; NaN where text leaves
+    no room.
     """
-    similar = ssim_map(image.double().cpu(), reference.double().cpu()).mean(dim=1)
-    text = text_share(batch, *image.shape[-2:]).cpu()
-    free = F.max_pool2d((text > 0).double(), _WINDOW, stride=1)[:, 0] == 0
+    similar = ssim_map(image.float(), reference.float()).mean(dim=1)
+    text = text_share(batch, *image.shape[-2:])
+    free = F.max_pool2d((text > 0).float(), _WINDOW, stride=1)[:, 0] == 0
     return torch.stack([values[where].mean() for values, where in zip(similar, free, strict=True)])
 
 

@@ -47,7 +47,7 @@ def test_only_what_no_text_touches_counts() -> None:
     written = clean.clone()
     written[..., 0:12, 0:20] = 1.0
     batch = batch_with(position)
-    assert background_similarity(written, clean, batch).item() == pytest.approx(1.0, abs=1e-12)
+    assert background_similarity(written, clean, batch).item() == pytest.approx(1.0, abs=1e-5)
     elsewhere = clean.clone()
     elsewhere[..., 30:, 30:] = 1.0
     assert background_similarity(elsewhere, clean, batch).item() < 0.97

@@ -236,7 +236,7 @@ def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN.read_text().replace("tiny_student.yaml", "demo.yaml").replace("pictures: 360", "pictures: 0"))
+    plan.write_text(PLAN.read_text().replace("pictures: 360", "pictures: 0"))
     monkeypatch.chdir(ROOT)
     (tmp_path / "QUALITY.md").write_text("<!-- causes -->\n<!-- end causes -->\n")
     argv = ["--plan", str(plan), "--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "causes"]
