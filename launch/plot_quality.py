@@ -32,12 +32,15 @@ def draw(rows: Sequence[QualityRow], points: Sequence[CurvePoint], language: Lan
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    students = list(dict.fromkeys(row.model for row in rows if row.model != "teacher"))
+    models = list(dict.fromkeys(row.model for row in rows if row.model != "teacher"))
+    colors = {model: pyplot.get_cmap("tab20")(place % 20) for place, model in enumerate(models)}
     panels = len(MEASURES) + (len(_CURVES) if points else 0)
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, 4.0), layout="constrained")
+    columns = -(-panels // 2)
+    figure, grid = pyplot.subplots(2, columns, figsize=(4.6 * columns, 8.0), layout="constrained")
+    axes = list(grid.flat)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=False):
-        for number, model in enumerate(students):
-            _line(axis, rows, model, language, measure, f"C{number}")
+        for model, color in colors.items():
+            _line(axis, rows, model, language, measure, color)
         teacher = mean_over_seeds(rows, "teacher", language, measure)
         for steps, value in teacher.items():
             axis.axhline(value, color="black", linewidth=1, linestyle="-" if steps == max(teacher) else ":")
@@ -48,17 +51,18 @@ def draw(rows: Sequence[QualityRow], points: Sequence[CurvePoint], language: Lan
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     for axis, (name, title) in zip(axes[len(MEASURES) :], _CURVES.items(), strict=False):
-        for number, model in enumerate(students):
-            _curves(axis, points, model, name, f"C{number}")
+        for model, color in colors.items():
+            _curves(axis, points, model, name, color)
         axis.set_xlabel("share of the training")
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
 
 
-def _line(axis: Any, rows: Sequence[QualityRow], model: str, language: Language, measure: str, color: str) -> None:
+def _line(axis: Any, rows: Sequence[QualityRow], model: str, language: Language, measure: str, color: Any) -> None:
     means = mean_over_seeds(rows, model, language, measure)
     style = "--" if model.startswith("undistilled") else "-"
     axis.plot(list(means), list(means.values()), style, marker="o", markersize=3, color=color, label=model)
@@ -71,7 +75,7 @@ def _line(axis: Any, rows: Sequence[QualityRow], model: str, language: Language,
 _CURVES = {"loss": "loss while trained, as a share of its first value", "sen_acc": "Sen.ACC while trained"}
 
 
-def _curves(axis: Any, points: Sequence[CurvePoint], model: str, name: str, color: str) -> None:
+def _curves(axis: Any, points: Sequence[CurvePoint], model: str, name: str, color: Any) -> None:
     for seed in sorted({point.seed for point in points if point.model == model}):
         own = [point for point in points if (point.model, point.seed) == (model, seed)]
         unit = own[0].loss if name == "loss" else 1.0
