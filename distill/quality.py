@@ -22,6 +22,7 @@ MEASURES = {
     "psnr": "PSNR to the teacher's 50 steps, dB",
     "background": "background (SSIM to the teacher's outside the text)",
     "distance": "distance of the latents' distribution to the teacher's",
+    "text_distance": "distance of the lines' distribution to the teacher's, as the OCR engine sees them",
 }
 """What is measured, and how a figure calls it."""
 
@@ -30,8 +31,8 @@ MEASURES = {
 class QualityRow:
     """One row. model: `teacher`, `undistilled`, that with another sampler, or an objective; lines: how many were read.
 
-    psnr, background, distance: None where there is nothing to compare with (the reference itself; no picture in that
-    language).
+    psnr, background, distance, text_distance: None where there is nothing to compare with (the reference itself; no
+    picture in that language). text_distance is known for all lines together only.
     """
 
     model: str
@@ -51,6 +52,8 @@ class QualityRow:
     background_95: Interval | None
     distance: float | None
     distance_95: Interval | None
+    text_distance: float | None
+    text_distance_95: Interval | None
 
     def __post_init__(self) -> None:
         if self.language not in get_args(Language):
@@ -170,7 +173,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             if group is None:
                 continue
             found: dict[str, Any] = {
-                name: group[_KEYS.get(name, name)] for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
+                name: group.get(_KEYS.get(name, name)) for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
             }
             if reference:
                 found |= {name: None for measure in _COMPARED for name in (measure, f"{measure}_95")}
@@ -184,7 +187,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             )
 
 
-_COMPARED = ("psnr", "background", "distance")  # with the reference
+_COMPARED = ("psnr", "background", "distance", "text_distance")  # with the reference
 _KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
 
 

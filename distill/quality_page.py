@@ -6,6 +6,7 @@ and ``SET costs`` for what each variant differs by from the set's first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ GOALS = (
     Goal("distance", 4, 0.25, "undistilled", at_most=True),
 )
 COST_STEPS = 4
-_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "background": 3, "distance": 3}
+_DIGITS = {"ned": 3, "structure": 3, "psnr": 1, "background": 3, "distance": 3, "text_distance": 5}
 
 
 def write_page(path: Path, quality: Quality) -> None:
@@ -84,7 +85,7 @@ def everything(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
             cells = [model, str(steps), str(len(every)), str(every[0].lines), _with_interval(every, "sen_acc")]
             cells += [_mean([r for r in same if r.language == n], "sen_acc", 3) for n in ("latin", "chinese")]
             body.append(cells + [_mean(every, name, digits) for name, digits in _DIGITS.items()])
-    return _table([*titles, "background", "distance"], body)
+    return _table([*titles, "background", "distance", "text distance"], body)
 
 
 def goals(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
@@ -107,21 +108,33 @@ def _reached(rows: Sequence[QualityRow], model: str, goal: Goal) -> str:
 def costs(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
     """A row for each student, in COST_STEPS steps; every score beside its difference from the first student's.
 
-    loss: how far it fell while the student was trained, from the first reading to the last.
+    The difference's 95 % half-width is that of two independent readings, the root of both half-widths' squares. It is
+    too wide where both read the same lines, so what it tells apart is apart. loss: how far it fell while the student
+    was trained, from the first reading to the last.
     """
     measures = {"sen_acc": "Sen.ACC", "structure": "structure", "background": "background", "distance": "distance"}
     students = [m for m in _models(rows) if m != "teacher" and not m.startswith("undistilled")]
-    means = {(m, name): mean_over_seeds(rows, m, "all", name).get(COST_STEPS) for m in students for name in measures}
     body = []
     for model in students:
         cells = [model]
         for name in measures:
-            value, first = means[model, name], means[students[0], name]
-            change = "" if model == students[0] or value is None or first is None else f" ({value - first:+.3f})"
-            cells.append("-" if value is None else f"{value:.3f}{change}")
-        own = [point for point in curves if point.model == model]
-        body.append([*cells, f"{own[0].loss:.4f} to {own[-1].loss:.4f}" if own else "-"])
+            own, first = (_at_cost_steps(rows, m, name) for m in (model, students[0]))
+            cells.append("-" if own is None else f"{own[0]:.3f}")
+            if own is not None and first is not None and model != students[0]:
+                cells[-1] += f" ({own[0] - first[0]:+.3f} ± {math.hypot(own[1], first[1]):.3f})"
+        read = [point for point in curves if point.model == model]
+        body.append([*cells, f"{read[0].loss:.4f} to {read[-1].loss:.4f}" if read else "-"])
     return _table(["variant", *measures.values(), "loss"], body)
+
+
+def _at_cost_steps(rows: Sequence[QualityRow], model: str, measure: str) -> tuple[float, float] | None:
+    """A model's measure over all lines, and its 95 % half-width: of the first seed's, where there are several."""
+    mean = mean_over_seeds(rows, model, "all", measure).get(COST_STEPS)
+    if mean is None:
+        return None
+    row = next(r for r in rows if (r.model, r.steps, r.language) == (model, COST_STEPS, "all"))
+    low, high = getattr(row, f"{measure}_95")
+    return mean, (high - low) / 2
 
 
 _VIEWS: dict[str, Callable[[Sequence[QualityRow], Sequence[CurvePoint]], str]] = {

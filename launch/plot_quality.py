@@ -38,6 +38,8 @@ def draw(rows: Sequence[QualityRow], points: Sequence[CurvePoint], language: Lan
     columns = -(-panels // 2)
     figure, grid = pyplot.subplots(2, columns, figsize=(4.6 * columns, 8.0), layout="constrained")
     axes = list(grid.flat)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=False):
         for model, color in colors.items():
             _line(axis, rows, model, language, measure, color)

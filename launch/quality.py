@@ -12,25 +12,34 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from distill.quality import Quality, curve_of, read_quality, rows_of
 from distill.quality_page import require_marks, write_page
+from distill.recipe_file import load_recipe, require_steps
+from distill.sampler import SAMPLERS
 
 
 @dataclass
 class Variant:
-    """values: recipe overrides beside the plan's common ones; seeds: one run each."""
+    """values: recipe overrides beside the plan's common ones; seeds: one run each.
+
+    sampler: the student's; empty: its objective's own. Variants that differ in it alone are trained once.
+    """
 
     values: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [7])
+    sampler: str = ""
 
 
 @dataclass
@@ -54,11 +63,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One training. folder: its name below --out."""
+    """One training, measured with one sampler. folder: the training's name below --out."""
 
     folder: str
     values: tuple[str, ...]
     seed: int
+    sampler: str
 
 
 @dataclass(frozen=True)
@@ -85,30 +95,45 @@ def read_plan(path: Path) -> Plan:
         plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path)))
     except FileNotFoundError as error:
         raise ValueError(f"--plan {path}: no such file") from error
-    except OmegaConfBaseException as error:
-        raise ValueError(f"--plan {path}: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"--plan {path}: {' '.join(str(error).split())}") from error
     assert isinstance(plan, Plan)
     for name in ("recipe", "deepspeed"):
         if not Path(getattr(plan, name)).is_file():
             raise ValueError(f"--plan {path}: {name}={getattr(plan, name)!r}: no such file")
     if not plan.sets or not plan.steps or not plan.teacher_steps:
         raise ValueError(f"--plan {path}: sets, steps and teacher_steps must not be empty")
+    for set_name, variants in plan.sets.items():
+        for name, variant in variants.items():
+            _check(plan, variant, f"--plan {path}: sets.{set_name}.{name}")
     return plan
+
+
+def _check(plan: Plan, variant: Variant, where: str) -> None:
+    """Raises ValueError where a variant is no recipe, or cannot be sampled as the plan says."""
+    if variant.sampler not in ("", *SAMPLERS):
+        raise ValueError(f"{where}.sampler={variant.sampler}: one of {', '.join(SAMPLERS)}")
+    try:
+        recipe = load_recipe(Path(plan.recipe), [*plan.common, *variant.values])
+        for steps in plan.steps:
+            require_steps(recipe, steps, "steps", variant.sampler)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
     """The runs by set and variant; equal ones are the same run."""
-    made: dict[tuple[tuple[str, ...], int], Run] = {}
+    made: dict[tuple[tuple[str, ...], int], str] = {}
     folders: dict[str, object] = {}
     found: dict[str, dict[str, list[Run]]] = {}
     for set_name in chosen:
         for name, variant in plan.sets[set_name].items():
             for seed in variant.seeds:
                 key = (tuple(variant.values), seed)
-                run = made.setdefault(key, Run(f"{name}_{seed}", *key))
-                if folders.setdefault(run.folder, key) != key:
+                folder = made.setdefault(key, f"{name}_{seed}")
+                if folders.setdefault(folder, key) != key:
                     raise ValueError(f"sets.{set_name}.{name}: another variant of this name has other values")
-                found.setdefault(set_name, {}).setdefault(name, []).append(run)
+                found.setdefault(set_name, {}).setdefault(name, []).append(Run(folder, *key, variant.sampler))
     return found
 
 
@@ -124,6 +149,7 @@ class Bench:
     def __init__(self, plan: Plan, out: Path, jobs: int) -> None:
         self.plan, self.out = plan, out
         self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._training = defaultdict[str, Lock](Lock)  # by folder: two samplers of one training begin at once
 
     def prepare(self) -> dict[str, Any]:
         """Draws the held-out pictures, samples the teacher and the undistilled model. Their summary."""
@@ -133,7 +159,7 @@ class Bench:
             call(self.out / "held_out.log", {}, "launch/make_dataset.py", *drawn)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", ",".join(map(str, plan.teacher_steps)), "--undistilled-steps", few]
-        return self._evaluated("undistilled", ["--config", plan.recipe, *steps], {})
+        return self._evaluated(self.out / "undistilled", ["--config", plan.recipe, *steps], {})
 
     def measure(self, run: Run) -> Measured:
         """Trains and evaluates. Raises ValueError where the folder holds a run of other values."""
@@ -141,26 +167,31 @@ class Bench:
         values = [*plan.common, *run.values, f"seed={run.seed}"]
         _same_as_before(folder, [plan.recipe, *values])
         threads = {"OMP_NUM_THREADS": str(self._threads)}
-        if not (folder / "summary.json").is_file():
-            recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
-            where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
-            call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
+        with self._training[run.folder]:
+            if not any(folder.glob("**/summary.json")):
+                recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
+                where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
+                call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
-        summary = self._evaluated(run.folder, ["--checkpoint", folder, *steps], threads)
+        sampler = ["--student-sampler", run.sampler] if run.sampler else []
+        summary = self._evaluated(folder / run.sampler, ["--checkpoint", folder, *steps, *sampler], threads)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return Measured(summary, [json.loads(line) for line in lines])
 
-    def _evaluated(self, name: str, arguments: Sequence[object], environment: Mapping[str, str]) -> dict[str, Any]:
-        folder = self.out / name
-        if not (folder / "summary.json").is_file():
-            data = ["--data", self.out / "held_out" / "data.json", "--count", self.plan.pictures]
-            usual = ["--batch", self.plan.batch, "--precision", self.plan.precision, "--out", folder]
-            usual += ["--reference", self.out / "reference.safetensors"]
-            # One seed of the recipe for all: it also draws the hints that a picture is sampled with.
-            seed = f"seed={self.plan.picture_seed}"
-            call(folder / "evaluate.log", environment, "launch/evaluate.py", *arguments, *data, *usual, seed)
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    def _evaluated(self, folder: Path, arguments: Sequence[object], environment: Mapping[str, str]) -> dict[str, Any]:
+        """The summary in `folder`. Raises ValueError where it is another evaluation's."""
+        data = ["--data", self.out / "held_out" / "data.json", "--count", self.plan.pictures]
+        usual = ["--batch", self.plan.batch, "--precision", self.plan.precision, "--out", folder]
+        usual += ["--reference", self.out / "reference.safetensors"]
+        # One seed of the recipe for all: it also draws the hints that a picture is sampled with.
+        command = ["launch/evaluate.py", *arguments, *data, *usual, f"seed={self.plan.picture_seed}"]
+        file = folder / "summary.json"
+        if not file.is_file():
+            call(folder / "evaluate.log", environment, *command)
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if summary["command"] != (asked := " ".join(map(str, command))):
+            raise ValueError(f"{file}: not made by the plan's `{asked}`; remove it to measure again")
         return summary
 
 
@@ -174,14 +205,19 @@ def _same_as_before(folder: Path, values: Sequence[str]) -> None:
 
 
 def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
-    """Runs a Python command of the project with its output in `log`. Raises CalledProcessError where it fails."""
+    """Runs a Python command of the project with its output in `log`.
+
+    Raises CalledProcessError, with the log as its output, where it fails.
+    """
     command = [sys.executable, *map(str, arguments)]
     print("$", *command, ">", log, flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
-        subprocess.run(command, check=True, stdout=output, stderr=output, env={**os.environ, **environment})
+        ended = subprocess.run(command, stdout=output, stderr=output, env={**os.environ, **environment})
+    if ended.returncode:
+        raise subprocess.CalledProcessError(ended.returncode, command, output=log)
 
 
 def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:
@@ -230,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             quality.write(args.docs / "quality.json", facts)
             write_page(args.docs / "QUALITY.md", quality)
     except subprocess.CalledProcessError as error:
-        print(f"error: {error.cmd[1]} ended with exit code {error.returncode}; see its log", file=sys.stderr)
+        print(f"error: {error.cmd[1]} ended with exit code {error.returncode}; see {error.output}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
