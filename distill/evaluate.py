@@ -31,7 +31,8 @@ from distill.tally import Tally
 class EvaluationSection:
     """Options of an evaluation.
 
-    batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; seed: of all noise;
+    batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; student_guidance: on
+    top of what the student has learned, at twice the calls; negative_prompt: of all guidance; seed: of all noise;
     undistilled_steps: steps at which the undistilled model is tried with both samplers, and with the student's where
     that is a third one; student_sampler: with gamma where it is the trajectory sampler; shown: pictures kept for the
     grid; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
@@ -39,6 +40,7 @@ class EvaluationSection:
 
     batch: int = 8
     guidance: float = 7.5
+    student_guidance: float = 1.0
     negative_prompt: str = ""
     teacher_steps: list[int] = field(default_factory=lambda: [50, 20])
     undistilled_steps: list[int] = field(default_factory=lambda: [4])
@@ -60,8 +62,11 @@ class EvaluationSection:
                 raise ValueError(f"evaluation.{name}={steps}: numbers from 1 up, none of them twice")
         if not self.teacher_steps:
             raise ValueError("evaluation.teacher_steps=[]: the first entry is the reference, 50 is usual")
-        if self.guidance < 1.0:
-            raise ValueError(f"evaluation.guidance={self.guidance} must be at least 1 (1: none; 7.5 is usual)")
+        for name, usual in (("guidance", "7.5"), ("student_guidance", "1")):
+            if getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"evaluation.{name}={getattr(self, name)} must be at least 1 (1: none; {usual} is usual)"
+                )
 
     def _own_grid(self) -> list[int]:
         """Steps at which the undistilled model is tried with the student's sampler too: it may be the better one."""
@@ -69,12 +74,13 @@ class EvaluationSection:
 
     def rows(self) -> tuple[RowSpec, ...]:
         """All rows; the first is the reference."""
+        sampler = self.student_sampler
         return (
             *(RowSpec("teacher", "ddim", n, self.guidance) for n in self.teacher_steps),
             *(RowSpec("undistilled", "ddim", n, self.guidance) for n in self.undistilled_steps),
             *(RowSpec("undistilled", "consistency", n) for n in self.undistilled_steps),
-            *(RowSpec("undistilled", self.student_sampler, n, self.guidance, self.gamma) for n in self._own_grid()),
-            *(RowSpec("student", self.student_sampler, n, gamma=self.gamma) for n in self.student_steps),
+            *(RowSpec("undistilled", sampler, n, self.guidance, self.gamma) for n in self._own_grid()),
+            *(RowSpec("student", sampler, n, self.student_guidance, self.gamma) for n in self.student_steps),
         )
 
 

@@ -52,6 +52,8 @@ class RowSpec:
                 raise ValueError(f"row {self.key}: {name}={value!r}: one of {', '.join(get_args(known))}")
         if self.steps < 1:
             raise ValueError(f"row {self.key}: steps={self.steps} must be at least 1")
+        if self.guidance < 1.0:
+            raise ValueError(f"row {self.key}: guidance={self.guidance} must be at least 1 (1: none)")
 
     @property
     def key(self) -> str:

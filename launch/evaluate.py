@@ -56,7 +56,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all"
     )
     parser.add_argument("--guidance", type=float, help="of the teacher; 1: none; default: as distilled")
-    parser.add_argument("--negative-prompt", default=defaults.negative_prompt, metavar="TEXT")
+    parser.add_argument(
+        "--student-guidance", type=float, metavar="G", help="more guidance of the student; default 1: none"
+    )
+    parser.add_argument(
+        "--negative-prompt", default=defaults.negative_prompt, metavar="TEXT", help="what guidance leads away from"
+    )
     for role in ("teacher", "undistilled", "student"):
         steps = getattr(defaults, f"{role}_steps")
         parser.add_argument(
@@ -283,7 +288,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--protocol {PROTOCOL} and --benchmark DIR belong together")
     if args.benchmark is not None:
         find_sets(args.benchmark)
-        for name in ("reference", "teacher_steps", "undistilled_steps", "guidance"):
+        for name in ("reference", "teacher_steps", "undistilled_steps", "guidance", "student_guidance"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')}: {PROTOCOL} says itself how the teacher is sampled")
 

@@ -44,7 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", action="store_true", help="draw the teacher beside the student")
     parser.add_argument("--teacher-steps", type=int, default=50, metavar="N")
     parser.add_argument("--guidance", type=float, help="of the teacher; 1: none; default: as distilled")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="of the teacher's guidance")
+    parser.add_argument("--student-guidance", type=float, default=1.0, help="more guidance of the student; 1: none")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
     parser.add_argument("--seed", type=int, default=0, help="of the start noise")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples drawn together")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
@@ -58,7 +59,7 @@ def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
     steps = sorted(set(args.steps or [usual_steps(opened.recipe)])) if opened.has_student else []
-    students = [RowSpec("student", sampler, n, gamma=args.gamma) for n in steps]
+    students = [RowSpec("student", sampler, n, args.student_guidance, args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
     return (*teachers, *students)

@@ -111,6 +111,7 @@ def test_the_fake_score_has_its_updates_before_each_of_the_students() -> None:
     ("options", "words"),
     [
         ({"loss": "huber"}, "loss = 'huber': distribution matching knows l2 only"),
+        ({"min_snr_gamma": 5.0}, "min_snr_gamma = 5.0"),
         ({"fake_updates": 0}, "fake_updates = 0"),
         ({"steps": 60}, "steps = 60: choose 1 to solver_steps = 50"),
         ({"grid": "square"}, "grid = 'square'"),

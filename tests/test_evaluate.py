@@ -122,6 +122,7 @@ def test_the_undistilled_model_may_use_the_student_s_sampler_too():
         "student-phased-2",
     ]
     assert section(student_sampler="phased").rows()[4].guidance == 2.0
+    assert [row.guidance for row in section(student_guidance=3.0).rows()[-2:]] == [3.0, 3.0]
 
 
 def test_lines_are_scored_by_language_and_height_too(found):
@@ -231,6 +232,7 @@ def test_evaluation_mode_inside_and_as_before_afterwards():
         ({"batch": 0}, "evaluation.batch=0"),
         ({"teacher_steps": []}, "evaluation.teacher_steps"),
         ({"guidance": 0.5}, "evaluation.guidance=0.5"),
+        ({"student_guidance": 0.5}, "evaluation.student_guidance=0.5"),
         ({"student_steps": [4, 4]}, "student_steps.*twice"),
     ],
 )

@@ -108,6 +108,12 @@ def test_the_seed_and_nothing_else_decides(workplace, tmp_path, reuse):
 def test_the_sampler_of_the_student_can_be_chosen(workplace, tmp_path, reuse, capsys):
     assert call_infer(workplace, tmp_path, "--steps", "2", "--sampler", "phased") == 0
     assert (tmp_path / "sample000000-student-phased-2.png").is_file()
+    capsys.readouterr()
+    guided = ("--student-guidance", "2", "--negative-prompt", "blurry")
+    assert call_infer(workplace, tmp_path, "--steps", "2", "--sampler", "phased", *guided) == 0
+    assert "4 UNet calls" in capsys.readouterr().out
+    assert call_infer(workplace, tmp_path, "--student-guidance", "0.5") == 2
+    assert "guidance=0.5 must be at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         call_infer(workplace, tmp_path, "--sampler", "euler")
     assert "ddim" in capsys.readouterr().err

@@ -116,6 +116,14 @@ def test_a_term_begins_after_its_update() -> None:
     assert "term/gradient" in late.report and (late.per_sample > matching(compared(update=9)).per_sample).all()
 
 
+def test_the_distance_has_a_curve_of_its_own() -> None:
+    terms: dict[str, Any] = {"gradient": GradientConfig(weight=0.5)}
+    report = Matching(MatchingConfig(terms=terms), SCHEDULE)(compared()).report
+    plain = Matching(MatchingConfig(), SCHEDULE)(compared()).report
+    assert plain["distance"] == plain["loss"] == report["distance"]
+    torch.testing.assert_close(report["loss"], report["distance"] + 0.5 * report["term/gradient"])
+
+
 def test_objectives_pass_their_terms_on() -> None:
     terms: dict[str, Any] = {
         "gradient": GradientConfig(weight=1.0),

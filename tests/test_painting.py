@@ -65,6 +65,23 @@ def test_rows_are_what_the_samplers_give_for_teacher_and_student():
     )
 
 
+def test_a_student_can_be_led_away_from_a_negative_prompt():
+    roles = StubRoles(difference=0.2)
+    roles.model.eval()
+    scene = scene_of(roles, (3, 11))
+    (painting,) = paint(roles, scene, [RowSpec("student", "phased", 4, guidance=2.0)], SCHEDULE)
+    text = scene.batch.image.mean(dim=(1, 2, 3)).reshape(-1, 1, 1, 1)
+    none = torch.full_like(text, 3.0)  # the length of the negative prompt
+
+    def guided_student(x, t):
+        without = eps(TEACHER_GAIN + 0.2, x, t, none)
+        return without + 2.0 * (eps(TEACHER_GAIN + 0.2, x, t, text) - without)
+
+    start = Draws(7, (0, 0), (3, 11)).normal("start_noise", (2, 4, 4))
+    assert torch.allclose(painting.latent, sample_phased(guided_student, start, 4, SCHEDULE), atol=1e-5)
+    assert (painting.nfe, roles.model.writes) == (8, 2)
+
+
 def test_calls_are_counted_and_maps_made_once_a_role():
     roles = StubRoles()
     found = {p.spec.key: p.nfe for p in paint(roles, scene_of(roles, (1,)), ROWS, SCHEDULE)}

@@ -12,7 +12,7 @@ import torch
 from diffusers import HeunDiscreteScheduler
 from stub_model import ABAR, SCHEDULE, Stub, StubRoles, coefficients, step_input
 
-from distill.objectives.base import StepInput
+from distill.objectives.base import LossOutput, StepInput
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.phased import Phased, PhasedConfig
 from distill.sampler import sample_consistency, sampling_timesteps
@@ -52,16 +52,35 @@ def student_eps(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor) 
     return model.predict_noise(z, t, cond.image_context, model.write(cond))
 
 
-def lcm_f(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+def lcm_f(z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, data: float = 0.5, scaling: float = 10) -> torch.Tensor:
+    """c_skip z + c_out x0 with LCM's boundary scalings."""
     a, b = coefficients(t)
-    tau = 10.0 * t.double().reshape(-1, 1, 1, 1)
-    return 0.25 / (tau**2 + 0.25) * z + tau / (tau**2 + 0.25) ** 0.5 * (z - b * eps) / a
+    tau = scaling * t.double().reshape(-1, 1, 1, 1)
+    return data**2 / (tau**2 + data**2) * z + tau / (tau**2 + data**2) ** 0.5 * (z - b * eps) / a
 
 
-@pytest.mark.parametrize(("grid", "steps"), [("uniform", 50), ("coarse", 4), ("coarse", 8), ("karras", 12)])
-def test_consistency_on_every_grid_with_heun(grid: str, steps: int) -> None:
+def assert_same(ours: LossOutput, plain: torch.Tensor, model: Stub) -> None:
+    """In value and gradient. plain: [B], the formula's."""
+    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    weights = list(model.parameters())
+    both = (torch.autograd.grad(loss, weights) for loss in (ours.loss, plain.mean()))
+    for found, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("grid", "steps", "scalings"),
+    [
+        ("uniform", 50, (0.5, 10.0)),
+        ("coarse", 4, (0.5, 10.0)),
+        ("coarse", 8, (0.7, 0.05)),
+        ("karras", 12, (300.0, 1.0)),
+    ],
+)
+def test_consistency_on_every_grid_with_heun(grid: str, steps: int, scalings: tuple[float, float]) -> None:
     roles, item = StubRoles(), step_input(8, seed=11)
     config = ConsistencyConfig(w_min=3, w_max=3, grid=grid, solver_steps=steps, solver="heun", loss="l2")
+    config.sigma_data, config.timestep_scaling = scalings
     ours = Consistency(config, SCHEDULE).loss(roles, item)
     times = solver_grid(grid, steps, SCHEDULE)
     t = times[item.draws.integers("consistency/t", 0, steps)]
@@ -69,14 +88,9 @@ def test_consistency_on_every_grid_with_heun(grid: str, steps: int) -> None:
     z_t = noised(item, "consistency", t)
     with torch.no_grad():
         z_s = plain_heun(roles.model, item, z_t, t, s)
-        target = lcm_f(roles.model, item, z_s, s, student_eps(roles.model, item, z_s, s))
-    plain = (lcm_f(roles.model, item, z_t, t, student_eps(roles.model, item, z_t, t)) - target).square().mean((1, 2, 3))
-    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
-    weights = list(roles.model.parameters())
-    for found, wanted in zip(
-        torch.autograd.grad(ours.loss, weights), torch.autograd.grad(plain.mean(), weights), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-12)
+        target = lcm_f(z_s, s, student_eps(roles.model, item, z_s, s), *scalings)
+    prediction = lcm_f(z_t, t, student_eps(roles.model, item, z_t, t), *scalings)
+    assert_same(ours, (prediction - target).square().mean((1, 2, 3)), roles.model)
 
 
 def test_target_from_teacher_takes_the_guided_teachers_word() -> None:
@@ -89,9 +103,9 @@ def test_target_from_teacher_takes_the_guided_teachers_word() -> None:
     (a, b), (a_s, b_s) = coefficients(t), coefficients(s)
     eps = plain_guided(roles.model, item, z_t, t, 3.0)
     z_s = a_s * (z_t - b * eps) / a + b_s * eps
-    target = lcm_f(roles.model, item, z_s, s, plain_guided(roles.model, item, z_s, s, 3.0))
-    prediction = lcm_f(roles.model, item, z_t, t, student_eps(roles.model, item, z_t, t))
-    torch.testing.assert_close(ours.per_sample, (prediction - target).square().mean((1, 2, 3)), rtol=1e-9, atol=1e-12)
+    target = lcm_f(z_s, s, plain_guided(roles.model, item, z_s, s, 3.0))
+    prediction = lcm_f(z_t, t, student_eps(roles.model, item, z_t, t))
+    assert_same(ours, (prediction - target).square().mean((1, 2, 3)), roles.model)
 
 
 class AverageRoles(StubRoles):
@@ -123,8 +137,7 @@ def test_target_ema_asks_the_average_through_its_own_writer() -> None:
         other = student_eps(roles.model, item, z_s, s)
     target = (a_e * (z_s - b_s * other) / a_s + b_e * other).clone()
     eps = student_eps(roles.model, item, z_t, t)
-    plain = (a_e * (z_t - b * eps) / a + b_e * eps - target).abs().mean((1, 2, 3))
-    torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
+    assert_same(ours, (a_e * (z_t - b * eps) / a + b_e * eps - target).abs().mean((1, 2, 3)), roles.model)
 
 
 def test_heun_is_of_the_second_order_and_equals_diffusers() -> None:

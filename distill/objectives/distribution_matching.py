@@ -35,7 +35,8 @@ _LEAST, _MOST = 0.02, 0.98
 class DistributionMatchingConfig(GridConfig):
     """``steps``: that the student is for. ``fake_updates``: of the fake score for each one of the student (DMD2: 5).
 
-    ``loss`` must stay ``l2``: its gradient is the difference of the scores.
+    ``loss`` must stay ``l2``: its gradient is the difference of the scores. ``min_snr_gamma`` must stay 0: what is
+    compared is no x0 at the sample's own time.
     """
 
     loss: str = "l2"
@@ -46,6 +47,8 @@ class DistributionMatchingConfig(GridConfig):
         super().__post_init__()
         if self.loss != "l2":
             raise ValueError(f"loss = '{self.loss}': distribution matching knows l2 only")
+        if self.min_snr_gamma:
+            raise ValueError(f"min_snr_gamma = {self.min_snr_gamma}: distribution matching compares scores; leave it 0")
         if self.fake_updates < 1:
             raise ValueError(f"fake_updates = {self.fake_updates}: must be at least 1 (5 is usual)")
         if not 1 <= self.steps <= self.solver_steps:

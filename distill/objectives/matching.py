@@ -56,7 +56,9 @@ class Matching:
         self.terms: dict[str, Term] = {name: TERMS[name](options) for name, options in config.terms.items()}
 
     def __call__(self, compared: Compared) -> LossOutput:
-        """Report: ``teacher_distance``, RMS between the student's x0 and the teacher's guided one; ``term/NAME``."""
+        """Report: ``distance``, what the loss is without terms; ``teacher_distance``, RMS between the student's x0 and
+        the teacher's guided one; ``term/NAME``.
+        """
         config, prediction = self.config, compared.prediction
         weight = None
         if config.text_weight > 0:
@@ -64,7 +66,10 @@ class Matching:
         per_sample = config.distance(prediction, compared.target, weight)
         if config.min_snr_gamma > 0:
             per_sample = per_sample * self.schedule.snr_weight(compared.t, config.min_snr_gamma).to(per_sample)
-        report = {"teacher_distance": (compared.x0 - compared.wanted_x0).detach().square().mean().sqrt()}
+        report = {
+            "distance": per_sample.detach().mean(),
+            "teacher_distance": (compared.x0 - compared.wanted_x0).detach().square().mean().sqrt(),
+        }
         for name, term in self.terms.items():
             if compared.item.update < config.terms[name].after:
                 continue

@@ -8,28 +8,24 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass
 
 from distill.objectives.base import LossOutput, Roles, StepInput, Trains, predict_noise, require_latent
-from distill.objectives.guidance import GuidedConfig, GuidedTeacher
+from distill.objectives.guidance import GridConfig, GuidedTeacher
 from distill.objectives.matching import Matching
 from distill.sampler import SamplerName
-from distill.schedule import NoiseSchedule, ddim_timesteps
+from distill.schedule import NoiseSchedule, solver_grid
 from distill.terms import Compared
 from distill.write_attention import write
 
 
 @dataclass
-class X0RegressionConfig(GuidedConfig):
-    """``timesteps``: the times t is drawn from, uniformly; empty means the grid of ``solver_steps`` steps."""
+class X0RegressionConfig(GridConfig):
+    """The times t are drawn from the grid, uniformly."""
 
     w_min: float = 6.5
     w_max: float = 6.5
     loss: str = "l2"
-    solver_steps: int = 50
-    timesteps: list[int] = field(default_factory=list)
 
 
 class X0Regression:
@@ -41,14 +37,10 @@ class X0Regression:
     needs_latents = True
 
     def __init__(self, config: X0RegressionConfig, schedule: NoiseSchedule) -> None:
-        for t in config.timesteps:
-            if not 0 <= t < schedule.timesteps:
-                raise ValueError(f"timesteps: {t} is not in the schedule, choose 0 to {schedule.timesteps - 1}")
         self.config = config
         self.schedule = schedule
         self._matching = Matching(config, schedule)
-        chosen = torch.tensor(list(config.timesteps), dtype=torch.int64)
-        self.grid = chosen if config.timesteps else ddim_timesteps(config.solver_steps, schedule.timesteps)
+        self.grid = solver_grid(config.grid, config.solver_steps, schedule)
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
         """Report: see `Matching`."""
