@@ -6,7 +6,7 @@ pictures; all know the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from distill.pictures import to_uint8
 from distill.preflight import without_dropout
 from distill.recipe_file import sampling_options, student_sampler
 from distill.selection import part_of
+from distill.structure import LineStructure, line_structure
 from distill.world import World
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out"
 """Folder of drawn held-out pictures in the run folder."""
+
+LANGUAGES = ("Latin", "Chinese")
+"""Those whose spelling has a curve of its own."""
+
+SUMS = ("lines", "hits", "ned", "strokes", "structure", *(f"{n} {of}" for n in LANGUAGES for of in ("lines", "hits")))
 
 TOGETHER = 8
 """Pictures drawn at once."""
@@ -49,28 +55,51 @@ class Judge:
     def __call__(self, session: Session) -> dict[str, float]:
         """The scores by their names in the tracker; keeps the best ones in `session.progress`. Collective."""
         with without_dropout(session), session.engine.averaged(), torch.no_grad():
-            lines, hits, similarity = self._read(session)
-        total = session.engine.total(torch.tensor([lines, hits, similarity], device=session.engine.world.device))
-        lines, hits, similarity = total.tolist()
-        found = (hits / lines, similarity / lines)
-        _keep_best(session.progress, found)
-        return {"eval/exact_match": found[0], "eval/ned": found[1]}
+            own = self._read(session)
+        sums = session.engine.total(torch.tensor(list(own.values()), device=session.engine.world.device))
+        found = _scores(dict(zip(own, sums.tolist(), strict=True)))
+        _keep_best(session.progress, (found["eval/exact_match"], found["eval/ned"]))
+        return found
 
-    def _read(self, session: Session) -> tuple[float, float, float]:
-        """Lines, exact matches and summed NED of this rank's pictures."""
+    def _read(self, session: Session) -> dict[str, float]:
+        """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
         recipe, device = session.recipe, session.engine.world.device
         spec = RowSpec("student", student_sampler(recipe), recipe.eval.steps)
-        pairs: list[tuple[str, str]] = []
+        sums = dict.fromkeys(SUMS, 0.0)
         for first in range(0, len(self._samples), TOGETHER):
             batch = collate(self._samples[first : first + TOGETHER]).to(device).floating()
             scene = set_scene(session.roles, batch, recipe.seed, None)
             (painting,) = paint(session.roles, scene, [spec], session.schedule, self._options)
-            for image, texts, polygons in zip(to_uint8(painting.image), batch.texts, batch.polygons, strict=True):
-                lines = [(text, polygon) for text, polygon in zip(texts, polygons, strict=True) if text.strip()]
-                read = self._reader.read_lines(image, [polygon for _, polygon in lines])
-                pairs += zip(read, (text for text, _ in lines), strict=True)
+            images, pages = to_uint8(painting.image), batch.glyph.to(torch.uint8).cpu().numpy()
+            told = zip(batch.texts, batch.languages, batch.polygons, strict=True)
+            for image, page, written in zip(images, pages, told, strict=True):
+                lines = [line for line in zip(*written, strict=True) if line[0].strip()]
+                read = self._reader.read_lines(image, [polygon for _, _, polygon in lines])
+                for (text, language, polygon), found in zip(lines, read, strict=True):
+                    _add_line(sums, text, language, found, line_structure(image, polygon, page[0]))
             session.beat("evaluation")
-        return len(pairs), sum(exact_match(*pair) for pair in pairs), sum(ned(*pair) for pair in pairs)
+        return sums
+
+
+def _add_line(sums: dict[str, float], text: str, language: str, found: str, strokes: LineStructure | None) -> None:
+    own = {"lines": 1.0, "hits": exact_match(found, text), "ned": ned(found, text)}
+    if language in LANGUAGES:
+        own |= {f"{language} lines": 1.0, f"{language} hits": own["hits"]}
+    if strokes is not None:
+        own |= {"strokes": 1.0, "structure": strokes.score}
+    for name, value in own.items():
+        sums[name] += value
+
+
+def _scores(sums: Mapping[str, float]) -> dict[str, float]:
+    """The scores by their names in the tracker. One that no line says anything about is left out."""
+    ratios = {
+        "eval/exact_match": ("hits", "lines"),
+        "eval/ned": ("ned", "lines"),
+        "eval/structure": ("structure", "strokes"),
+        **{f"eval/exact_match_{name.lower()}": (f"{name} hits", f"{name} lines") for name in LANGUAGES},
+    }
+    return {name: sums[over] / sums[under] for name, (over, under) in ratios.items() if sums[under]}
 
 
 def make_judge(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> Judge | None:

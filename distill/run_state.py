@@ -130,11 +130,16 @@ def _statistics(model: nn.Module, weights: Iterable[str]) -> dict[str, torch.Ten
     }
 
 
-def deliverables(session: Session) -> list[Path]:
-    """What a finished run hands over: the newest checkpoint's weights, without what only resume needs."""
-    folder = session.recipe.run_dir / f"checkpoint-{session.progress.updates}"
+def deliverables(session: Session) -> dict[str, list[Path]]:
+    """What a finished run hands over: the weights of the newest checkpoint, and of the one that spells best.
+
+    By folder of the tracker: `model`, and `best` where anything was read. Without what only resume needs.
+    """
+    progress = session.progress
+    updates = {"model": progress.updates} | ({} if progress.best_update is None else {"best": progress.best_update})
     names = (checkpoint_files.ADAPTER_CONFIG, checkpoint_files.ADAPTER_WEIGHTS, MODEL_WEIGHTS)
-    return [folder / name for name in names if (folder / name).is_file()]
+    found = {kind: [session.recipe.run_dir / f"checkpoint-{n}" / name for name in names] for kind, n in updates.items()}
+    return {kind: [path for path in paths if path.is_file()] for kind, paths in found.items()}
 
 
 def _load_statistics(module: nn.Module, weights: Path) -> None:

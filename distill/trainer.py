@@ -173,8 +173,9 @@ def run(session: Session) -> Stopped | None:
         )
     run_state.finish(session)
     if session.tracker is not None:
-        for path in run_state.deliverables(session):
-            session.tracker.artifact(path, "model")
+        for folder, paths in run_state.deliverables(session).items():
+            for path in paths:
+                session.tracker.artifact(path, folder)
     return None
 
 

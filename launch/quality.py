@@ -217,7 +217,7 @@ def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
         output.flush()
         ended = subprocess.run(command, stdout=output, stderr=output, env={**os.environ, **environment})
     if ended.returncode:
-        raise subprocess.CalledProcessError(ended.returncode, command, output=log)
+        raise subprocess.CalledProcessError(ended.returncode, command, output=str(log))
 
 
 def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:

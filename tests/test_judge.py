@@ -44,9 +44,10 @@ def argv(folder: Path, name: str, *changes: str) -> list[str]:
 def scripted(argv: list[str]) -> int:
     """The command with a judge whose pictures are read as HITS says."""
 
-    def read(self: judge.Judge, session: Any) -> tuple[float, float, float]:
-        hits = HITS[session.progress.updates]
-        return 10.0, float(hits), float(hits) + (0.5 if session.progress.updates == 3 else 0.0)
+    def read(self: judge.Judge, session: Any) -> dict[str, float]:
+        hits = float(HITS[session.progress.updates])
+        nearer = 0.5 if session.progress.updates == 3 else 0.0
+        return dict.fromkeys(judge.SUMS, 0.0) | {"lines": 10.0, "hits": hits, "ned": hits + nearer}
 
     judge.Judge._read = read  # type: ignore[method-assign]  # this process is forked for one call
     return train.main(argv)
@@ -72,6 +73,10 @@ def test_the_best_speller_is_kept_and_patience_ends_the_run(folder: Path) -> Non
     assert (extra["best_score"], extra["best_update"], extra["evaluations_since_best"]) == (0.7, 3, 2)
     assert "no better spelling than at update 3 in 2 evaluations (eval.patience): the run ends" in results[0].stdout
 
+    artifacts = [json.loads(line) for line in (run_dir / "artifacts.jsonl").read_text().splitlines()]
+    handed = {(a["folder"], Path(a["path"]).parent.name) for a in artifacts if a["path"].endswith(".safetensors")}
+    assert handed == {("model", "checkpoint-5"), ("best", "checkpoint-3")}
+
     before = (run_dir / "metrics.jsonl").read_bytes()
     assert returned(run_ranks(1, scripted, command)) == [0]  # the same command: it has ended, and stays so
     assert (run_dir / "metrics.jsonl").read_bytes() == before
@@ -90,7 +95,7 @@ def judged_weights(argv: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, 
     seen: dict[str, torch.Tensor] = {}
     original = judge.Judge._read
 
-    def read(self: judge.Judge, session: Any) -> tuple[float, float, float]:
+    def read(self: judge.Judge, session: Any) -> dict[str, float]:
         seen.update({name: p.detach().clone() for name, p in session.engine.params})
         return original(self, session)
 
@@ -122,9 +127,11 @@ def test_what_is_read_is_the_average_that_is_kept_and_ranks_share_the_reading(fo
         for (name, weight), stored in zip(sorted(seen.items()), (kept[name] for name in sorted(kept)), strict=True):
             torch.testing.assert_close(weight, stored)
             assert not torch.equal(weight, after[name]), "and afterwards training goes on with its own weights"
-        found[world] = metrics(run_dir, "eval/ned")[2]
+        names = ("ned", "exact_match", "structure", "exact_match_latin", "exact_match_chinese")
+        found[world] = [metrics(run_dir, f"eval/{name}")[2] for name in names]
         assert "held-out pictures every 2 updates" in ranks[0].stdout, told(ranks)
-    assert 0.0 <= found[1] < 1.0 and found[1] == pytest.approx(found[3], abs=1e-6)
+    assert all(0.0 <= value < 1.0 for value in found[1]) and found[1] == pytest.approx(found[3], abs=1e-6)
+    assert found[1][2] > 0.0, "the strokes of an untrained student still lie somewhere"
 
 
 @pytest.mark.parametrize(
