@@ -294,7 +294,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.strip()]
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers are needed, as in 1,2,4,8") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

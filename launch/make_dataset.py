@@ -15,8 +15,16 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     began = time.perf_counter()
     try:
+        usual = SyntheticConfig()
         config = SyntheticConfig(
-            size=args.size, image_format=args.format, fonts=args.fonts, default_font=args.default_font
+            size=args.size,
+            image_format=args.format,
+            fonts=args.fonts,
+            default_font=args.default_font,
+            outline=args.outline,
+            shadow=args.shadow,
+            latin_height=(args.latin_height, usual.latin_height[1]),
+            chinese_height=(args.chinese_height, usual.chinese_height[1]),
         )
         counts = write_dataset(args.out, args.count, config, args.seed, args.first_index, args.workers)
     except (ValueError, OSError) as error:
@@ -49,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="fraction of the lines drawn in the first font of their language, the one of the glyph pages",
     )
+    for name, what in (("outline", "a rim"), ("shadow", "a shade")):
+        usual = getattr(SyntheticConfig, name)
+        told = f"of the pictures, whose letters have {what}; default {usual}"
+        parser.add_argument(f"--{name}", type=float, default=usual, metavar="FRACTION", help=told)
+    for name in ("latin", "chinese"):
+        least = getattr(SyntheticConfig, f"{name}_height")[0]
+        told = f"of the smallest {name.capitalize()} lines; default {least}"
+        parser.add_argument(f"--{name}-height", type=int, default=least, metavar="PIXELS", help=told)
     return parser
 
 

@@ -169,6 +169,18 @@ def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path, capsys: pytest.
     assert "has objectives, causes" in capsys.readouterr().err
 
 
+def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
+    docs = ROOT / "docs"
+    page = tmp_path / "QUALITY.md"
+    page.write_bytes((docs / "QUALITY.md").read_bytes())
+    quality = read_quality(docs / "quality.json")
+    assert set(quality.tables) == set(launch_quality.read_plan(PLAN).sets)
+    write_page(page, quality)
+    assert page.read_text() == (docs / "QUALITY.md").read_text()
+    fewest = min(row.lines for row in quality.tables["objectives"] if row.language == "all")
+    assert fewest >= 500
+
+
 def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
     plan = launch_quality.read_plan(PLAN)
     found = launch_quality.runs_of(plan, list(plan.sets))

@@ -145,6 +145,16 @@ def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:
     assert len(one) == 7 and one == two
 
 
+def test_small_lines_with_rims_can_be_asked_for(tmp_path: Path) -> None:
+    small = ["--latin-height", "20", "--chinese-height", "16", "--outline", "1", "--shadow", "0", "--default-font", "0"]
+    assert make_dataset.main(["--out", str(tmp_path), "--count", "30", "--seed", "3", *small]) == 0
+    drawn = json.loads((tmp_path / "data.json").read_text("utf-8"))["data_list"]
+    assert all("outlined letters" in item["caption"] for item in drawn)
+    polygons = [np.array(line["polygon"], float) for item in drawn for line in item["annotations"]]
+    heights = [np.linalg.norm(polygon[3] - polygon[0]) for polygon in polygons]
+    assert min(heights) < 30 < SyntheticConfig.latin_height[0]
+
+
 def test_jpeg_and_the_json_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make_dataset.main(["--out", str(tmp_path), "--count", "2", "--format", "jpg", "--first-index", "5"]) == 0
     assert "2 pictures" in capsys.readouterr().out
@@ -161,6 +171,8 @@ def test_jpeg_and_the_json_form(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--count", "0"], "count: 0"),
         (["--count", "1", "--size", "40"], "size: 40"),
         (["--count", "1", "--fonts", "no.yaml"], "no.yaml"),
+        (["--count", "1", "--latin-height", "3"], "latin_height: 3"),
+        (["--count", "1", "--outline", "0.7", "--shadow", "0.4"], "outline: 0.7, shadow: 0.4"),
     ],
 )
 def test_mistakes_get_one_line(
