@@ -17,14 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.batch import Batch, Conditions, Control
+from anytext2.model import AnyText2
 from anytext2.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
 from distill.audit_batch import Finding, audit_batch
 
-__all__ = ["AuditError", "Finding", "audit_adapters", "audit_batch", "audit_conditions", "audit_control", "require"]
+__all__ = [
+    "AuditError",
+    "Finding",
+    "audit_adapters",
+    "audit_batch",
+    "audit_conditions",
+    "audit_control",
+    "audit_recognizer",
+    "require",
+]
 
 _NOISE = 1e-2  # of the largest change: what rounding may move where nothing should move
 _LOSS_SCALES = (1.0, 2.0**10, 2.0**20)  # half precision loses small gradients; a path that exists shows at one of these
 _PROBE_STD = 0.02
+_LEAST_INK = 0.5  # of the recogniser's input, paper being -1 and ink 1; thin strokes lose a little as lines are resized
+_FAINT = "the recogniser is shown ink of {:.2f} at most, where 1 is full; are glyphs of 0 and 1 divided by 255?"
 
 
 class AuditError(ValueError):
@@ -122,6 +134,36 @@ def _probe_line(model: ConditionedModel, batch: Batch, base: Conditions, row: in
 def _distance(given: Tensor, wanted: Tensor) -> float:
     given, wanted = given.float(), wanted.to(given.device).float()
     return float((given - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+# --- the recogniser ---
+
+
+@torch.inference_mode()
+def audit_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> list[Finding]:
+    """Whether the recogniser, which feeds the line embeddings, is shown the full ink of every line.
+
+    Glyphs of 0 and 1 that are divided by 255 once more still reach their placeholders, as an all but empty line.
+    """
+    shown: list[Tensor] = []
+    recognizer = model.text_predictor
+
+    def features(lines_NCHW: Tensor) -> Tensor:
+        shown.append(lines_NCHW.float().masked_fill(lines_NCHW == 0, -1.0))  # padding is no ink
+        return type(recognizer).features(recognizer, lines_NCHW)
+
+    object.__setattr__(recognizer, "features", features)
+    try:
+        model.condition(batch, masked_latent)
+    finally:
+        object.__delattr__(recognizer, "features")
+    inked = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
+    brightest_N = torch.cat(shown).amax(dim=(1, 2, 3)).tolist() if shown else []
+    return [
+        Finding("line's glyphs", f"{batch.name[row]}, line {line + 1}", _FAINT.format(brightest))
+        for (row, line), brightest in zip(inked, brightest_N, strict=True)
+        if brightest < _LEAST_INK and bool(batch.glyph_line[row, line].any())
+    ]
 
 
 # --- the WriteNet ---

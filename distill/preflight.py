@@ -118,6 +118,7 @@ def _findings(session: Session, item: StepInput) -> Iterator[audit.Finding]:
         assert item.masked_latent is not None
         conditions = model.condition(item.batch, item.masked_latent)
     yield from audit.audit_conditions(model, item.batch, conditions)
+    yield from audit.audit_recognizer(session.roles.model, item.batch, item.masked_latent)
     yield from audit.audit_control(model, conditions)
     if session.objective.trains == "lora":
         turns = _first_turns(session.objective)

@@ -27,8 +27,10 @@ from distill.audit import (
     audit_batch,
     audit_conditions,
     audit_control,
+    audit_recognizer,
     require,
 )
+from distill.planted import PLANTED
 from distill.student import LoraSection, Roles, add_student
 
 SIZE = 128
@@ -307,6 +309,19 @@ def test_only_the_first_placeholder_replaced_is_found(
     findings = audit_conditions(model, batch, conditions)
     lost = [f for f in findings if f.message == "reaches no token of the text caption"]
     assert len(lost) == sum(batch.n_lines) - batch.size, _said(findings)
+
+
+def test_lines_of_faint_ink_are_found(model: AnyText2, batch: Batch, conditions: Conditions) -> None:
+    """The forerunner divided glyphs of 0 and 1 by 255: every line reaches its placeholder, and says nothing."""
+    assert audit_recognizer(model, batch, conditions.masked_latent) == []
+    thin = copy.deepcopy(model)
+    PLANTED["glyph_lines_thin"](thin)
+    assert audit_conditions(thin, batch, thin.condition(batch, conditions.masked_latent)) == []
+    findings = audit_recognizer(thin, batch, conditions.masked_latent)
+    assert len(findings) == sum(batch.n_lines) > 0
+    assert "shown ink of -0.99 at most, where 1 is full" in _said(findings)
+    blank = replace(batch, glyph_line=torch.zeros_like(batch.glyph_line))
+    assert audit_recognizer(model, blank, conditions.masked_latent) == [], "a line that has no ink is no faint one"
 
 
 def test_conditions_of_another_batch_are_found(model: AnyText2, batch: Batch, conditions: Conditions) -> None:
