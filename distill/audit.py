@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anytext2.batch import Batch, Conditions, Control
+from anytext2.batch import Batch, Conditions
 from anytext2.model import AnyText2
 from anytext2.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
 from distill.audit_batch import Finding, audit_batch
@@ -43,16 +43,6 @@ class AuditError(ValueError):
     """The run must not start; the message is one line."""
 
 
-class ConditionedModel(Protocol):
-    """What of AnyText2 the audit calls."""
-
-    def condition(self, batch: Batch, masked_latent: Tensor) -> Conditions: ...
-
-    def write(self, conditions: Conditions) -> Control: ...
-
-    def predict_noise(self, x: Tensor, t: Tensor, image_context: Tensor, control: Control) -> Tensor: ...
-
-
 def require(findings: Sequence[Finding]) -> None:
     """Raises AuditError with the first finding and the number of the others; returns when there are none."""
     if findings:
@@ -64,9 +54,7 @@ def require(findings: Sequence[Finding]) -> None:
 
 
 @torch.inference_mode()
-def audit_conditions(
-    model: ConditionedModel, batch: Batch, conditions: Conditions, max_probes: int = 16
-) -> list[Finding]:
+def audit_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_probes: int = 16) -> list[Finding]:
     """Whether `conditions` say what `batch` says, and whether every line's embedding stands at its own placeholder.
 
     The latter is tried out: one line's glyphs and colour are inverted, everything is encoded again, and the first token
@@ -106,7 +94,7 @@ def _hints(batch: Batch, conditions: Conditions) -> Iterator[Finding]:
             yield Finding("conditions", name, f"is not the batch's own: {ink} in the batch")
 
 
-def _probe_line(model: ConditionedModel, batch: Batch, base: Conditions, row: int, line: int) -> Iterator[Finding]:
+def _probe_line(model: AnyText2, batch: Batch, base: Conditions, row: int, line: int) -> Iterator[Finding]:
     glyphs, colors = batch.glyph_line.clone(), batch.color.clone()
     glyphs[row, line] = 1 - glyphs[row, line]
     colors[row, line] = (255 - colors[row, line]).abs()
@@ -170,11 +158,29 @@ def audit_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> li
 
 
 @torch.inference_mode()
-def audit_control(model: ConditionedModel, conditions: Conditions) -> list[Finding]:
+def audit_control(model: AnyText2, conditions: Conditions) -> list[Finding]:
     """Whether the WriteNet's maps stay the same whatever x_t and t the UNet was called with, and stay untouched by it.
 
-    The official WriteNet is trained with a zero latent at t = 0; maps that follow x_t or t are another model.
+    The official WriteNet is trained with a zero latent at t = 0; maps that follow x_t or t are another model, and so is
+    a WriteNet that is given them.
     """
+    told: list[bool] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = (*args[4:], named.get("x_BChw"), named.get("t_B"))
+        told.append(any(value is not None and bool(value.any()) for value in given))
+
+    handle = model.control_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        findings = _maps(model, conditions)
+    finally:
+        handle.remove()
+    if any(told):
+        findings.append(Finding("WriteNet", "input", "is given x_t or t, where it is trained with zeros for both"))
+    return findings
+
+
+def _maps(model: AnyText2, conditions: Conditions) -> list[Finding]:
     device, latent = conditions.masked_latent.device, conditions.masked_latent
     generator = torch.Generator().manual_seed(0)
     first = model.write(conditions)

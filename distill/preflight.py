@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anytext2.batch import Batch, Sample, collate
 from anytext2.dataset import AnyWordDataset, SampleError
-from anytext2.model import BLANK_IMAGE, AnyText2
+from anytext2.model import BLANK_IMAGE
 from distill import audit, preview
 from distill.contact_sheet import contact_sheet, spread
 from distill.objectives.base import AlternatingObjective, Objective, Roles, StepInput
@@ -113,12 +113,12 @@ def _findings(session: Session, item: StepInput) -> Iterator[audit.Finding]:
     yield from audit.audit_batch(item.batch)
     if not session.objective.needs_latents:
         return
-    model = _Conditioned(session.roles.model)
+    model = session.roles.model
     with torch.inference_mode():
         assert item.masked_latent is not None
         conditions = model.condition(item.batch, item.masked_latent)
     yield from audit.audit_conditions(model, item.batch, conditions)
-    yield from audit.audit_recognizer(session.roles.model, item.batch, item.masked_latent)
+    yield from audit.audit_recognizer(model, item.batch, item.masked_latent)
     yield from audit.audit_control(model, conditions)
     if session.objective.trains == "lora":
         turns = _first_turns(session.objective)
@@ -137,17 +137,6 @@ def _first_turns(objective: Objective) -> dict[str, int]:
 
 def _loss(objective: Objective, roles: Roles, item: StepInput) -> Tensor:
     return objective.loss(roles, item).loss
-
-
-class _Conditioned:
-    """AnyText2 behind the argument names of `audit.ConditionedModel`."""
-
-    def __init__(self, model: AnyText2) -> None:
-        self.condition, self.write = model.condition, model.write
-        self._predict = model.predict_noise
-
-    def predict_noise(self, x: Tensor, t: Tensor, image_context: Tensor, control: tuple[Tensor, ...]) -> Tensor:
-        return self._predict(x, t, image_context, control)
 
 
 class Previews:

@@ -352,6 +352,13 @@ def test_maps_that_follow_x_and_t_are_found(model: AnyText2, conditions: Conditi
     assert "WriteNet: map 0: depends on x_t or t" in _said(audit_control(model, conditions))
 
 
+def test_a_writenet_that_is_given_x_and_t_is_found(model: AnyText2, conditions: Conditions) -> None:
+    faulty = copy.deepcopy(model)
+    PLANTED["writenet_sees_noise"](faulty)
+    assert "WriteNet: input: is given x_t or t" in _said(audit_control(faulty, conditions))
+    assert not model.control_model._forward_pre_hooks
+
+
 def test_maps_changed_by_the_unet_are_found(model: AnyText2, conditions: Conditions, patched: Any) -> None:
     def predict_noise(self: Any, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, control: Control) -> Any:
         control[2].add_(1)
