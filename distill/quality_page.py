@@ -112,16 +112,18 @@ def costs(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
     too wide where both read the same lines, so what it tells apart is apart. loss: how far it fell while the student
     was trained, from the first reading to the last.
     """
-    measures = {"sen_acc": "Sen.ACC", "structure": "structure", "background": "background", "distance": "distance"}
+    measures = {"sen_acc": "Sen.ACC", "structure": "structure", "psnr": "PSNR"}
+    measures |= {"background": "background", "distance": "distance"}
     students = [m for m in _models(rows) if m != "teacher" and not m.startswith("undistilled")]
     body = []
     for model in students:
         cells = [model]
         for name in measures:
             own, first = (_at_cost_steps(rows, m, name) for m in (model, students[0]))
-            cells.append("-" if own is None else f"{own[0]:.3f}")
+            digits = _DIGITS.get(name, 3)
+            cells.append("-" if own is None else f"{own[0]:.{digits}f}")
             if own is not None and first is not None and model != students[0]:
-                cells[-1] += f" ({own[0] - first[0]:+.3f} ± {math.hypot(own[1], first[1]):.3f})"
+                cells[-1] += f" ({own[0] - first[0]:+.{digits}f} ± {math.hypot(own[1], first[1]):.{digits}f})"
         read = [point for point in curves if point.model == model]
         body.append([*cells, f"{read[0].loss:.4f} to {read[-1].loss:.4f}" if read else "-"])
     return _table(["variant", *measures.values(), "loss"], body)

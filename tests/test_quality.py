@@ -123,10 +123,10 @@ def test_costs_are_differences_from_the_first_student() -> None:
     worse = [replace(r, model="fault", sen_acc=r.sen_acc - 0.25, structure=0.5) for r in rows() if r.model == "phased"]
     good = [row for row in rows() if row.model != "student"]
     first, second = costs([*good, *worse], CURVE).splitlines()[2:]
-    assert first == "| phased | 0.750 | 0.700 | 0.800 | 0.100 | 0.0667 to 0.0333 |"
+    assert first == "| phased | 0.750 | 0.700 | 20.0 | 0.800 | 0.100 | 0.0667 to 0.0333 |"
     assert second == (
-        "| fault | 0.500 (-0.250 ± 0.141) | 0.500 (-0.200 ± 0.141) | 0.800 (+0.000 ± 0.141) | "
-        "0.100 (+0.000 ± 0.141) | - |"
+        "| fault | 0.500 (-0.250 ± 0.141) | 0.500 (-0.200 ± 0.141) | 20.0 (+0.0 ± 0.1) | "
+        "0.800 (+0.000 ± 0.141) | 0.100 (+0.000 ± 0.141) | - |"
     ), "the root of both half-widths' squares"
 
 
@@ -217,7 +217,7 @@ def test_two_samplers_of_a_training_train_once(tmp_path: Path, monkeypatch: pyte
     [
         ("objective.text_weight=5]", "objective.text_wait=5]", "sets.ablation.A1_text_weight: .*text_wait"),
         ("objective.phases=8, ", "objective.phases=3, ", "sets.phases.phases_8: .*does not divide"),
-        ("sampler: phased", "sampler: euler", "sets.causes.x0_regression.sampler=euler: one of"),
+        ("sampler: phased", "sampler: euler", "sets.objectives.x0_regression_phased.sampler=euler: one of"),
         ("pictures: 360", "pictures: {", "plan.yaml: "),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     trained = [command for command in called if "launch/train.py" in command]
     assert len(trained) == 13 and all("train.max_steps=60" in command for command in trained)
     measured = [command for command in called if "launch/evaluate.py" in command]
-    assert len(measured) == 14 and all("--reference" in command for command in measured)
+    assert len(measured) == 17 and all("--reference" in command for command in measured)
     written = read_quality(tmp_path / "quality.json")
     rows = written.tables["objectives"]
     models = list(dict.fromkeys(row.model for row in rows))
@@ -277,7 +277,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
         "the plan's order, not that of their ends"
     )
     assert {row.seed for row in rows if row.model == "phased"} == {7, 8, 9}
-    assert len(written.curves["objectives"]) == 13
+    assert len(written.curves["objectives"]) == 16
     called.clear()
     (tmp_path / "runs" / "phased_7" / "summary.json").unlink()
     assert launch_quality.main(argv) == 0
@@ -310,4 +310,4 @@ def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
     plan = launch_quality.read_plan(PLAN)
     runs = launch_quality.in_order(launch_quality.runs_of(plan, list(plan.sets)))
     seeds = [run.seed for run in runs]
-    assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == 4
+    assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == 5
