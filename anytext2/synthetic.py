@@ -65,9 +65,10 @@ class SyntheticConfig:
             raise ValueError(f"default_font: {self.default_font} is not a fraction; use 0 to 1")
         if min(self.outline, self.shadow) < 0 or self.outline + self.shadow > 1:
             raise ValueError(f"outline: {self.outline}, shadow: {self.shadow}: fractions whose sum is at most 1")
-        for name, (least, _) in (("latin_height", self.latin_height), ("chinese_height", self.chinese_height)):
-            if least < 8:
-                raise ValueError(f"{name}: {least} pixels are too few for a letter; use 8 or more")
+        for name, (least, most) in (("latin_height", self.latin_height), ("chinese_height", self.chinese_height)):
+            if not 8 <= least <= most * self.size:
+                top = int(most * self.size)
+                raise ValueError(f"{name}: letters of {least} pixels and more do not fit; use 8 to {top} at this size")
         if self.image_format not in ("png", "jpg"):
             raise ValueError(f"image_format: {self.image_format!r} is not known; use 'png' or 'jpg'")
         if self.line_weights and (min(self.line_weights) < 0 or sum(self.line_weights) <= 0):

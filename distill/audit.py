@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.batch import Batch, Conditions
+from anytext2.line_crop import recognizer_input
 from anytext2.model import AnyText2
 from anytext2.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
 from distill.audit_batch import Finding, audit_batch
@@ -35,8 +36,6 @@ __all__ = [
 _NOISE = 1e-2  # of the largest change: what rounding may move where nothing should move
 _LOSS_SCALES = (1.0, 2.0**10, 2.0**20)  # half precision loses small gradients; a path that exists shows at one of these
 _PROBE_STD = 0.02
-_LEAST_INK = 0.5  # of the recogniser's input, paper being -1 and ink 1; thin strokes lose a little as lines are resized
-_FAINT = "the recogniser is shown ink of {:.2f} at most, where 1 is full; are glyphs of 0 and 1 divided by 255?"
 
 
 class AuditError(ValueError):
@@ -129,29 +128,37 @@ def _distance(given: Tensor, wanted: Tensor) -> float:
 
 @torch.inference_mode()
 def audit_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> list[Finding]:
-    """Whether the recogniser, which feeds the line embeddings, is shown the full ink of every line.
+    """Whether the recogniser, which feeds the line embeddings, is shown the batch's own glyphs.
 
-    Glyphs of 0 and 1 that are divided by 255 once more still reach their placeholders, as an all but empty line.
+    Glyphs of 0 and 1 that are divided by 255 once more still reach their placeholders, as all but empty lines.
     """
+    lines = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
+    if not lines:
+        return []
     shown: list[Tensor] = []
-    recognizer = model.text_predictor
-
-    def features(lines_NCHW: Tensor) -> Tensor:
-        shown.append(lines_NCHW.float().masked_fill(lines_NCHW == 0, -1.0))  # padding is no ink
-        return type(recognizer).features(recognizer, lines_NCHW)
-
-    object.__setattr__(recognizer, "features", features)
+    handle = model.text_predictor.backbone.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
     try:
         model.condition(batch, masked_latent)
     finally:
-        object.__delattr__(recognizer, "features")
-    inked = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
-    brightest_N = torch.cat(shown).amax(dim=(1, 2, 3)).tolist() if shown else []
+        handle.remove()
+    wanted_N = recognizer_input(torch.stack([batch.glyph_line[at] for at in lines]).unsqueeze(1).float())
+    given_N = torch.cat(shown) if shown else wanted_N[:0]
+    if given_N.shape != wanted_N.shape:
+        return [Finding("line's glyphs", "recogniser", f"is shown {len(given_N)} lines, {len(wanted_N)} in the batch")]
     return [
-        Finding("line's glyphs", f"{batch.name[row]}, line {line + 1}", _FAINT.format(brightest))
-        for (row, line), brightest in zip(inked, brightest_N, strict=True)
-        if brightest < _LEAST_INK and bool(batch.glyph_line[row, line].any())
+        Finding(
+            "line's glyphs",
+            f"{batch.name[row]}, line {line + 1}",
+            f"what the recogniser is shown is not the batch's own: {_range(given)}, {_range(wanted)} in the batch",
+        )
+        for (row, line), given, wanted in zip(lines, given_N, wanted_N, strict=True)
+        if _distance(given, wanted) > _NOISE
     ]
+
+
+def _range(line: Tensor) -> str:
+    inside = line[line != 0]  # padding is 0
+    return f"values of {float(inside.min()):.2f} to {float(inside.max()):.2f}" if inside.numel() else "nothing"
 
 
 # --- the WriteNet ---

@@ -26,6 +26,8 @@ MEASURES = {
 }
 """What is measured, and how a figure calls it."""
 
+_COMPARED = ("psnr", "background", "distance", "text_distance")  # with the reference
+
 
 @dataclass(frozen=True)
 class QualityRow:
@@ -62,6 +64,8 @@ class QualityRow:
             raise ValueError(f"steps={self.steps}, lines={self.lines}: both must be at least 1")
         for name in MEASURES:
             value, interval = getattr(self, name), getattr(self, f"{name}_95")
+            if value is None and name not in _COMPARED:
+                raise ValueError(f"{name}=None: only what is compared with the teacher may be unknown")
             if (value is None) != (interval is None):
                 raise ValueError(f"{name}={value}, {name}_95={interval}: both or neither")
             if interval is not None and not (len(interval) == 2 and interval[0] <= interval[1]):
@@ -172,8 +176,9 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
         for language, group in (("all", row), *((n, row["groups"].get(f"language {n}")) for n in ("Latin", "Chinese"))):
             if group is None:
                 continue
+            group = {"text_distance": None, "text_distance_95": None} | group  # no language has one
             found: dict[str, Any] = {
-                name: group.get(_KEYS.get(name, name)) for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
+                name: group[_KEYS.get(name, name)] for name in (*MEASURES, *(f"{m}_95" for m in MEASURES))
             }
             if reference:
                 found |= {name: None for measure in _COMPARED for name in (measure, f"{measure}_95")}
@@ -187,7 +192,6 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             )
 
 
-_COMPARED = ("psnr", "background", "distance", "text_distance")  # with the reference
 _KEYS = {"sen_acc": "exact_match", "sen_acc_95": "exact_match_95", "psnr": "psnr_db", "psnr_95": "psnr_db_95"}
 
 

@@ -290,7 +290,7 @@ def _check(args: argparse.Namespace) -> None:
         find_sets(args.benchmark)
         for name in ("reference", "teacher_steps", "undistilled_steps", "guidance", "student_guidance"):
             if getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: {PROTOCOL} says itself how the teacher is sampled")
+                raise ValueError(f"--{name.replace('_', '-')}: {PROTOCOL} says itself how pictures are sampled")
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,12 +12,10 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -147,13 +145,13 @@ class Bench:
     """Runs the commands of one plan, `jobs` of them at once; each writes to a log of its own."""
 
     def __init__(self, plan: Plan, out: Path, jobs: int) -> None:
-        self.plan, self.out = plan, out
+        self.plan, self.out = plan, out.resolve()  # commands name it: the same folder must have one name
         self._threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._training = defaultdict[str, Lock](Lock)  # by folder: two samplers of one training begin at once
 
     def prepare(self) -> dict[str, Any]:
         """Draws the held-out pictures, samples the teacher and the undistilled model. Their summary."""
         plan, held_out = self.plan, self.out / "held_out"
+        _same_as_before(held_out, [f"pictures={plan.pictures}", f"picture_seed={plan.picture_seed}"])
         if not (held_out / "data.json").is_file():
             drawn = ["--out", held_out, "--count", plan.pictures, "--seed", plan.picture_seed, "--size", 128]
             call(self.out / "held_out.log", {}, "launch/make_dataset.py", *drawn)
@@ -161,23 +159,29 @@ class Bench:
         steps = ["--teacher-steps", ",".join(map(str, plan.teacher_steps)), "--undistilled-steps", few]
         return self._evaluated(self.out / "undistilled", ["--config", plan.recipe, *steps], {})
 
-    def measure(self, run: Run) -> Measured:
-        """Trains and evaluates. Raises ValueError where the folder holds a run of other values."""
-        plan, folder = self.plan, self.out / run.folder
+    def measure(self, runs: Sequence[Run]) -> dict[Run, Measured]:
+        """Trains once and evaluates with the sampler of each of `runs`, which share a training.
+
+        Raises ValueError where the folder holds a run of other values.
+        """
+        plan, run, folder = self.plan, runs[0], self.out / runs[0].folder
         values = [*plan.common, *run.values, f"seed={run.seed}"]
         _same_as_before(folder, [plan.recipe, *values])
         threads = {"OMP_NUM_THREADS": str(self._threads)}
-        with self._training[run.folder]:
-            if not any(folder.glob("**/summary.json")):
-                recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
-                where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
-                call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
+        if not any(folder.glob("**/summary.json")):
+            recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
+            where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
+            call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
-        sampler = ["--student-sampler", run.sampler] if run.sampler else []
-        summary = self._evaluated(folder / run.sampler, ["--checkpoint", folder, *steps, *sampler], threads)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return Measured(summary, [json.loads(line) for line in lines])
+        curve = [json.loads(line) for line in lines]
+        found = {}
+        for one in runs:
+            sampler = ["--student-sampler", one.sampler] if one.sampler else []
+            summary = self._evaluated(folder / one.sampler, ["--checkpoint", folder, *steps, *sampler], threads)
+            found[one] = Measured(summary, curve)
+        return found
 
     def _evaluated(self, folder: Path, arguments: Sequence[object], environment: Mapping[str, str]) -> dict[str, Any]:
         """The summary in `folder`. Raises ValueError where it is another evaluation's."""
@@ -221,14 +225,17 @@ def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
 
 
 def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:
-    """All that is measured so far, after each run. A failure stops what has not begun."""
+    """All that is measured so far, after each training's runs. A failure stops what has not begun."""
     done: dict[Run, Measured] = {}
+    trainings: dict[str, list[Run]] = {}
+    for run in runs:
+        trainings.setdefault(run.folder, []).append(run)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(bench.measure, run): run for run in runs}
+        waiting = {pool.submit(bench.measure, same): folder for folder, same in trainings.items()}
         try:
             for future in as_completed(waiting):
-                done[waiting[future]] = future.result()
-                print(f"{len(done)}/{len(runs)}: {waiting[future].folder}", flush=True)
+                done |= future.result()
+                print(f"{len(done)}/{len(runs)}: {waiting[future]}", flush=True)
                 yield done
         finally:
             pool.shutdown(cancel_futures=True)

@@ -319,9 +319,10 @@ def test_lines_of_faint_ink_are_found(model: AnyText2, batch: Batch, conditions:
     assert audit_conditions(thin, batch, thin.condition(batch, conditions.masked_latent)) == []
     findings = audit_recognizer(thin, batch, conditions.masked_latent)
     assert len(findings) == sum(batch.n_lines) > 0
-    assert "shown ink of -0.99 at most, where 1 is full" in _said(findings)
+    assert "values of -1.00 to -0.99, values of -1.00 to 1.00 in the batch" in _said(findings)
     blank = replace(batch, glyph_line=torch.zeros_like(batch.glyph_line))
     assert audit_recognizer(model, blank, conditions.masked_latent) == [], "a line that has no ink is no faint one"
+    assert not model.text_predictor.backbone._forward_pre_hooks
 
 
 def test_conditions_of_another_batch_are_found(model: AnyText2, batch: Batch, conditions: Conditions) -> None:

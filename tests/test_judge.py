@@ -18,6 +18,7 @@ from distill.checkpoint import find_checkpoint
 from distill.checkpoint_files import read_adapter, read_trainer_state
 from distill.config import EvalSection, Recipe
 from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
+from distill.structure import LineStructure
 from distill.trainer import Progress
 from distill.world import World
 from launch import train
@@ -132,6 +133,22 @@ def test_what_is_read_is_the_average_that_is_kept_and_ranks_share_the_reading(fo
         assert "held-out pictures every 2 updates" in ranks[0].stdout, told(ranks)
     assert all(0.0 <= value < 1.0 for value in found[1]) and found[1] == pytest.approx(found[3], abs=1e-6)
     assert found[1][2] > 0.0, "the strokes of an untrained student still lie somewhere"
+
+
+def test_scores_are_over_the_lines_that_say_something() -> None:
+    sums = dict.fromkeys(judge.SUMS, 0.0)
+    lines = [("Sea", "Latin", "Sea", 0.5), ("Sand", "Latin", "Sane", None), ("海", "Chinese", "海", 0.75)]
+    for text, language, read, structure in [*lines, ("바다", "Korean", "바다", 1.0)]:
+        strokes = None if structure is None else LineStructure(structure, structure)
+        judge._add_line(sums, text, language, read, strokes)
+    assert judge._scores(sums) == {
+        "eval/exact_match": 3 / 4,
+        "eval/ned": 3.75 / 4,
+        "eval/structure": 2.25 / 3,
+        "eval/exact_match_latin": 1 / 2,
+        "eval/exact_match_chinese": 1.0,
+    }
+    assert set(judge._scores(dict.fromkeys(judge.SUMS, 0.0) | {"lines": 1.0})) == {"eval/exact_match", "eval/ned"}
 
 
 @pytest.mark.parametrize(

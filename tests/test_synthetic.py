@@ -171,7 +171,8 @@ def test_jpeg_and_the_json_form(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--count", "0"], "count: 0"),
         (["--count", "1", "--size", "40"], "size: 40"),
         (["--count", "1", "--fonts", "no.yaml"], "no.yaml"),
-        (["--count", "1", "--latin-height", "3"], "latin_height: 3"),
+        (["--count", "1", "--latin-height", "3"], "latin_height: letters of 3"),
+        (["--count", "1", "--chinese-height", "60"], "use 8 to 56 at this size"),
         (["--count", "1", "--outline", "0.7", "--shadow", "0.4"], "outline: 0.7, shadow: 0.4"),
     ],
 )
