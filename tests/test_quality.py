@@ -294,9 +294,9 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     argv = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "objectives"]
     assert launch_quality.main(argv) == 0
     trained = [command for command in called if "launch/train.py" in command]
-    assert len(trained) == 17 and all("train.max_steps=60" in command for command in trained)
+    assert len(trained) == 18 and all("train.max_steps=60" in command for command in trained)
     measured = [command for command in called if "launch/evaluate.py" in command]
-    assert len(measured) == 21 and all("--reference" in command for command in measured)
+    assert len(measured) == 22 and all("--reference" in command for command in measured)
     written = read_quality(tmp_path / "quality.json")
     rows = written.tables["objectives"]
     models = list(dict.fromkeys(row.model for row in rows))
@@ -305,7 +305,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
         "the plan's order, not that of their ends"
     )
     assert {row.seed for row in rows if row.model == "phased"} == {7, 8, 9}
-    assert len(written.curves["objectives"]) == 20
+    assert len(written.curves["objectives"]) == 21
     called.clear()
     (tmp_path / "runs" / "phased_7" / "summary.json").unlink()
     assert launch_quality.main(argv) == 0
