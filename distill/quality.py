@@ -21,8 +21,8 @@ MEASURES = {
     "structure": "structure (strokes against the glyph page)",
     "psnr": "PSNR to the teacher's 50 steps, dB",
     "background": "background (SSIM to the teacher's outside the text)",
-    "distance": "distance of the latents' distribution to the teacher's",
-    "text_distance": "distance of the lines' distribution to the teacher's, as the OCR engine sees them",
+    "distance": "distance to the teacher's latents",
+    "text_distance": "text distance to the teacher's lines",
 }
 """What is measured, and how a figure calls it."""
 
