@@ -62,11 +62,7 @@ class EvaluationSection:
                 raise ValueError(f"evaluation.{name}={steps}: numbers from 1 up, none of them twice")
         if not self.teacher_steps:
             raise ValueError("evaluation.teacher_steps=[]: the first entry is the reference, 50 is usual")
-        for name, usual in (("guidance", "7.5"), ("student_guidance", "1")):
-            if getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"evaluation.{name}={getattr(self, name)} must be at least 1 (1: none; {usual} is usual)"
-                )
+        self.rows()  # which check themselves
 
     def _own_grid(self) -> list[int]:
         """Steps at which the undistilled model is tried with the student's sampler too: it may be the better one."""

@@ -108,8 +108,8 @@ def _reached(rows: Sequence[QualityRow], model: str, goal: Goal) -> str:
 def costs(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
     """A row for each student, in COST_STEPS steps; every score beside its difference from the first student's.
 
-    The difference's 95 % half-width is that of two independent readings, the root of both half-widths' squares. It is
-    too wide where both read the same lines, so what it tells apart is apart. loss: how far it fell while the student
+    The difference's 95 % half-width is that of two independent readings, the root of both half-widths' squares: too
+    wide where both read the same lines, and without the chance of another seed. loss: how far it fell while the student
     was trained, from the first reading to the last.
     """
     measures = {"sen_acc": "Sen.ACC", "structure": "structure", "psnr": "PSNR"}

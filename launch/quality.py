@@ -28,6 +28,10 @@ from distill.recipe_file import load_recipe, require_steps
 from distill.sampler import SAMPLERS
 
 
+class CommandFailed(RuntimeError):
+    """A training or an evaluation ended with an error; the message is one line."""
+
+
 @dataclass
 class Variant:
     """values: recipe overrides beside the plan's common ones; seeds: one run each.
@@ -209,10 +213,7 @@ def _same_as_before(folder: Path, values: Sequence[str]) -> None:
 
 
 def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
-    """Runs a Python command of the project with its output in `log`.
-
-    Raises CalledProcessError, with the log as its output, where it fails.
-    """
+    """Runs a Python command of the project with its output in `log`. Raises CommandFailed where it fails."""
     command = [sys.executable, *map(str, arguments)]
     print("$", *command, ">", log, flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
         output.flush()
         ended = subprocess.run(command, stdout=output, stderr=output, env={**os.environ, **environment})
     if ended.returncode:
-        raise subprocess.CalledProcessError(ended.returncode, command, output=str(log))
+        raise CommandFailed(f"{arguments[0]} ended with exit code {ended.returncode}; see {log}")
 
 
 def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:
@@ -272,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             collect(quality, reference, runs, done)
             quality.write(args.docs / "quality.json", facts)
             write_page(args.docs / "QUALITY.md", quality)
-    except subprocess.CalledProcessError as error:
-        print(f"error: {error.cmd[1]} ended with exit code {error.returncode}; see {error.output}", file=sys.stderr)
+    except CommandFailed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

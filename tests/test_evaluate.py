@@ -231,8 +231,8 @@ def test_evaluation_mode_inside_and_as_before_afterwards():
     [
         ({"batch": 0}, "evaluation.batch=0"),
         ({"teacher_steps": []}, "evaluation.teacher_steps"),
-        ({"guidance": 0.5}, "evaluation.guidance=0.5"),
-        ({"student_guidance": 0.5}, "evaluation.student_guidance=0.5"),
+        ({"guidance": 0.5}, "row teacher-ddim-8: guidance=0.5"),
+        ({"student_guidance": 0.5}, "row student-consistency-1: guidance=0.5"),
         ({"student_steps": [4, 4]}, "student_steps.*twice"),
     ],
 )

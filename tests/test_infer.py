@@ -219,7 +219,7 @@ def test_mistakes_while_loading(workplace, tmp_path, capsys, change, message):
         (["--count", "0"], "--count 0"),
         (["--teacher-steps", "0"], "evaluation.teacher_steps=[0]"),
         (["--batch", "0"], "evaluation.batch=0"),
-        (["--guidance", "0"], "evaluation.guidance=0.0"),
+        (["--guidance", "0"], "row teacher-ddim-50: guidance=0.0 must be at least 1"),
         (["--data", "nowhere.json"], "--data nowhere.json: no such file"),
     ],
 )
