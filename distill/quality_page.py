@@ -1,7 +1,8 @@
 """The tables of docs/QUALITY.md, each between two marks of the page: ``<!-- NAME -->`` and ``<!-- end NAME -->``.
 
-NAME is a set of the plan for everything that was measured, ``SET goals`` for what was to be reached beside what was,
-and ``SET costs`` for what each variant differs by from the set's first.
+NAME is a set of the plan for everything that was measured, ``SET students`` for that without teacher and undistilled
+model, ``SET goals`` for what was to be reached beside what was, and ``SET costs`` for what each variant differs by from
+the set's first.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def everything(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     return _table([*titles, "background", "distance", "text distance"], body)
 
 
+def students(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
+    """As `everything`, without what every set is compared with."""
+    return everything([row for row in rows if _is_student(row.model)])
+
+
 def goals(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     """A row for each model beside the teacher; what reaches its goal is bold."""
     models = [model for model in _models(rows) if model != "teacher"]
@@ -114,15 +120,15 @@ def costs(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
     """
     measures = {"sen_acc": "Sen.ACC", "structure": "structure", "psnr": "PSNR"}
     measures |= {"background": "background", "distance": "distance"}
-    students = [m for m in _models(rows) if m != "teacher" and not m.startswith("undistilled")]
+    models = [model for model in _models(rows) if _is_student(model)]
     body = []
-    for model in students:
+    for model in models:
         cells = [model]
         for name in measures:
-            own, first = (_at_cost_steps(rows, m, name) for m in (model, students[0]))
+            own, first = (_at_cost_steps(rows, m, name) for m in (model, models[0]))
             digits = _DIGITS.get(name, 3)
             cells.append("-" if own is None else f"{own[0]:.{digits}f}")
-            if own is not None and first is not None and model != students[0]:
+            if own is not None and first is not None and model != models[0]:
                 cells[-1] += f" ({own[0] - first[0]:+.{digits}f} ± {math.hypot(own[1], first[1]):.{digits}f})"
         read = [point for point in curves if point.model == model]
         body.append([*cells, f"{read[0].loss:.4f} to {read[-1].loss:.4f}" if read else "-"])
@@ -141,6 +147,7 @@ def _at_cost_steps(rows: Sequence[QualityRow], model: str, measure: str) -> tupl
 
 _VIEWS: dict[str, Callable[[Sequence[QualityRow], Sequence[CurvePoint]], str]] = {
     "": everything,
+    " students": students,
     " goals": goals,
     " costs": costs,
 }
@@ -148,6 +155,10 @@ _VIEWS: dict[str, Callable[[Sequence[QualityRow], Sequence[CurvePoint]], str]] =
 
 def _models(rows: Sequence[QualityRow]) -> list[str]:
     return list(dict.fromkeys(row.model for row in rows))
+
+
+def _is_student(model: str) -> bool:
+    return model != "teacher" and not model.startswith("undistilled")
 
 
 def _table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:

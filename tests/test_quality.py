@@ -23,7 +23,7 @@ from distill.quality import (
     read_quality,
     rows_of,
 )
-from distill.quality_page import costs, everything, goals, write_page
+from distill.quality_page import costs, everything, goals, students, write_page
 from distill.recipe_file import load_recipe, objective_config
 from launch import plot_quality
 from launch import quality as launch_quality
@@ -163,6 +163,7 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the marks <!-- causes -->"):
         write_page(page, Quality({"causes": rows()}))
     assert everything(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
+    assert [line.split(" | ")[0] for line in students(rows()).splitlines()[2:]] == ["| student", "| phased"]
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
