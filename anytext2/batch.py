@@ -35,7 +35,7 @@ _Self = TypeVar("_Self", "Batch", "Conditions")
 class TextLine:
     """One line of text in a picture.
 
-    polygon: float32 [P, 2], x and y in pixels. color: red, green, blue in 0..255, or None when it is not known.
+    polygon: float32 [P, 2], x and y in pixels. color: red, green, blue in 0..255, or None when it is not told.
     """
 
     text: str
@@ -94,6 +94,11 @@ class Sample:
     masked_latent: torch.Tensor | None = None
     image_context: torch.Tensor | None = None
 
+    @property
+    def written(self) -> list[TextLine]:
+        """The lines that say something, so can be read."""
+        return _written(self.texts, self.languages, self.polygons)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -135,6 +140,11 @@ class Batch:
     def size(self) -> int:
         return len(self.index)
 
+    @property
+    def written(self) -> list[list[TextLine]]:
+        """Of every picture the lines that say something, so can be read."""
+        return [_written(*lines) for lines in zip(self.texts, self.languages, self.polygons, strict=True)]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`; dtypes stay (masks travel as uint8)."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -169,6 +179,11 @@ class Conditions:
     def to(self, *args: Any, **kwargs: Any) -> Conditions:
         """As `torch.Tensor.to`, for every tensor."""
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+
+def _written(texts: Sequence[str], languages: Sequence[str], polygons: Sequence[np.ndarray]) -> list[TextLine]:
+    told = zip(texts, polygons, languages, strict=True)
+    return [TextLine(*line, color=None) for line in told if line[0].strip()]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -118,7 +118,7 @@ class Benchmark:
     def _keep(self, samples: Sequence[Sample], first_shown: int) -> None:
         for sample in samples[: max(0, first_shown + self._most_shown - len(self.shown))]:
             image = to_uint8(pixels(collate([sample]).floating().image))[0]
-            texts = tuple(text for text in sample.texts if text.strip())
+            texts = tuple(line.text for line in sample.written)
             hint = hint_picture(sample.position, sample.glyph)
             self.shown.append(Shown(sample.name, image, hint, {}, sample.image_caption, texts))
 
@@ -161,9 +161,9 @@ class Benchmark:
         tally.pictures += len(images)
         if self._reader is None:
             return []
-        lines = [(t, p) for t, p in zip(sample.texts, sample.polygons, strict=True) if t.strip()]
-        read = [self._reader.read_lines(image, [polygon for _, polygon in lines]) for image in images]
-        pairs = [(found, truth) for texts in read for found, (truth, _) in zip(texts, lines, strict=True)]
+        lines = sample.written
+        read = [self._reader.read_lines(image, [line.polygon for line in lines]) for image in images]
+        pairs = [(found, line.text) for texts in read for found, line in zip(texts, lines, strict=True)]
         tally.hits.append(sum(found == truth for found, truth in pairs))
         tally.similarity.append(sum(published_ned(found, truth, self._reader) for found, truth in pairs))
         tally.lines.append(len(pairs))

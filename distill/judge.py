@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from anytext2.annotations import load_records
-from anytext2.batch import Sample, collate
+from anytext2.batch import Sample, TextLine, collate
 from anytext2.dataset import AnyWordDataset, SampleError
 from anytext2.records import Records
 from anytext2.synthetic import SyntheticConfig, write_dataset
@@ -71,20 +71,18 @@ class Judge:
             scene = set_scene(session.roles, batch, recipe.seed, None)
             (painting,) = paint(session.roles, scene, [spec], session.schedule, self._options)
             images, pages = to_uint8(painting.image), batch.glyph.to(torch.uint8).cpu().numpy()
-            told = zip(batch.texts, batch.languages, batch.polygons, strict=True)
-            for image, page, written in zip(images, pages, told, strict=True):
-                lines = [line for line in zip(*written, strict=True) if line[0].strip()]
-                read = self._reader.read_lines(image, [polygon for _, _, polygon in lines])
-                for (text, language, polygon), found in zip(lines, read, strict=True):
-                    _add_line(sums, text, language, found, line_structure(image, polygon, page[0]))
+            for image, page, lines in zip(images, pages, batch.written, strict=True):
+                read = self._reader.read_lines(image, [line.polygon for line in lines])
+                for line, found in zip(lines, read, strict=True):
+                    _add_line(sums, line, found, line_structure(image, line.polygon, page[0]))
             session.beat("evaluation")
         return sums
 
 
-def _add_line(sums: dict[str, float], text: str, language: str, found: str, strokes: LineStructure | None) -> None:
-    own = {"lines": 1.0, "hits": exact_match(found, text), "ned": ned(found, text)}
-    if language in LANGUAGES:
-        own |= {f"{language} lines": 1.0, f"{language} hits": own["hits"]}
+def _add_line(sums: dict[str, float], line: TextLine, found: str, strokes: LineStructure | None) -> None:
+    own = {"lines": 1.0, "hits": exact_match(found, line.text), "ned": ned(found, line.text)}
+    if line.language in LANGUAGES:
+        own |= {f"{line.language} lines": 1.0, f"{line.language} hits": own["hits"]}
     if strokes is not None:
         own |= {"strokes": 1.0, "structure": strokes.score}
     for name, value in own.items():
@@ -125,7 +123,7 @@ def make_judge(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> Judg
             samples.append(dataset.sample(index, 0))
         except SampleError:
             skipped += 1
-    counts = torch.tensor([sum(any(t.strip() for t in s.texts) for s in samples), skipped], device=world.device)
+    counts = torch.tensor([sum(bool(sample.written) for sample in samples), skipped], device=world.device)
     if world.size > 1:
         dist.all_reduce(counts)
     readable, skipped = counts.tolist()

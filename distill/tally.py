@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from anytext2.batch import Batch
+from anytext2.batch import Batch, TextLine
 from distill.background import background_similarity
 from distill.distribution import SlicedDistance, sliced_wasserstein
 from distill.image_networks import Networks
@@ -85,12 +85,10 @@ class Tally:
         self._reference = None
         first = len(self.truth)
         originals = to_uint8(pixels(batch.image))
-        self.truth += [[text for text in texts if text.strip()] for texts in batch.texts]
-        self._groups += [
-            [groups_of(*line) for line in zip(*lines, strict=True) if line[0].strip()]
-            for lines in zip(batch.texts, batch.languages, batch.polygons, strict=True)
-        ]
-        self.not_scored += sum(not text.strip() for texts in batch.texts for text in texts)
+        written = batch.written
+        self.truth += [[line.text for line in lines] for lines in written]
+        self._groups += [[groups_of(line) for line in lines] for lines in written]
+        self.not_scored += sum(map(len, batch.texts)) - sum(map(len, written))
         self._look("originals", batch, originals)
         self._look("reconstructions", batch, to_uint8(rebuilt))
         for b in range(min(batch.size, self._most_shown - len(self.shown))):
@@ -123,8 +121,8 @@ class Tally:
     def _look(self, key: str, batch: Batch, images: np.ndarray) -> None:
         """Reads the lines of a batch's pictures [B, H, W, 3], and compares their strokes with the glyphs."""
         pages = batch.glyph.to(torch.uint8).cpu().numpy()
-        for image, page, texts, polygons in zip(images, pages, batch.texts, batch.polygons, strict=True):
-            lines = [polygon for text, polygon in zip(texts, polygons, strict=True) if text.strip()]
+        for image, page, written in zip(images, pages, batch.written, strict=True):
+            lines = [line.polygon for line in written]
             read: list[str] | None = None
             if self._embedder is not None:
                 read, seen = self._embedder.look(image, lines, self._characters)
@@ -217,8 +215,8 @@ class Tally:
         return self._networks.scores(key, self._resamples, self._seed)
 
 
-def groups_of(text: str, language: str, polygon: np.ndarray) -> tuple[str, str]:
+def groups_of(line: TextLine) -> tuple[str, str]:
     """The groups that a line is scored in: its language, and how many pixels high it is."""
-    corners = reading_corners(polygon)
+    corners = reading_corners(line.polygon)
     height = min(float(np.linalg.norm(corners[n] - corners[0])) for n in (1, 3))
-    return LANGUAGE + language, HEIGHT + next(name for limit, name in HEIGHTS if height < limit)
+    return LANGUAGE + line.language, HEIGHT + next(name for limit, name in HEIGHTS if height < limit)

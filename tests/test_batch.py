@@ -60,6 +60,14 @@ def test_collate_stacks_tensors_and_keeps_the_rest_in_order() -> None:
     assert batch.glyph.dtype == torch.uint8
 
 
+def test_lines_that_say_nothing_are_not_to_be_read() -> None:
+    sample = replace(_sample(4, 3), texts=("a", " ", "c"), languages=("Latin", "Latin", "Chinese"))
+    (own, other) = collate([sample, _sample(7, 1)]).written
+    assert [(line.text, line.language) for line in own] == [("a", "Latin"), ("c", "Chinese")]
+    assert [line.polygon is sample.polygons[n] for line, n in zip(own, (0, 2), strict=True)] == [True, True]
+    assert [line.text for line in sample.written] == ["a", "c"] and [line.text for line in other] == ["a"]
+
+
 def test_quads_enclose_each_line_s_place_and_are_none_where_it_has_none() -> None:
     sample = _sample(1, 3)
     position = torch.zeros(sample.position.shape, dtype=torch.uint8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from stub_roles import StubRoles, make_sample
 
-from anytext2.batch import collate
+from anytext2.batch import TextLine, collate
 from distill.evaluate import EvaluationSection, evaluate
 from distill.painting import paint, set_scene
 from distill.schedule import NoiseSchedule
@@ -141,8 +141,8 @@ def test_lines_are_scored_by_language_and_height_too(found):
 def test_the_height_of_a_line_is_its_box_s(height, name):
     turned = np.array([[0, 0], [0, 300], [-height, 300], [-height, 0]], dtype=np.float32)  # a vertical column
     lying = np.array([[0, 0], [300, 0], [300, height], [0, height]], dtype=np.float32)
-    assert groups_of("x", "Latin", lying) == ("language Latin", f"height {name}")
-    assert groups_of("x", "Latin", turned) == ("language Latin", f"height {name}")
+    for polygon in (lying, turned):
+        assert groups_of(TextLine("x", polygon, "Latin", None)) == ("language Latin", f"height {name}")
 
 
 def test_structure_and_distance_are_there_for_every_row(found):

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mini_model import write_mini
 from ranks import returned, run_ranks, start_ranks, told
 from test_train import RECIPE, ZERO2
 
+from anytext2.batch import TextLine
 from anytext2.synthetic import SyntheticConfig, write_dataset
 from distill import judge
 from distill.checkpoint import find_checkpoint
@@ -140,7 +142,7 @@ def test_scores_are_over_the_lines_that_say_something() -> None:
     lines = [("Sea", "Latin", "Sea", 0.5), ("Sand", "Latin", "Sane", None), ("海", "Chinese", "海", 0.75)]
     for text, language, read, structure in [*lines, ("바다", "Korean", "바다", 1.0)]:
         strokes = None if structure is None else LineStructure(structure, structure)
-        judge._add_line(sums, text, language, read, strokes)
+        judge._add_line(sums, TextLine(text, np.zeros((4, 2)), language, None), read, strokes)
     assert judge._scores(sums) == {
         "eval/exact_match": 3 / 4,
         "eval/ned": 3.75 / 4,
