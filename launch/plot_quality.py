@@ -45,8 +45,9 @@ def draw(rows: Sequence[QualityRow], points: Sequence[CurvePoint], language: Lan
             _line(axis, rows, model, language, measure, color)
         teacher = mean_over_seeds(rows, "teacher", language, measure)
         for steps, value in teacher.items():
-            axis.axhline(value, color="black", linewidth=1, linestyle="-" if steps == max(teacher) else ":")
-            axis.annotate(f"teacher {steps}", (1, value), xytext=(2, 2), textcoords="offset points", fontsize=7)
+            style, height = ("-", 2) if steps == max(teacher) else (":", -8)  # so that two labels do not meet
+            axis.axhline(value, color="black", linewidth=1, linestyle=style)
+            axis.annotate(f"teacher {steps}", (1, value), xytext=(2, height), textcoords="offset points", fontsize=7)
         axis.set_xscale("log", base=2)
         axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axis.set_xlabel("steps")

@@ -339,4 +339,5 @@ def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
     plan = launch_quality.read_plan(PLAN)
     runs = launch_quality.in_order(launch_quality.runs_of(plan, list(plan.sets)))
     seeds = [run.seed for run in runs]
-    assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == 6
+    several = sum(len(variant.seeds) == 3 for variants in plan.sets.values() for variant in variants.values())
+    assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == several > 0
