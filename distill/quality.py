@@ -31,7 +31,8 @@ _COMPARED = ("psnr", "background", "distance", "text_distance")  # with the refe
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One row. model: `teacher`, `undistilled`, that with another sampler, or an objective; lines: how many were read.
+    """One row. model: `teacher`, `undistilled`, that with another sampler, or an objective; calls: of the UNet, for one
+    picture; lines: how many were read.
 
     psnr, background, distance, text_distance: None where there is nothing to compare with (the reference itself; no
     picture in that language). text_distance is known for all lines together only.
@@ -39,6 +40,7 @@ class QualityRow:
 
     model: str
     steps: int
+    calls: int
     seed: int
     language: Language
     lines: int
@@ -60,8 +62,8 @@ class QualityRow:
     def __post_init__(self) -> None:
         if self.language not in get_args(Language):
             raise ValueError(f"language={self.language!r}: one of {', '.join(get_args(Language))}")
-        if self.steps < 1 or self.lines < 1:
-            raise ValueError(f"steps={self.steps}, lines={self.lines}: both must be at least 1")
+        if min(self.steps, self.calls, self.lines) < 1:
+            raise ValueError(f"steps={self.steps}, calls={self.calls}, lines={self.lines}: all must be at least 1")
         for name in MEASURES:
             value, interval = getattr(self, name), getattr(self, f"{name}_95")
             if value is None and name not in _COMPARED:
@@ -185,6 +187,7 @@ def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[Qualit
             yield QualityRow(
                 model=model,
                 steps=row["steps"],
+                calls=row["nfe"],
                 seed=seed,
                 language=language.lower(),  # type: ignore[arg-type]
                 lines=group["lines"],

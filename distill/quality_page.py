@@ -77,13 +77,13 @@ def _marks(name: str) -> tuple[str, str]:
 
 def everything(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     """A row for each model and number of steps: all lines, means over seeds."""
-    titles = ["model", "steps", "seeds", "lines", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR"]
+    titles = ["model", "steps", "calls", "seeds", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR"]
     body = []
     for model in _models(rows):
         for steps in sorted({row.steps for row in rows if row.model == model}, reverse=model == "teacher"):
             same = [row for row in rows if (row.model, row.steps) == (model, steps)]
             every = [row for row in same if row.language == "all"]
-            cells = [model, str(steps), str(len(every)), str(every[0].lines), _with_interval(every, "sen_acc")]
+            cells = [model, str(steps), str(every[0].calls), str(len(every)), _with_interval(every, "sen_acc")]
             cells += [_mean([r for r in same if r.language == n], "sen_acc", 3) for n in ("latin", "chinese")]
             body.append(cells + [_mean(every, name, digits) for name, digits in _DIGITS.items()])
     return _table([*titles, "background", "distance", "text distance"], body)
