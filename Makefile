@@ -32,6 +32,7 @@ test: setup lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
@@ -39,7 +40,7 @@ test-official: setup
 # In a folder of its own: where bitsandbytes can be imported PEFT does so, and on a CPU it then looks for a hub.
 test-adamw8bit: setup
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .adamw8bit 'bitsandbytes>=0.46'
-	PYTHONPATH=.adamw8bit $(BIN)/python -m pytest -n 0 -m adamw8bit tests/test_optimizers.py
+	PYTHONPATH=.adamw8bit $(BIN)/python -m pytest -n 0 -m adamw8bit tests/distill/optim/test_optimizers.py
 
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
@@ -49,10 +50,10 @@ smoke-official: setup
 	  checkpoint.resume=never name=smoke_official_$(shell date +%Y%m%d_%H%M%S) 'data.sources=[$(DATA)]'
 
 torture: setup
-	$(BIN)/python tests/torture.py --kills 50
+	$(BIN)/python -m tests.helpers.torture --kills 50
 
 bench-data: setup
-	$(BIN)/python launch/bench_data.py
+	$(BIN)/python launch/bench/bench_data.py
 
 clean:
 	rm -rf .adamw8bit runs .pytest_cache .mypy_cache .ruff_cache

@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from anytext2.cache_build import build, estimated_bytes
-from anytext2.cache_encoders import Encode, EncodeCaptions, caption_encoder_of, context_bytes, encoder_of
-from anytext2.cache_header import CacheHeader
-from anytext2.dataset import AnyWordDataset
-from anytext2.placing import Size
-from distill.config import Recipe
-from distill.data import header_of, store_path, weights_hash
-from distill.data_arguments import add_data_arguments, data_of, exit_code
-from distill.loading import open_samples, pick_device
-from distill.selection import records_by_size
-from distill.setup import make_model
+from anytext2.cache.build import build, estimated_bytes
+from anytext2.cache.encoders import Encode, EncodeCaptions, caption_encoder_of, context_bytes, encoder_of
+from anytext2.cache.header import CacheHeader
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.geometry import Size
+from distill.config.schema import Recipe
+from distill.data.arguments import add_data_arguments, data_of, exit_code
+from distill.data.build import header_of, store_path, weights_hash
+from distill.data.splits import records_by_size
+from distill.inference.loading import load_dataset, pick_device
+from distill.inference.model import make_model
 
 _GIB = 2**30
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
         raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
     sources, recipe = data_of(args.items, args.recipe)
-    dataset, report = open_samples(sources, recipe)
+    dataset, report = load_dataset(sources, recipe)
     print(f"data: {report}")
     if not len(dataset):
         raise ValueError(f"{', '.join(map(str, sources))}: no picture to store")

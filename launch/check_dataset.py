@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from distill.checkpoint import write_text_atomically
-from distill.data_arguments import add_data_arguments, data_of, exit_code
-from distill.data_check import check_source
-from distill.data_report import SourceCheck, shortcomings, table
+from distill.checkpoint.store import write_text_atomically
+from distill.checks.dataset_check import check_source
+from distill.checks.dataset_report import SourceCheck, shortcomings, table
+from distill.data.arguments import add_data_arguments, data_of, exit_code
 
 FOLDER = Path("runs/check")
 

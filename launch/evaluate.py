@@ -20,29 +20,36 @@ from typing import Any
 
 import torch
 
-from distill.benchmark import PROTOCOL, Benchmark, benchmark_rows, benchmark_table
-from distill.benchmark_data import SEED, find_sets, open_set
-from distill.checkpoint import write_text_atomically
-from distill.checkpoint_files import TRAINER_STATE, read_trainer_state
-from distill.evaluate import EvaluationSection, evaluate, evaluating
-from distill.evaluation_record import record_evaluation, row_metrics
-from distill.image_networks import CLIP_MODEL, HOW_TO, INCEPTION_FILE, NetworkKit, NetworkOptions, Networks
-from distill.loading import Opened, held_out_sources, open_model, open_samples, pick_device, read_samples
-from distill.ocr import Embedder, LineReader, OcrNotInstalled, Reader
-from distill.pictures import Shown, picture_grid
-from distill.readers import ENGINES, make_reader
-from distill.recipe_file import fitting_steps, usual_steps
-from distill.sampler import SAMPLERS
-from distill.score_table import table
-from distill.setup import make_schedule
-from distill.verdict_sheet import verdict_sheet
+from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
+from distill.checkpoint.store import write_text_atomically
+from distill.config.recipes import default_steps, supported_steps
+from distill.diffusion.samplers import SAMPLERS
+from distill.evaluation.benchmark import PROTOCOL, Benchmark, benchmark_rows, benchmark_table
+from distill.evaluation.benchmark_data import SEED, find_sets, open_set
+from distill.evaluation.evaluate import EvaluationConfig, evaluate, evaluating
+from distill.evaluation.image_networks import CLIP_MODEL, HOW_TO, INCEPTION_FILE, NetworkKit, NetworkOptions, Networks
+from distill.evaluation.ocr import Embedder, OcrEngine, OcrNotInstalled, RapidOcr
+from distill.evaluation.ocr_engines import ENGINES, make_ocr_engine
+from distill.evaluation.reading_sheet import verdict_sheet
+from distill.evaluation.score_table import table
+from distill.inference.loading import (
+    SamplingModel,
+    held_out_sources,
+    load_dataset,
+    load_sampling_model,
+    pick_device,
+    read_samples,
+)
+from distill.inference.model import make_schedule
+from distill.tracking.evaluation_record import record_evaluation, row_metrics
+from distill.viz.grids import GridRow, picture_grid
 
 RUN_KEYS = ("mlflow_run_id", "ranks", "precision", "effective_batch", "optimizer_bytes_per_rank")
-USUAL_COUNT = 128
+DEFAULT_COUNT = 128
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    defaults = EvaluationSection()
+    defaults = EvaluationConfig()
     parser = argparse.ArgumentParser(description="Compare a few-step student with its teacher on held-out samples.")
     parser.add_argument(
         "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
@@ -93,7 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def section(args: argparse.Namespace, opened: Opened) -> EvaluationSection:
+def section(args: argparse.Namespace, opened: SamplingModel) -> EvaluationConfig:
     """The evaluation's options; without an adapter there is no student to measure."""
     given = _given(args)
     given.setdefault("guidance", opened.guidance)
@@ -101,13 +108,13 @@ def section(args: argparse.Namespace, opened: Opened) -> EvaluationSection:
     if not opened.has_student:
         given["student_steps"] = []
     elif args.student_steps is None:
-        given["student_steps"] = fitting_steps(opened.recipe, EvaluationSection().student_steps)
-    return EvaluationSection(**given)
+        given["student_steps"] = supported_steps(opened.recipe, EvaluationConfig().student_steps)
+    return EvaluationConfig(**given)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The evaluation's options that the command names."""
-    names = [field.name for field in fields(EvaluationSection)]
+    names = [field.name for field in fields(EvaluationConfig)]
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
@@ -122,27 +129,29 @@ def open_networks(args: argparse.Namespace) -> NetworkKit | None:
     return kit
 
 
-def open_engines(args: argparse.Namespace, opened: Opened, threads: int) -> tuple[Reader | None, Embedder | None]:
+def open_engines(
+    args: argparse.Namespace, opened: SamplingModel, threads: int
+) -> tuple[OcrEngine | None, Embedder | None]:
     """What reads the lines, and what compares them as distributions: always the engine that nothing is trained on."""
     if args.no_ocr:
         return None, None
-    reader = make_reader(args.ocr, opened.recipe, opened.roles.model.text_predictor, threads)
-    if isinstance(reader, LineReader):
+    reader = make_ocr_engine(args.ocr, opened.recipe, opened.roles.model.text_predictor, threads)
+    if isinstance(reader, RapidOcr):
         return reader, reader
     try:
-        return reader, LineReader(threads)
+        return reader, RapidOcr(threads)
     except OcrNotInstalled:
         return reader, None
 
 
-def measure(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) -> None:
+def measure(args: argparse.Namespace, opened: SamplingModel, kit: NetworkKit | None) -> None:
     """Evaluates on held-out pictures, prints the table, and writes and records the results."""
     options = section(args, opened)
     reader, embedder = open_engines(args, opened, options.ocr_threads)
-    count = USUAL_COUNT if args.count is None else args.count
+    count = DEFAULT_COUNT if args.count is None else args.count
     out = args.out or opened.run_dir or Path("runs/evaluate")
     sources = held_out_sources(args.data, opened, count, out / "held_out")
-    dataset, report = open_samples(sources, opened.recipe)
+    dataset, report = load_dataset(sources, opened.recipe)
     if not 0 <= args.first < len(dataset):
         raise ValueError(f"--first {args.first}: the dataset has {len(dataset)} samples, 0 to {len(dataset) - 1}")
     samples, skipped = read_samples(dataset, range(args.first, min(args.first + count, len(dataset))))
@@ -164,7 +173,7 @@ def measure(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) ->
         "data": [str(source) for source in sources],
         "unreadable_samples": dict(skipped),
         "grid": str(out / "grid.png"),
-        "text_distance_engine": embedder.name if isinstance(embedder, LineReader) else None,
+        "text_distance_engine": embedder.name if isinstance(embedder, RapidOcr) else None,
         **found.to_dict(),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -180,11 +189,11 @@ def measure(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) ->
     _finish(opened, kit, files, row_metrics(summary["rows"]), {"evaluation": asdict(options), "data": summary["data"]})
 
 
-def measure_benchmark(args: argparse.Namespace, opened: Opened, kit: NetworkKit | None) -> None:
+def measure_benchmark(args: argparse.Namespace, opened: SamplingModel, kit: NetworkKit | None) -> None:
     """Draws and judges AnyText-benchmark, prints the table, and writes and records the results."""
     options = section(args, opened)
     reader, _ = open_engines(args, opened, options.ocr_threads)
-    steps = (args.student_steps or [usual_steps(opened.recipe)]) if opened.has_student else []
+    steps = (args.student_steps or [default_steps(opened.recipe)]) if opened.has_student else []
     rows = benchmark_rows(steps, options.student_sampler, options.gamma)
     out = args.out or opened.run_dir or Path("runs/evaluate")
     benchmark = Benchmark(
@@ -240,11 +249,15 @@ def _progress(what: str) -> Callable[[int, int], None]:
 
 
 def _write(
-    opened: Opened, out: Path, found: dict[str, Any], shown: Sequence[Shown], columns: Sequence[tuple[str, str]]
+    opened: SamplingModel,
+    out: Path,
+    found: dict[str, Any],
+    shown: Sequence[GridRow],
+    columns: Sequence[tuple[str, str]],
 ) -> list[Path]:
     """summary.json and sheet.png in `out`."""
     verdict_sheet(shown, columns).save(out / "sheet.png")
-    facts = opened.run_facts()
+    facts = opened.run_info()
     summary = {
         "command": " ".join(sys.argv),
         "checkpoint": str(opened.checkpoint) if opened.checkpoint else None,
@@ -258,7 +271,7 @@ def _write(
 
 
 def _finish(
-    opened: Opened,
+    opened: SamplingModel,
     kit: NetworkKit | None,
     files: Sequence[Path],
     metrics: Mapping[str, float],
@@ -281,7 +294,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the command itself. Raises ValueError in one line."""
     if args.count is not None and args.count < 1:
         raise ValueError(f"--count {args.count}: must be at least 1")
-    EvaluationSection(**_given(args))
+    EvaluationConfig(**_given(args))
     if missing := [path for path in args.data if not path.is_file()]:
         raise ValueError(f"--data {missing[0]}: no such file")
     if (args.protocol == PROTOCOL) != (args.benchmark is not None):
@@ -306,7 +319,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(args)
         kit = open_networks(args)
         steps, sampler = args.student_steps or (), args.student_sampler or ""
-        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler)
+        opened = load_sampling_model(
+            args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
+        )
         (measure_benchmark if args.protocol == PROTOCOL else measure)(args, opened, kit)
     except (ValueError, OSError, OcrNotInstalled) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

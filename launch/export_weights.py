@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from anytext2.weights import save_weights
-from distill.config import ModelSection
-from distill.setup import make_model
+from anytext2.model.weights import save_weights
+from distill.config.schema import ModelConfig
+from distill.inference.model import make_model
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     args = parser.parse_args(argv)
     try:
-        model = make_model(ModelSection(args.config, args.weights, args.parts), seed=0)
+        model = make_model(ModelConfig(args.config, args.weights, args.parts), seed=0)
         save_weights(model, args.out, DTYPES[args.dtype])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

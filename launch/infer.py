@@ -14,13 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from anytext2.batch import collate
-from distill.loading import Opened, data_sources, open_model, open_samples, read_samples
-from distill.painting import RowSpec, paint, set_scene
-from distill.pictures import Shown, hint_picture, picture_grid, pixels, to_uint8
-from distill.recipe_file import usual_steps
-from distill.sampler import SAMPLERS
-from distill.setup import make_schedule
+from anytext2.core.batch import collate
+from distill.config.recipes import default_steps
+from distill.diffusion.samplers import SAMPLERS
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
+from distill.inference.model import make_schedule
+from distill.viz.grids import GridRow, hint_picture, picture_grid, pixels, to_uint8
 
 STEPS = (1, 2, 4, 8)
 
@@ -55,21 +55,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def rows(args: argparse.Namespace, opened: Opened) -> tuple[RowSpec, ...]:
+def rows(args: argparse.Namespace, opened: SamplingModel) -> tuple[SamplingSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
-    steps = sorted(set(args.steps or [usual_steps(opened.recipe)])) if opened.has_student else []
-    students = [RowSpec("student", sampler, n, args.student_guidance, args.gamma) for n in steps]
+    steps = sorted(set(args.steps or [default_steps(opened.recipe)])) if opened.has_student else []
+    students = [SamplingSpec("student", sampler, n, args.student_guidance, args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
-    teachers = [RowSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
+    teachers = [SamplingSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
     return (*teachers, *students)
 
 
-def draw(args: argparse.Namespace, opened: Opened) -> None:
+def draw(args: argparse.Namespace, opened: SamplingModel) -> None:
     """Samples, writes one PNG for each picture and the grid, and prints where they are."""
     if args.count < 1 or args.batch < 1:
         raise ValueError(f"--count {args.count} --batch {args.batch}: both must be at least 1")
-    dataset, report = open_samples(data_sources(args.data, opened), opened.recipe)
+    dataset, report = load_dataset(data_sources(args.data, opened), opened.recipe)
     samples, skipped = read_samples(dataset, range(args.sample_index, args.sample_index + args.count))
     print(report)
     if skipped:
@@ -77,14 +77,16 @@ def draw(args: argparse.Namespace, opened: Opened) -> None:
     specs = rows(args, opened)
     negative = args.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
     args.out.mkdir(parents=True, exist_ok=True)
-    shown: list[Shown] = []
+    shown: list[GridRow] = []
     for first in range(0, len(samples), args.batch):
         batch = collate(samples[first : first + args.batch]).to(opened.device).floating()
-        scene = set_scene(opened.roles, batch, args.seed, negative)
+        scene = prepare_sampling(opened.roles, batch, args.seed, negative)
         originals = to_uint8(pixels(batch.image))
         hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
-        here = [Shown(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
-        for painting in paint(opened.roles, scene, specs, make_schedule(opened.roles.model.cfg), opened.consistency):
+        here = [GridRow(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
+        for painting in sample_batch(
+            opened.roles, scene, specs, make_schedule(opened.roles.model.cfg), opened.consistency
+        ):
             for b, image in enumerate(to_uint8(painting.image)):
                 here[b].rows[painting.spec.key] = image
                 Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{painting.spec.key}.png")
@@ -100,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         steps, sampler = args.steps or (), args.sampler or ""
-        opened = open_model(args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler)
+        opened = load_sampling_model(
+            args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
+        )
         draw(args, opened)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@ import argparse
 import sys
 import time
 
-from anytext2.fonts import DEFAULT_FONT_TABLE
-from anytext2.synthetic import SyntheticConfig, write_dataset
+from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 
 
 def main(argv: list[str] | None = None) -> int:

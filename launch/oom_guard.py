@@ -18,9 +18,9 @@ from contextlib import suppress
 
 import psutil
 
-from distill.processes import adopt_orphans, die_with_parent
-from distill.readings import process_tree, read_memory, tree_memory
-from distill.stopping import STOPPED
+from distill.runtime.host_memory import process_tree, read_memory, tree_memory
+from distill.runtime.processes import adopt_orphans, die_with_parent
+from distill.runtime.signals import STOPPED
 
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 TICK = 0.1

@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.contact_sheet import OVERVIEW, spread, write_page
-from distill.data_arguments import add_data_arguments, data_of, exit_code
-from distill.loading import open_samples, read_samples
+from distill.data.arguments import add_data_arguments, data_of, exit_code
+from distill.inference.loading import load_dataset, read_samples
+from distill.viz.contact_sheet import OVERVIEW, evenly_spaced, write_page
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,10 +33,10 @@ def show(args: argparse.Namespace) -> int:
         raise ValueError(f"--count {args.count}: must be at least 1")
     size = [] if args.resolution is None else [f"resolution={args.resolution}"]
     sources, recipe = data_of([*args.items, *size], args.recipe)
-    dataset, report = open_samples(sources, recipe)
+    dataset, report = load_dataset(sources, recipe)
     if not len(dataset):
         raise ValueError(f"{', '.join(map(str, sources))}: no picture to show ({report})")
-    samples, skipped = read_samples(dataset, spread(len(dataset), args.count))
+    samples, skipped = read_samples(dataset, evenly_spaced(len(dataset), args.count))
     unreadable = "".join(f"; {reason}: {count}" for reason, count in sorted(skipped.items()))
     facts = [
         f"{', '.join(map(str, sources))}: {report}",

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.config import TrackingSection
-from distill.run_tree import evaluations_of
-from distill.sync import BusyError, sync
+from distill.checkpoint.run_folder import evaluations_of
+from distill.config.schema import TrackingConfig
+from distill.tracking.sync import BusyError, sync
 
 EPILOG = """\
 Exit code 0: everything is in MLflow; 1: something is not, because MLflow does not answer or refuses it; 2: a folder
@@ -27,7 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the folder of a run")
     parser.add_argument("--uri", help="an MLflow's tracking URI; default: the one that the run was told")
     parser.add_argument(
-        "--experiment", help="default: the one that the run was told, else " + TrackingSection.experiment
+        "--experiment", help="default: the one that the run was told, else " + TrackingConfig.experiment
     )
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for each run; default: 300")
     return parser.parse_args(argv)

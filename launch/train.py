@@ -15,25 +15,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill import stopping
+from distill.runtime import signals
 
 if __name__ == "__main__":
-    stopping.listen()  # before the imports below, which take seconds
+    signals.install_signal_handlers()  # before the imports below, which take seconds
 
 import torch
 
-from distill.config import Recipe
-from distill.ds_config import choose_config
-from distill.engine import init_world
-from distill.processes import identify
-from distill.readings import GIB
-from distill.recipe_file import EMBEDDED_DEFAULT, load_recipe
-from distill.rendezvous import is_main_process
-from distill.setup import make_session
-from distill.stream import UnreadableError
-from distill.trainer import Session, run
-from distill.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
-from distill.world import World, gather, is_lost_connection, shutdown
+from distill.config.ds_config import choose_config
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.config.schema import Recipe
+from distill.data.loader import UnreadableError
+from distill.runtime.host_memory import GIB
+from distill.runtime.processes import identify
+from distill.runtime.rendezvous import is_main_process
+from distill.runtime.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
+from distill.runtime.world import World, gather, is_lost_connection, shutdown
+from distill.training.build import make_session
+from distill.training.engine import init_world
+from distill.training.trainer import Session, run
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""
@@ -49,15 +49,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    stop = stopping.listen()
+    stop = signals.install_signal_handlers()
     args = parse(argv)
     main_rank = is_main_process(os.environ)
     watchdog: Watchdog | None = None
     session: Session | None = None
     try:
-        recipe = load_recipe(args.config or EMBEDDED_DEFAULT, args.overrides)
+        recipe = load_recipe(args.config or DEFAULT_RECIPE, args.overrides)
         if args.config is None and main_rank:
-            print(f"No --config: running the embedded default, {EMBEDDED_DEFAULT.name}", flush=True)
+            print(f"No --config: running the embedded default, {DEFAULT_RECIPE.name}", flush=True)
         world = init_world(args.local_rank, recipe.train.threads)
         watchdog = start_watchdog(recipe, world, stop)
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if main_rank or isinstance(error, UnreadableError):  # every rank meets the others; one line is enough
             print(f"error: {error}", file=sys.stderr, flush=True)
         finish_tracking(session, "FAILED")
-        return stopping.FAILED if isinstance(error, FloatingPointError) else stopping.MISTAKE
+        return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
         finish_tracking(session, "FAILED")
         if watchdog is None or not is_lost_connection(error):
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A rank of this host that has ended is named by the watchdog, which also ends this one.
         time.sleep(2 * PEER_GRACE + LAST_WORDS)
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-        stopping.end_now(stopping.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+        signals.end_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
     except Exception:
         finish_tracking(session, "FAILED")
         raise
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutdown()
 
 
-def start_watchdog(recipe: Recipe, world: World, stop: stopping.StopRequests) -> Watchdog:
+def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> Watchdog:
     """From here on the ranks see each other end, and stop together. Collective."""
     peers = gather(Peer(world.rank, socket.gethostname(), identify(os.getpid())))
 
@@ -102,14 +102,14 @@ def start_watchdog(recipe: Recipe, world: World, stop: stopping.StopRequests) ->
     return watchdog.start()
 
 
-def end(session: Session, watchdog: Watchdog, stopped: stopping.Stopped | None) -> int:
+def end(session: Session, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
     """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
     finish_tracking(session, "KILLED" if stopped else "FINISHED")
     if stopped and session.engine.world.is_main:
         print(stopped, flush=True)
     watchdog.finish()
     session.engine.barrier()
-    return stopping.STOPPED if stopped else stopping.FINISHED
+    return signals.STOPPED if stopped else signals.FINISHED
 
 
 def finish_tracking(session: Session | None, status: str) -> None:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill.adapters.roles import Roles
+from distill.losses.step import LossOutput, StepInput
 from distill.objectives.autoencode import Autoencode
-from distill.objectives.base import (
-    AlternatingObjective,
-    FullWeightObjective,
-    LossOutput,
-    Objective,
-    Roles,
-    StepInput,
-)
+from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
 from distill.objectives.consistency import Consistency
 from distill.objectives.denoise import Denoise
 from distill.objectives.distribution_matching import DistributionMatching

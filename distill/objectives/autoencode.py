@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anytext2.batch import Batch
-from anytext2.randomness import Draws
-from distill import losses
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, named_parameters_of, rows_of
-from distill.schedule import NoiseSchedule
+from anytext2.core.batch import Batch
+from anytext2.core.rng import Draws
+from distill.adapters.roles import Roles
+from distill.diffusion.schedule import NoiseSchedule
+from distill.losses import distances
+from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.objectives.base import Trains, named_parameters_of
 
 if TYPE_CHECKING:
-    from anytext2.model import AnyText2
+    from anytext2.model.anytext2 import AnyText2
 
 
 @dataclass
@@ -93,9 +95,9 @@ def _reconstruct(model: AnyText2, image_BCHW: Tensor, draws: Draws) -> dict[str,
     latent = (mean + torch.exp(0.5 * logvar) * noise) * vae.cfg.scale_factor
     reconstruction, target = vae.decode(latent).float(), image_BCHW.float()
     return {
-        "l1": losses.l1(reconstruction, target),
-        "sobel": losses.sobel_difference(reconstruction, target),
-        "kl": losses.gaussian_kl(mean.float(), logvar.float()),
+        "l1": distances.l1(reconstruction, target),
+        "sobel": distances.sobel_difference(reconstruction, target),
+        "kl": distances.gaussian_kl(mean.float(), logvar.float()),
         "latent_std": mean.float().flatten(1).std(dim=1),
     }
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains
+from distill.adapters.roles import Roles
+from distill.diffusion.samplers import SamplerName
+from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like
+from distill.losses.step import LossOutput, StepInput
+from distill.objectives.base import Trains
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig
-from distill.sampler import SamplerName
-from distill.schedule import NoiseSchedule, boundary_scalings, expand_like
 
 
 @dataclass

@@ -16,25 +16,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anytext2.batch import Conditions, Control
-from distill import losses
-from distill.objectives.base import (
-    LossOutput,
-    Roles,
-    StepInput,
-    Trains,
-    loss_output,
-    masked_latent_of,
-    named_parameters_of,
-    predict_noise,
-    require_latent,
-)
-from distill.schedule import NoiseSchedule
-from distill.solver import ddim_step
-from distill.text_area import not_ignored, text_share
+from anytext2.core.batch import Conditions, Control
+from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.schedule import NoiseSchedule
+from distill.diffusion.solver import ddim_step
+from distill.losses import distances
+from distill.losses.step import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
+from distill.losses.text_mask import not_ignored, text_share
+from distill.objectives.base import Trains, named_parameters_of
 
 if TYPE_CHECKING:
-    from anytext2.model import AnyText2
+    from anytext2.model.anytext2 import AnyText2
 
 _ROLLOUT_GAMMA = 5.0
 
@@ -139,7 +131,7 @@ class Denoise:
         eps = predict_noise(model, noisy, t, conditions, control)
 
         allowed, inside = (area(item.batch, *latent.shape[-2:]) for area in (not_ignored, text_share))
-        per_sample = losses.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
+        per_sample = distances.l2(eps, noise, weight=allowed * (1.0 + self.config.text_weight * inside))
         per_sample = per_sample * weight.to(per_sample)
         with torch.no_grad():
             error = (eps - noise).square()

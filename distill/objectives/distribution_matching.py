@@ -15,17 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anytext2.batch import Conditions, Control
-from distill import losses
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, loss_output, predict_noise, require_latent
-from distill.objectives.guidance import GridConfig, GuidedTeacher
-from distill.objectives.matching import Matching
-from distill.sampler import SamplerName, sampling_timesteps
-from distill.schedule import NoiseSchedule, expand_like, solver_grid
-from distill.solver import ddim_step
-from distill.student import FAKE, STUDENT
-from distill.terms import Compared
-from distill.write_attention import write
+from anytext2.core.batch import Conditions, Control
+from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles, predict_noise
+from distill.diffusion.samplers import SamplerName, sampling_timesteps
+from distill.diffusion.schedule import NoiseSchedule, expand_like, solver_grid
+from distill.diffusion.solver import ddim_step
+from distill.losses import distances
+from distill.losses.step import LossOutput, StepInput, loss_output, require_latent
+from distill.losses.terms import TermInput
+from distill.losses.writenet_attention import write
+from distill.objectives.base import Trains
+from distill.objectives.distillation_loss import Matching
+from distill.objectives.teacher import GridConfig, GuidedTeacher
 
 _LEAST, _MOST = 0.02, 0.98
 """Of the schedule: where the scores are compared (DMD, section 3.2). Nothing differs at its ends."""
@@ -70,7 +71,7 @@ class DistributionMatching:
 
     def turn(self, update: int) -> str:
         """The adapter that update `update` (from 0) trains: the fake score first, that it may say something."""
-        return STUDENT if update % (self.config.fake_updates + 1) == self.config.fake_updates else FAKE
+        return STUDENT if update % (self.config.fake_updates + 1) == self.config.fake_updates else FAKE_SCORE
 
     def loss(self, roles: Roles, item: StepInput) -> LossOutput:
         """Report: `Matching`'s and ``loss_student`` in the student's turn, ``loss_fake`` in the other."""
@@ -118,14 +119,14 @@ class DistributionMatching:
         noise = item.draws.normal("distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
         noisy = schedule.add_noise(x0.detach(), noise, t)
         real, _ = teacher(noisy, t)
-        with torch.no_grad(), roles.using(FAKE):
+        with torch.no_grad(), roles.using(FAKE_SCORE):
             eps = predict_noise(roles.model, noisy, t, teacher.conditions, roles.model.write(teacher.conditions))
             fake = schedule.eps_to_x0(noisy, eps, t)
             # DMD, equation 8: scaled so that steps are alike whatever the noise
             scale = (x0.detach() - real).abs().flatten(1).mean(dim=1).clamp_min(1e-6)
             target = x0.detach() - (fake - real) / expand_like(scale, x0)
         output = self._matching(
-            Compared(x0, target, x0, real, latent, stage_t, schedule, item, roles, attention, teacher.attention)
+            TermInput(x0, target, x0, real, latent, stage_t, schedule, item, roles, attention, teacher.attention)
         )
         return loss_output(output.per_sample, **{**output.report, "loss_student": output.loss})
 
@@ -135,10 +136,10 @@ class DistributionMatching:
         """Noise prediction on the student's pictures."""
         t = self._draw_time(item, "distribution_matching/fake_t", 0.0, 1.0).to(x0.device)
         noise = item.draws.normal("distribution_matching/fake_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
-        with roles.using(FAKE):
+        with roles.using(FAKE_SCORE):
             control = roles.model.write(conditions)
             eps = predict_noise(roles.model, schedule.add_noise(x0, noise, t), t, conditions, control)
-        per_sample = losses.l2(eps, noise)
+        per_sample = distances.l2(eps, noise)
         return loss_output(per_sample, loss_fake=per_sample.mean())
 
     def _draw_time(self, item: StepInput, purpose: str, low: float, high: float) -> Tensor:

@@ -19,28 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytext2.batch import Batch
-from anytext2.fonts import Font, FontTable, load_font_table
-from anytext2.line_crop import crop_line, quad_of_points, recognizer_input
-from anytext2.parts import glyph_line_font
-from anytext2.randomness import Draws
-from anytext2.recognizer import COLUMNS
-from anytext2.render import glyph_line
-from distill.alignment import glyph_line_columns
-from distill.ctc import charset_of, columns_needed, text_loss
-from distill.objectives.base import (
-    LossOutput,
-    Roles,
-    StepInput,
-    Trains,
-    loss_output,
-    named_parameters_of,
-    rows_of,
-)
-from distill.schedule import NoiseSchedule
+from anytext2.core.batch import Batch
+from anytext2.core.line_crop import crop_line, quad_of_points, recognizer_input
+from anytext2.core.rng import Draws
+from anytext2.glyphs.fonts import Font, FontTable, load_font_table
+from anytext2.glyphs.rasters import glyph_line_font
+from anytext2.glyphs.render import glyph_line
+from anytext2.model.recognizer import COLUMNS
+from distill.adapters.roles import Roles
+from distill.diffusion.schedule import NoiseSchedule
+from distill.losses.ctc import charset_of, columns_needed, text_loss
+from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.objectives.base import Trains, named_parameters_of
+from distill.objectives.ctc_alignment import glyph_line_columns
 
 if TYPE_CHECKING:
-    from anytext2.model import AnyText2
+    from anytext2.model.anytext2 import AnyText2
 
 _RANDOM_LENGTH = 6  # so many Chinese characters fill a glyph line at the size a single one has
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distill.objectives.base import LossOutput, Roles, StepInput, predict_noise, require_latent
-from distill.objectives.guidance import SOLVERS, GridConfig, GuidedTeacher
-from distill.objectives.matching import Matching
-from distill.schedule import NoiseSchedule, solver_grid
-from distill.solver import ddim_step
-from distill.terms import Compared
-from distill.write_attention import write
+from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.schedule import NoiseSchedule, solver_grid
+from distill.diffusion.solver import ddim_step
+from distill.losses.step import LossOutput, StepInput, require_latent
+from distill.losses.terms import TermInput
+from distill.losses.writenet_attention import write
+from distill.objectives.distillation_loss import Matching
+from distill.objectives.teacher import SOLVERS, GridConfig, GuidedTeacher
 
 Jump = Callable[[Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]
 """(z [B,C,h,w], eps, t [B], e [B], schedule) -> where a step from (z, t) with that estimate ends at time e."""
@@ -97,7 +98,7 @@ class SelfConsistency:
                 )
                 target = self._jump(z_s, predict_noise(roles.model, z_s, s, teacher.conditions, maps), s, e, schedule)
         return self._matching(
-            Compared(
+            TermInput(
                 prediction=self._jump(z_t, eps, t, e, schedule),
                 target=target.clone(),
                 x0=schedule.eps_to_x0(z_t, eps, t),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains
+from distill.adapters.roles import Roles
+from distill.diffusion.samplers import SamplerName
+from distill.diffusion.schedule import NoiseSchedule
+from distill.losses.step import LossOutput, StepInput
+from distill.objectives.base import Trains
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, flow_jump
-from distill.sampler import SamplerName
-from distill.schedule import NoiseSchedule
 
 
 class Trajectory:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill.objectives.base import LossOutput, Roles, StepInput, Trains, predict_noise, require_latent
-from distill.objectives.guidance import GridConfig, GuidedTeacher
-from distill.objectives.matching import Matching
-from distill.sampler import SamplerName
-from distill.schedule import NoiseSchedule, solver_grid
-from distill.terms import Compared
-from distill.write_attention import write
+from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.samplers import SamplerName
+from distill.diffusion.schedule import NoiseSchedule, solver_grid
+from distill.losses.step import LossOutput, StepInput, require_latent
+from distill.losses.terms import TermInput
+from distill.losses.writenet_attention import write
+from distill.objectives.base import Trains
+from distill.objectives.distillation_loss import Matching
+from distill.objectives.teacher import GridConfig, GuidedTeacher
 
 
 @dataclass
@@ -54,5 +56,5 @@ class X0Regression:
         control, attention = write(roles.model, teacher.conditions, attending=teacher.attention is not None)
         x0 = schedule.eps_to_x0(noisy, predict_noise(roles.model, noisy, t, teacher.conditions, control), t)
         return self._matching(
-            Compared(x0, wanted, x0, wanted, latent, t, schedule, item, roles, attention, teacher.attention)
+            TermInput(x0, wanted, x0, wanted, latent, t, schedule, item, roles, attention, teacher.attention)
         )

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.config import Recipe
-from distill.ds_config import read_ds_config
-from distill.recipe_file import load_recipe
-from distill.stream import BatchPlan
+from distill.config.ds_config import read_ds_config
+from distill.config.recipes import load_recipe
+from distill.config.schema import Recipe
+from distill.data.loader import BatchPlan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anytext2.filling import fill_by_name
-from anytext2.model import AnyText2, build_model, load_model_config
-from anytext2.weights import official_state
+from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
+from anytext2.model.pseudo_weights import fill_by_name
+from anytext2.model.weights import official_state
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from filling import GOLDEN, assert_golden, golden_tensor, read_golden
 from torch import Tensor
 
-from anytext2.batch import Batch, Sample, collate
-from anytext2.model import AnyText2
-from anytext2.text_embedding import LineParts
-from anytext2.text_encoder import PLACEHOLDER_TOKEN, tokenize_images, tokenize_texts
+from anytext2.core.batch import Batch, Sample, collate
+from anytext2.model.anytext2 import AnyText2
+from anytext2.model.text_embedding import LineParts
+from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_images, tokenize_texts
+from tests.helpers.official_golden import GOLDEN, assert_golden, golden_tensor, read_golden
 
 META = json.loads((GOLDEN / "meta.json").read_text(encoding="utf-8"))
 CAPTIONS = META["cond"]["captions"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from filling import assert_golden, golden_tensor, read_golden
 from torch import Tensor
 
-from anytext2.model import AnyText2
+from anytext2.model.anytext2 import AnyText2
+from tests.helpers.official_golden import assert_golden, golden_tensor, read_golden
 
 
 def recorded_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:

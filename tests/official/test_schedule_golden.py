@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from filling import golden_tensor, read_golden
 
-from anytext2.model import schedule_tables
-from anytext2.model_config import ScheduleConfig
+from anytext2.model.anytext2 import schedule_tables
+from anytext2.model.config import ScheduleConfig
+from tests.helpers.official_golden import golden_tensor, read_golden
 
 GOLDEN_TABLES = read_golden("schedule")
 

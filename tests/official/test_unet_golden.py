@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from filling import assert_golden, golden_tensor, read_golden
-from test_control_golden import recorded_inputs
 
-from anytext2.batch import Control
-from anytext2.model import AnyText2
+from anytext2.core.batch import Control
+from anytext2.model.anytext2 import AnyText2
+from tests.helpers.official_golden import assert_golden, golden_tensor, read_golden
+from tests.official.test_control_golden import recorded_inputs
 
 
 @pytest.fixture(scope="module")

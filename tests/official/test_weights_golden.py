@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import math
 
-from filling import GOLDEN
-
-from anytext2.model import AnyText2
-from anytext2.weights import official_state
+from anytext2.model.anytext2 import AnyText2
+from anytext2.model.weights import official_state
+from tests.helpers.official_golden import GOLDEN
 
 
 def rows(name: str) -> list[list[str]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from slurm_jobs import HERE, ROOT, Place, ended, hurried, job, slurm, stand_in_place, wait_for
+
+from tests.helpers.slurm_jobs import HERE, ROOT, Place, ended, hurried, job, slurm, stand_in_place, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 DEMO = ROOT / "launch" / "recipes" / "demo.yaml"

@@ -10,10 +10,10 @@ import sqlite3
 from collections import Counter
 
 import pytest
-from mini_model import write_mini
-from slurm_jobs import Place, ended, hurried, slurm, wait_for
 
-from anytext2.synthetic import SyntheticConfig, write_dataset
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from tests.helpers.mini_model import write_mini
+from tests.helpers.slurm_jobs import Place, ended, hurried, slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 STEPS = 60

@@ -1,0 +1,51 @@
+"""What a feature cache holds of the frozen networks: pictures to latents, captions to contexts.
+
+Shape legend: B pictures, H/W pixels, K chunks of 77 tokens, D width of the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from anytext2.data.features import StoredLatents
+from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_images
+
+Encode = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
+"""Pictures and pictures with their lines hidden, both uint8 [B, H, W, 3] -> their latents."""
+
+EncodeCaptions = Callable[[Sequence[str]], list[np.ndarray]]
+"""Captions -> the context of each, float16 [K, 77, D] with as many chunks as it needs."""
+
+
+def encoder_of(encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any) -> Encode:
+    """An `Encode` from a function that gives mean and standard deviation of scaled latents for pictures in [-1, 1]."""
+
+    @torch.no_grad()
+    def encoded(pictures: np.ndarray, masked: np.ndarray) -> list[StoredLatents]:
+        both = torch.from_numpy(np.concatenate([pictures, masked])).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        means, deviations = (x.to("cpu", torch.float16).numpy() for x in encode(both))
+        n = len(pictures)
+        return [StoredLatents(means[i], deviations[i], means[n + i]) for i in range(n)]
+
+    return encoded
+
+
+def caption_encoder_of(encoder: TextEncoder) -> EncodeCaptions:
+    """An `EncodeCaptions` from a model's text encoder."""
+
+    @torch.no_grad()
+    def encoded(captions: Sequence[str]) -> list[np.ndarray]:
+        chunks = [tokenize_images([caption])[0] for caption in captions]
+        contexts = encoder.encode_chunks(torch.cat(chunks)).to("cpu", torch.float16)
+        return [rows.numpy() for rows in contexts.split([len(ids) for ids in chunks])]
+
+    return encoded
+
+
+def context_bytes(caption: str, width: int) -> int:
+    """Size of a caption's context in the store."""
+    return 2 * CONTEXT_LENGTH * width * len(tokenize_images([caption])[0])

@@ -1,0 +1,191 @@
+"""Font files, the table language -> files, and text metrics that are measured once and scaled.
+
+A font knows which characters it lacks, so that whoever draws can count them instead of drawing boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageDraw, ImageFont
+from yaml import YAMLError
+
+DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[2] / "fonts" / "fonts.yaml"
+
+REFERENCE_SIZE = 50
+"""Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""
+
+LARGEST_SIZE = 30_000
+"""Size in pixels per em that no text needs; a character without ink would fit at any, but FreeType ends at 65535."""
+
+_NEVER_ASSIGNED = "\U0010fffe"  # a noncharacter: a font can only answer with its "missing" glyph
+
+
+@dataclass(frozen=True)
+class TextBox:
+    """Where the ink of a text lies relative to the pen's origin (left end, ascender line), in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        return self.bottom - self.top
+
+    def scaled(self, factor: float) -> TextBox:
+        return TextBox(self.left * factor, self.top * factor, self.right * factor, self.bottom * factor)
+
+
+@dataclass(frozen=True)
+class Font:
+    """A font file. Loaded faces and metrics are cached per process.
+
+    capitals: its small letters look like capitals. script: it imitates handwriting, where a word in capitals cannot
+    be read.
+    """
+
+    path: Path
+    capitals: bool = False
+    script: bool = False
+
+    def at(self, size: int) -> ImageFont.FreeTypeFont:
+        """The face at `size` pixels per em."""
+        return _face(self.path, size)
+
+    def box(self, text: str) -> TextBox:
+        """Ink of `text` at REFERENCE_SIZE."""
+        return _reference_box(self.path, text)
+
+    def size_that_fits(self, text: str, width: float, height: float) -> int:
+        """Largest size at which the ink of `text` fits into width x height pixels (at least 1), in closed form.
+
+        Ink grows linearly with the size; hinting can add a pixel, which the drawing functions leave room for.
+        """
+        box = self.box(text)
+        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
+        return max(1, math.floor(REFERENCE_SIZE * ratio))
+
+    def missing(self, text: str) -> tuple[str, ...]:
+        """The characters of `text` that the font has no glyph for, in order, each one once."""
+        return tuple(dict.fromkeys(char for char in text if not _has_glyph(self.path, char)))
+
+    def known(self, text: str) -> str:
+        """`text` without the characters that the font has no glyph for."""
+        return "".join(char for char in text if _has_glyph(self.path, char))
+
+
+@dataclass(frozen=True, eq=False)
+class FontTable:
+    """Which fonts draw which language; a language that is not listed is drawn with the default font.
+
+    Compared and hashed as an object, so that what is worked out for a table can be cached.
+    """
+
+    default: Font
+    languages: dict[str, tuple[Font, ...]]
+
+    def fonts_for(self, language: str) -> tuple[Font, ...]:
+        """All fonts of `language`, best first; 'Chinese_sim' and the like fall back to 'Chinese'."""
+        found = self.languages.get(language) or self.languages.get(language.split("_")[0])
+        return found or (self.default,)
+
+
+def load_font_table(path: str | Path = DEFAULT_FONT_TABLE) -> FontTable:
+    """Reads a table of fonts (see fonts/fonts.yaml for the form).
+
+    Raises ValueError, naming file and field, when the table cannot be read or a font file is absent.
+    """
+    path = Path(path)
+    try:
+        table = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: cannot read the font table ({_one_line(error)})") from error
+    if not isinstance(table, dict) or "default" not in table or not isinstance(table.get("languages"), dict):
+        raise ValueError(f"{path}: a font table needs the fields 'default' (a file) and 'languages' (name: [files])")
+
+    def font(field: str, name: str) -> Font:
+        file = path.parent / name
+        if not file.is_file():
+            raise ValueError(f"{path}: {field}: font file {file} does not exist")
+        return Font(file, capitals=name in capitals, script=name in script)
+
+    capitals = _names(path, "capitals", table.get("capitals", []))
+    script = _names(path, "script", table.get("script", []))
+    languages = {
+        str(language): tuple(
+            font(f"languages.{language}", name) for name in _names(path, f"languages.{language}", names)
+        )
+        for language, names in table["languages"].items()
+    }
+    return FontTable(font("default", str(table["default"])), languages)
+
+
+def draw_text(text: str, font: Font, size: int, spacing: float = 0.0, mode: str = "L") -> Image.Image:
+    """The ink of `text` at `size` pixels per em, cut to the font's box around it; blank text gives a black picture.
+
+    spacing: extra pixels between characters (0 keeps the font's own kerning). mode: "L" for coverage 0..255, "1" for
+    ink or no ink as the font's own rasteriser decides.
+    """
+    face = font.at(size)
+    if spacing == 0:
+        left, top, right, bottom = face.getbbox(text)
+        pens = [(text, -left)]
+    else:
+        pens, pen = [], 0.0
+        for char in text:
+            pens.append((char, pen))
+            pen += face.getlength(char) + spacing
+        boxes = [(x, face.getbbox(char)) for char, x in pens]
+        left = min(x + box[0] for x, box in boxes)
+        top, right = min(box[1] for _, box in boxes), max(x + box[2] for x, box in boxes)
+        bottom = max(box[3] for _, box in boxes)
+        pens = [(char, x - left) for char, x in pens]
+    canvas = Image.new(mode, (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))))
+    draw = ImageDraw.Draw(canvas)
+    for part, x in pens:
+        draw.text((x, -top), part, fill=255, font=face)
+    return canvas
+
+
+@lru_cache(maxsize=2048)
+def _face(path: Path, size: int) -> ImageFont.FreeTypeFont:
+    # The basic layout needs no shaping library, so that a text looks the same on every machine.
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=65536)
+def _reference_box(path: Path, text: str) -> TextBox:
+    return TextBox(*_face(path, REFERENCE_SIZE).getbbox(text))
+
+
+@lru_cache(maxsize=65536)
+def _has_glyph(path: Path, char: str) -> bool:
+    return char.isspace() or _glyph_bitmap(path, char) != _glyph_bitmap(path, _NEVER_ASSIGNED)
+
+
+@lru_cache(maxsize=4096)
+def _glyph_bitmap(path: Path, char: str) -> tuple[tuple[int, int], bytes]:
+    mask = _face(path, 40).getmask(char, mode="L")
+    return mask.size, bytes(mask)
+
+
+def _names(table: Path, field: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{table}: {field}: expected a list of font files, got {value!r}")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,249 @@
+"""AnyText2 (Tuo et al. 2024): encode, condition, write, predict the noise, decode. Stateless.
+
+Nothing is kept on the model between calls. What can be used twice (conditions, the WriteNet's maps) is a value that
+the caller holds. Attribute names are the official checkpoint's, down to `model.diffusion_model`.
+
+Shape suffixes: B batch, L lines, C channels, H/W pixels, h/w latent cells, T tokens, D width; z latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anytext2.core.batch import Batch, Conditions, Control
+from anytext2.model.config import AnyText2Config, ScheduleConfig, load_model_config
+from anytext2.model.layers import initialise
+from anytext2.model.recognizer import Recognizer
+from anytext2.model.text_embedding import TextEmbedding
+from anytext2.model.text_encoder import TextEncoder
+from anytext2.model.unet import UNet
+from anytext2.model.vae import VAE
+from anytext2.model.writenet import WriteNet
+
+__all__ = ["AnyText2", "AnyText2Config", "build_model", "load_model_config", "schedule_tables"]
+
+BLANK_IMAGE = -1.0
+"""Value of the masked image where nothing is given: everywhere, for a sample that is not edited."""
+
+
+def schedule_tables(cfg: ScheduleConfig) -> dict[str, Tensor]:
+    """The 13 tables of the official checkpoint, computed in float64, float32 [timesteps] each.
+
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equations 4, 6 and 7, for betas that are evenly spaced
+    in their square root (latent-diffusion's "linear").
+    """
+    betas = np.linspace(cfg.linear_start**0.5, cfg.linear_end**0.5, cfg.timesteps) ** 2
+    bar = np.cumprod(1 - betas)
+    before = np.append(1.0, bar[:-1])
+    variance = betas * (1 - before) / (1 - bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
+        "log_one_minus_alphas_cumprod": np.log(1 - bar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "posterior_variance": variance,
+        # the first step's variance is 0; its logarithm is cut off
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
+        "logvar": np.zeros_like(betas),
+    }
+    return {name: torch.from_numpy(table).float() for name, table in tables.items()}
+
+
+class DiffusionWrapper(nn.Module):
+    """Gives the UNet the name it has in every latent-diffusion checkpoint."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+
+
+class AnyText2(nn.Module):
+    """The whole model.
+
+    Args:
+        cfg: sizes of all parts.
+        activation_checkpointing: of the UNet and the WriteNet; saves memory, costs one more forward pass.
+    """
+
+    def __init__(self, cfg: AnyText2Config, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.model = DiffusionWrapper(UNet(cfg.unet, activation_checkpointing))
+        self.control_model = WriteNet(cfg.unet, cfg.writenet, activation_checkpointing)
+        self.first_stage_model = VAE(cfg.vae)
+        self.cond_stage_model = TextEncoder(cfg.text_encoder)
+        self.embedding_manager = TextEmbedding(cfg.text_embedding, cfg.recognizer, cfg.text_encoder.width)
+        self.text_predictor = Recognizer(cfg.recognizer)
+        for name, table in schedule_tables(cfg.schedule).items():
+            self.register_buffer(name, table)
+        self.train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyText2:
+        """As nn.Module's, but the schedule is a table: it moves with the model and keeps its values in float32."""
+        super()._apply(fn, recurse)
+        for name, table in schedule_tables(self.cfg.schedule).items():
+            self._buffers[name] = table.to(getattr(self, name).device)
+        return self
+
+    def train(self, mode: bool = True) -> AnyText2:
+        """As nn.Module's, but the recognisers stay in eval mode.
+
+        Their batch norms would otherwise see the statistics of a handful of line crops. Whoever trains a recogniser
+        itself switches it: `model.text_predictor.train()`, after this.
+        """
+        super().train(mode)
+        self.text_predictor.eval()
+        self.embedding_manager.font_predictor.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it computes in (outside autocast)."""
+        return self.model.diffusion_model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.betas.device  # type: ignore[union-attr, return-value]
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(z, h, w) of the latent of a picture."""
+        step = self.cfg.vae.downsampling
+        return self.cfg.vae.z_channels, height // step, width // step
+
+    def encode(self, image_BCHW: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
+        """Scaled latent [B, z, h, w] of pictures [B, 3, H, W] in [-1, 1]: the mode, or a sample for normal noise.
+
+        Raises ValueError if H or W is no multiple of the VAE's downsampling.
+        """
+        noise = None if noise_BChw is None else noise_BChw.to(self.dtype)
+        return self.first_stage_model.encode(image_BCHW.to(self.dtype), noise)
+
+    def posterior(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [B, z, h, w] of the scaled latent."""
+        mean, logvar = self.first_stage_model.encode_moments(image_BCHW.to(self.dtype))
+        scale = self.cfg.vae.scale_factor
+        return mean * scale, torch.exp(0.5 * logvar) * scale
+
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] of scaled latents, about [-1, 1], not clamped."""
+        return self.first_stage_model.decode(latent_BChw.to(self.dtype))
+
+    def blank_latent(self, height: int, width: int) -> Tensor:
+        """Scaled latent [1, z, h, w] of the blank picture that stands for 'nothing is edited'."""
+        return self.encode(torch.full((1, 3, height, width), BLANK_IMAGE, device=self.device))
+
+    def masked_latents(self, batch: Batch, blank: Tensor | None = None) -> Tensor:
+        """Scaled latents [B, z, h, w] of the masked images (posterior mode; the reference samples it).
+
+        Only the rows in editing mode are encoded, and, where it is not given, one blank picture for all the others.
+        blank: `blank_latent` of the batch's size.
+        """
+        if batch.masked_latent is not None:
+            rows = batch.masked_latent.to(self.dtype)
+            blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
+            editing = torch.tensor(batch.editing, device=rows.device).reshape(-1, 1, 1, 1)
+            return torch.where(editing, rows, blank)
+        edited = [row for row, editing in enumerate(batch.editing) if editing]
+        if len(edited) < batch.size and blank is None:
+            blank = self.blank_latent(*batch.position.shape[-2:])
+        latents = list(self.encode(batch.masked_image[edited])) if edited else []
+        latents += [] if blank is None else [blank[0]]
+        place = {row: number for number, row in enumerate(edited)}
+        return torch.stack([latents[place.get(row, -1)] for row in range(batch.size)])
+
+    # --- conditions --------------------------------------------------------------------------------------------------
+
+    def condition(
+        self,
+        batch: Batch,
+        masked_latent: Tensor,
+        image_captions: Sequence[str] | None = None,
+        text_captions: Sequence[str] | None = None,
+    ) -> Conditions:
+        """What the UNet and the WriteNet are told of a batch. Differentiable in the trained encoders.
+
+        Args:
+            masked_latent: [B, z, h, w], see `masked_latents`.
+            image_captions, text_captions: in place of the batch's own; an empty text caption takes no lines. The
+                contexts that came with the batch are used for its own image captions only.
+        Raises:
+            ValueError: a text caption has not as many placeholders as the sample has lines; names the sample.
+        """
+        text_captions = batch.text_caption if text_captions is None else text_captions
+        lines_ND = self.embedding_manager(batch, self.text_predictor)
+        encoder = self.cond_stage_model
+        if image_captions is None:
+            image_context = encoder.encode_images(batch.image_caption, batch.image_context, batch.context_chunks)
+        else:
+            image_context = encoder.encode_images(image_captions)
+        return Conditions(
+            image_context=image_context,
+            text_context=encoder.encode_texts(text_captions, lines_ND, batch.n_lines, batch.name),
+            glyph=batch.glyph.to(self.dtype),
+            position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),
+            masked_latent=masked_latent.to(self.dtype),
+        )
+
+    def unconditional(self, conditions: Conditions, batch: Batch, negative_prompt: str = "") -> Conditions:
+        """The same hints with the negative prompt as image caption and no text caption (the reference's guidance)."""
+        encoder = self.cond_stage_model
+        none_ND = conditions.text_context.new_zeros(0, conditions.text_context.shape[2])
+        image_context = encoder.encode_images([negative_prompt])
+        text_context = encoder.encode_texts([""], none_ND, [0], ["negative prompt"])
+        return replace(
+            conditions,
+            image_context=image_context.expand(batch.size, -1, -1),
+            text_context=text_context.expand(batch.size, -1, -1),
+        )
+
+    # --- denoising ---------------------------------------------------------------------------------------------------
+
+    def write(self, conditions: Conditions) -> Control:
+        """The WriteNet's maps. They depend on neither x_t nor t: once a sample is enough."""
+        return self.control_model(
+            conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
+        )
+
+    def predict_noise(
+        self,
+        x_BChw: Tensor,
+        t_B: Tensor,
+        image_context_BTD: Tensor,
+        control: Control | None,
+        attnx_scale: float = 1.0,
+    ) -> Tensor:
+        """eps [B, z, h, w] of noisy latents at timesteps t (0..timesteps - 1), in the dtype of `x_BChw`."""
+        return self.model.diffusion_model(x_BChw, t_B, image_context_BTD, control, attnx_scale)
+
+
+def build_model(
+    config: AnyText2Config,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    activation_checkpointing: bool = False,
+) -> AnyText2:
+    """A model initialised for training from scratch from torch's global generator, in eval mode.
+
+    On device 'meta' nothing is allocated or initialised; `to_empty` and `anytext2.weights.load_weights` follow.
+    """
+    target = torch.device(device or "cpu")
+    # weights are drawn on the CPU whatever the device, so that a seed means the same ones everywhere
+    with torch.device("meta" if target.type == "meta" else "cpu"):
+        model = AnyText2(config, activation_checkpointing)
+    if target.type != "meta":
+        for part in (model.model.diffusion_model, model.control_model, model.first_stage_model):
+            initialise(part)
+    return model.eval().to(device=target, dtype=dtype)

@@ -1,0 +1,139 @@
+"""Glyph, position, font and colour of a line -> the one embedding that replaces its placeholder in the text caption.
+
+AnyText2 (Tuo et al. 2024), section 3.3: the sum of four projections. Attribute names are the official checkpoint's
+(`embedding_manager.*`).
+
+Shape suffixes: N lines of the whole batch, sample by sample; D width of the embedding; H/W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anytext2.core.batch import Batch
+from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, crop_line, recognizer_input
+from anytext2.model.recognizer import Recognizer, RecognizerConfig
+
+# Where the reference looks for a font when a line has no place in the picture: its top left corner.
+_NOWHERE = np.array([[0, 0], [100, 0], [100, 100], [0, 100]], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class TextEmbeddingConfig:
+    """position_widths: channels of the position encoder, which halves the map between each two."""
+
+    position_widths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+
+    def __post_init__(self) -> None:
+        if not self.position_widths or min(self.position_widths) < 1:
+            raise ValueError(f"text_embedding.position_widths = {list(self.position_widths)}: give widths >= 1")
+
+
+@dataclass(frozen=True)
+class LineParts:
+    """The four summands [N, D] of the line embeddings, and what the recognisers were shown ([N, 3, 48, 320]).
+
+    has_place: for each line, whether its position mask held a region from which the font could be taken.
+    """
+
+    glyph: Tensor
+    position: Tensor
+    style: Tensor
+    color: Tensor
+    glyph_input: Tensor
+    font_input: Tensor
+    has_place: tuple[bool, ...]
+
+    @property
+    def total(self) -> Tensor:
+        return self.glyph + self.position + self.style + self.color
+
+
+class PositionEncoder(nn.Module):
+    """Position map [N, 1, H, W] -> [N, D]."""
+
+    def __init__(self, widths: list[int], width_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.conv_list = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.conv2 = nn.Conv2d(widths[-1], width_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.conv1, *self.conv_list, self.conv2):
+            x = F.silu(conv(x))
+        return x.mean(dim=(2, 3))
+
+
+class TextEmbedding(nn.Module):
+    """`embedding_manager`. The recogniser that sees the glyphs belongs to the model and is handed in."""
+
+    def __init__(self, cfg: TextEmbeddingConfig, recognizer: RecognizerConfig, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.position_encoder = PositionEncoder(list(cfg.position_widths), width)
+        self.font_predictor = Recognizer(recognizer)
+        self.style_proj = nn.Sequential(nn.Linear(recognizer.feature_size, width), nn.LayerNorm(width))
+        self.color_proj = nn.Sequential(nn.Linear(3, width), nn.LayerNorm(width))
+        self.proj = nn.Sequential(nn.Linear(recognizer.feature_size, width), nn.LayerNorm(width))
+
+    def forward(self, batch: Batch, recognizer: Recognizer) -> Tensor:
+        """Line embeddings [N, D], N = sum of `batch.n_lines`, sample by sample."""
+        if not sum(batch.n_lines):
+            return self.position_encoder.conv1.weight.new_zeros(0, self.width)
+        return self.parts(batch, recognizer).total
+
+    def parts(self, batch: Batch, recognizer: Recognizer) -> LineParts:
+        """The same in parts; the batch has at least one line."""
+        dtype = self.position_encoder.conv1.weight.dtype
+        sample, line = _packed_index(batch.n_lines, batch.position.device)
+        position_N1HW = batch.position[sample, line].unsqueeze(1).to(dtype)
+        glyph_input = recognizer_input(batch.glyph_line[sample, line].unsqueeze(1).float())
+        font_input, has_place = font_inputs(batch)
+        return LineParts(
+            glyph=self.proj(recognizer.features(glyph_input).flatten(1)),
+            position=self.position_encoder(position_N1HW),
+            style=self.style_proj(self.font_predictor.features(font_input).flatten(1)),
+            color=self.color_proj(batch.color[sample, line].to(dtype)),
+            glyph_input=glyph_input,
+            font_input=font_input,
+            has_place=has_place,
+        )
+
+
+def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
+    """The font hint under each line's position mask, as the recogniser wants it: float32 [N, 3, 48, 320].
+
+    A line without a place (empty mask, or thinner than a pixel) is shown the hint's top left corner, as in the
+    reference; there is a warning, and the second result is False for it.
+    """
+    hints_B1HW = batch.font_hint.float()
+    inputs: list[Tensor] = []
+    has_place: list[bool] = []
+    for b, n in enumerate(batch.n_lines):
+        for number in range(n):
+            quad = batch.quads[b][number]
+            crop = None if quad is None else crop_line(hints_B1HW[b], quad)
+            has_place.append(crop is not None)
+            if crop is None:
+                # one text for all lines, so that Python's default filter shows it once a run
+                warnings.warn("a line's position mask has no region to take a font from", stacklevel=2)
+                crop = crop_line(hints_B1HW[b], _NOWHERE)
+                assert crop is not None
+            inputs.append(recognizer_input(crop[None]))
+    if not inputs:
+        return hints_B1HW.new_zeros(0, 3, LINE_HEIGHT, LINE_WIDTH), ()
+    return torch.cat(inputs), tuple(has_place)
+
+
+def _packed_index(n_lines: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sample number and line number, int64 [N] each, of every real line in order."""
+    pairs = [(b, number) for b, n in enumerate(n_lines) for number in range(n)]
+    sample, line = torch.tensor(pairs, dtype=torch.int64).to(device).unbind(1)
+    return sample, line

@@ -1,0 +1,229 @@
+"""The noise predictor: Stable Diffusion 1.5's UNet with AnyText2's extra attention ("attnx") in the decoder.
+
+The WriteNet shares the encoder half, which is therefore built by functions of this file.
+
+Shape suffixes: B batch, C channels, h/w latent cells, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anytext2.core.batch import Control
+from anytext2.model.layers import (
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    Stage,
+    Upsample,
+    timestep_features,
+    with_init_scale,
+)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the UNet; the defaults are the official AnyText2 v2.0.
+
+    Level i works at 1/2**i of the latent with `int(model_channels * channel_mult[i])` channels.
+    `attention_resolutions` lists the downsampling factors (1, 2, 4, ...) that have transformers, `attnx_levels` the
+    decoder's levels whose transformers have the extra attention.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    num_res_blocks: int = 2
+    channel_mult: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 4.0])
+    attention_resolutions: list[int] = field(default_factory=lambda: [4, 2, 1])
+    num_heads: int = 8
+    context_dim: int = 768
+    norm_groups: int = 32
+    attnx_levels: list[int] = field(default_factory=lambda: [2, 1])
+    attnx_middle: bool = True
+
+    def __post_init__(self) -> None:
+        positive = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "num_heads", "context_dim")
+        for name in (*positive, "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"unet.{name} = {getattr(self, name)}: must be >= 1")
+        if not self.channel_mult:
+            raise ValueError("unet.channel_mult is empty: give one factor a level")
+        if self.model_channels % 2:
+            raise ValueError(f"unet.model_channels = {self.model_channels}: must be even (half sines, half cosines)")
+        for width in self.widths:
+            if width % self.norm_groups or width % self.num_heads:
+                raise ValueError(
+                    f"unet: norm_groups = {self.norm_groups} and num_heads = {self.num_heads} must divide every width, "
+                    f"but not {width} (model_channels x channel_mult)"
+                )
+        for level in self.attnx_levels:
+            if not 0 <= level < len(self.widths) or 2**level not in self.attention_resolutions:
+                raise ValueError(
+                    f"unet.attnx_levels: level {level} has no transformer; choose among the levels "
+                    f"{[i for i in range(len(self.widths)) if 2**i in self.attention_resolutions]}"
+                )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [int(self.model_channels * mult) for mult in self.channel_mult]
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the timestep embedding."""
+        return 4 * self.model_channels
+
+    @property
+    def downsampling(self) -> int:
+        """Latent cells of the input per cell of the middle block, in each direction."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    def has_attention(self, level: int) -> bool:
+        return 2**level in self.attention_resolutions
+
+    def transformer(self, level: int, attnx: bool = False) -> SpatialTransformer:
+        """A transformer as wide as `level`."""
+        return SpatialTransformer(self.widths[level], self.context_dim, self.num_heads, self.norm_groups, attnx)
+
+    def res_block(self, width_in: int, width_out: int) -> ResBlock:
+        return ResBlock(width_in, width_out, self.embedding_width, self.norm_groups)
+
+
+def make_time_embed(cfg: UNetConfig) -> nn.Sequential:
+    """Timestep features [B, model_channels] -> embedding [B, 4 model_channels]."""
+    width = cfg.embedding_width
+    return nn.Sequential(nn.Linear(cfg.model_channels, width), nn.SiLU(), nn.Linear(width, width))
+
+
+def make_input_blocks(cfg: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The encoder half, and the width of each of its blocks' output maps."""
+    width = cfg.model_channels
+    blocks = [Stage(nn.Conv2d(cfg.in_channels, width, 3, padding=1))]
+    block_widths = [width]
+    for level, width_out in enumerate(cfg.widths):
+        if level > 0:
+            blocks.append(Stage(Downsample(width)))
+            block_widths.append(width)
+        for _ in range(cfg.num_res_blocks):
+            layers: list[nn.Module] = [cfg.res_block(width, width_out)]
+            if cfg.has_attention(level):
+                layers.append(cfg.transformer(level))
+            blocks.append(Stage(*layers))
+            block_widths.append(width_out)
+            width = width_out
+    return nn.ModuleList(blocks), block_widths
+
+
+def make_middle_block(cfg: UNetConfig, attnx: bool) -> Stage:
+    """The bottleneck; it has a transformer whatever `attention_resolutions` says."""
+    last = len(cfg.widths) - 1
+    width = cfg.widths[last]
+    return Stage(cfg.res_block(width, width), cfg.transformer(last, attnx), cfg.res_block(width, width))
+
+
+def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.ModuleList:
+    """The decoder half. Each block takes the map so far and the encoder's map it mirrors, side by side."""
+    remaining = list(skip_widths)
+    blocks: list[Stage] = []
+    width = cfg.widths[-1]
+    for level, width_out in reversed(list(enumerate(cfg.widths))):
+        for i in range(cfg.num_res_blocks + 1):
+            layers: list[nn.Module] = [cfg.res_block(width + remaining.pop(), width_out)]
+            width = width_out
+            if cfg.has_attention(level):
+                layers.append(cfg.transformer(level, attnx=level in cfg.attnx_levels))
+            if level > 0 and i == cfg.num_res_blocks:
+                layers.append(Upsample(width))
+            blocks.append(Stage(*layers))
+    assert not remaining
+    return nn.ModuleList(blocks)
+
+
+def run_stage(stage: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
+    """Call a stage; with `recompute` its activations are not kept but computed again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(stage, *inputs, use_reentrant=False)
+    return stage(*inputs)
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a latent.
+
+    Args:
+        cfg: the shape.
+        activation_checkpointing: keep no activations inside blocks, recompute them in the backward pass. May be
+            changed at any time.
+    """
+
+    def __init__(self, cfg: UNetConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.activation_checkpointing = activation_checkpointing
+        self.time_embed = make_time_embed(cfg)
+        self.input_blocks, skip_widths = make_input_blocks(cfg)
+        self.middle_block = make_middle_block(cfg, cfg.attnx_middle)
+        self.output_blocks = make_output_blocks(cfg, skip_widths)
+        self.out = nn.Sequential(
+            nn.GroupNorm(cfg.norm_groups, cfg.widths[0]),
+            nn.SiLU(),
+            with_init_scale(nn.Conv2d(cfg.widths[0], cfg.out_channels, 3, padding=1), 0.0),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it computes in (outside autocast): that of the base weights."""
+        return self.time_embed[0].weight.dtype  # type: ignore[union-attr, return-value]
+
+    def forward(
+        self,
+        x_BChw: Tensor,
+        t_B: Tensor,
+        context_BTD: Tensor,
+        control: Control | None = None,
+        attnx_scale: float = 1.0,
+    ) -> Tensor:
+        """Noise of a noisy latent.
+
+        Args:
+            x_BChw: noisy scaled latent [B, in_channels, h, w]; h and w are multiples of `cfg.downsampling`.
+            t_B: timesteps [B], integer or float, 0..999.
+            context_BTD: embedded image caption [B, T, context_dim].
+            control: the WriteNet's maps, added to the skip maps and to the middle block's output; None for none.
+            attnx_scale: weight of the extra attentions; 0 leaves them out.
+        Returns:
+            eps [B, out_channels, h, w] in the dtype of `x_BChw`. No argument is changed.
+        Raises:
+            ValueError: a latent's side is not a multiple of `cfg.downsampling`, or too few or many control maps.
+        """
+        self._check(x_BChw, control)
+        recompute = self.activation_checkpointing
+        context = context_BTD.to(self.dtype)
+        embedding = self.time_embed(timestep_features(t_B, self.cfg.model_channels).to(self.dtype))
+        hidden = x_BChw.to(self.dtype)
+        skips: list[Tensor] = []
+        for block in self.input_blocks:
+            hidden = run_stage(block, recompute, hidden, embedding, context)
+            skips.append(hidden)
+        hidden = run_stage(self.middle_block, recompute, hidden, embedding, context, attnx_scale)
+        if control is not None:
+            hidden = hidden + control[-1].to(hidden.dtype)
+            skips = [skip + added.to(skip.dtype) for skip, added in zip(skips, control[:-1], strict=True)]
+        for block in self.output_blocks:
+            joined = torch.cat([hidden, skips.pop()], dim=1)
+            hidden = run_stage(block, recompute, joined, embedding, context, attnx_scale)
+        return self.out(hidden).to(x_BChw.dtype)
+
+    def _check(self, x_BChw: Tensor, control: Control | None) -> None:
+        height, width = x_BChw.shape[2:]
+        step = self.cfg.downsampling
+        if height % step or width % step:
+            raise ValueError(f"latent is {width}x{height} cells: both sides must be multiples of {step}")
+        expected = len(self.input_blocks) + 1
+        if control is not None and len(control) != expected:
+            raise ValueError(f"control has {len(control)} maps: the UNet takes {expected}")

@@ -1,0 +1,307 @@
+"""Weights files: the official AnyText2 names <-> ours, read strictly, written back.
+
+Only the CLIP tower has other names inside (it is open_clip's, whose attention keeps q, k and v in one matrix).
+Everywhere else the module paths are the official ones already.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anytext2.model.anytext2 import AnyText2, AnyText2Config, build_model, schedule_tables
+from anytext2.model.recognizer import CONFIG_DIR
+
+EMBEDDED_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
+"""The trained weights of the 'tiny' config that ship with the package."""
+
+OFFICIAL_TOWER = "cond_stage_model.transformer.text_model."
+OUR_TOWER = "cond_stage_model.tower."
+IGNORED = OFFICIAL_TOWER + "embeddings.position_ids"
+"""A constant that files written with older transformers releases carry."""
+
+_TOWER_NAMES = (
+    (r"^token_embedding\.", "embeddings.token_embedding."),
+    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "final_layer_norm."),
+    (r"^transformer\.resblocks\.(\d+)\.", r"encoder.layers.\1."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+_IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def official_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state under the official names. The tensors share memory with the model: writing to them loads it."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        for official, part in _official(name, tensor):
+            state[official] = part
+    return state
+
+
+def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """The official name(s) of one of our tensors; one name but for the joined q, k, v of the text tower."""
+    if not name.startswith(OUR_TOWER):
+        return [(name, tensor)]
+    name = name.removeprefix(OUR_TOWER)
+    for pattern, replacement in _TOWER_NAMES:
+        name = re.sub(pattern, replacement, name)
+    joined = _IN_PROJ.search(name)
+    if joined is None:
+        return [(OFFICIAL_TOWER + name, tensor)]
+    stem = OFFICIAL_TOWER + name[: joined.start()]
+    return [
+        (f"{stem}.self_attn.{letter}_proj.{joined[1]}", part)
+        for letter, part in zip("qkv", tensor.chunk(3), strict=True)
+    ]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors`, `.ckpt`, `.pt` or `.pth` file, bare or nested under "state_dict".
+
+    Pickles are read with `weights_only`, and mapped into memory where the format allows it.
+
+    Raises:
+        ValueError: the file is missing, truncated, of another format, holds no tensors, or objects that only code of
+            its own could make; that code is not run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file")
+    loaded: object
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: {_not_unpickled(error)}") from error
+    except (
+        SafetensorError,
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        OSError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a readable weights file, truncated or of another format ({reason})") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path}: holds no state dict of tensors")
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def names_in(path: Path) -> set[str]:
+    """Names of the tensors of a weights file, which safetensors tell without being read. Raises as `read_state`."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return set(read_state(path))
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
+
+
+def _not_unpickled(error: pickle.UnpicklingError) -> str:
+    """What was found in the file; torch's own message recommends to run it."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return "not a readable weights file, truncated or of another format (not a pickle of tensors)"
+    return f"refused: it holds {named[1]}, which loading would run; only files of plain tensors are read"
+
+
+@torch.no_grad()
+def load_weights(model: AnyText2, path: Path) -> None:
+    """Loads a complete file with the official names, converting to the model's dtypes.
+
+    Raises:
+        ValueError: the file cannot be read; keys are missing, unexpected or of another shape (each is counted and the
+            first are named); or its noise schedule is not the config's. The model is then unchanged.
+    """
+    path = Path(path)
+    source = read_state(path)
+    source.pop(IGNORED, None)
+    target = official_state(model)
+    _require_fit(path, source, target)
+    _require_schedule(path, source, model.cfg)
+    _copy(source, target)
+
+
+@torch.no_grad()
+def load_parts(model: AnyText2, paths: Iterable[Path]) -> set[str]:
+    """Loads files that hold only some of the tensors, later ones over earlier ones; names official or ours.
+
+    Returns the names that were loaded.
+
+    Raises ValueError for a name that the model lacks or another shape; the model is then unchanged.
+    """
+    target = official_state(model) | model.state_dict()
+    sources = []
+    for path in map(Path, paths):
+        source = read_state(path)
+        source.pop(IGNORED, None)
+        _require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
+        sources.append(source)
+    for source in sources:
+        _copy(source, target)
+    return {name for source in sources for name in source}
+
+
+def load_model(
+    config: AnyText2Config, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> AnyText2:
+    """A model built and loaded without drawing weights first; in eval mode. Raises as `load_weights`."""
+    model = build_model(config, "meta", dtype).to_empty(device=device)
+    load_weights(model, path)
+    return model
+
+
+@torch.no_grad()
+def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes all tensors under the official names to `.safetensors`, or to a `.ckpt`, `.pt` as {"state_dict": ...}.
+
+    dtype: of the weights. The schedule, batch norm statistics and integers keep their own.
+    """
+    path = Path(path)
+    state = {}
+    for name, tensor in official_state(model).items():
+        keep = "." not in name or ".running_" in name or not tensor.is_floating_point()
+        state[name] = (
+            tensor.detach()
+            .to("cpu", tensor.dtype if keep or dtype is None else dtype)
+            .clone(memory_format=torch.contiguous_format)
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    if path.suffix == ".safetensors":
+        save_file(state, unfinished)
+    else:
+        torch.save({"state_dict": state}, unfinished)
+    os.replace(unfinished, path)
+
+
+# --- from Stable Diffusion -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """Names of the model's tensors that were copied, and of those that keep their own initialisation."""
+
+    copied: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@torch.no_grad()
+def init_from_sd15(
+    model: AnyText2, sd15_state: Mapping[str, Tensor], recognizer_state: Mapping[str, Tensor]
+) -> InitReport:
+    """Starts an AnyText2 from Stable Diffusion 1.5 and a PP-OCRv3 recogniser, as the reference's tool does.
+
+    The WriteNet's encoder is the UNet's, the extra attentions are the ordinary ones; hint encoders, zero convolutions
+    and projections keep their initialisation. Keys of `recognizer_state` start with `backbone.`, `neck.`, `head.`.
+
+    Raises:
+        ValueError: a tensor of the UNet, VAE, text tower or recognisers has no source, or one of another shape.
+    """
+    target = official_state(model)
+    source: dict[str, Tensor] = {}
+    for name in target:
+        if "." not in name:
+            continue
+        found = _recognizer_source(name, recognizer_state) if _recognizer_key(name) else sd15_state.get(_sd15_key(name))
+        if found is not None:
+            source[name] = found
+    required = {name: tensor for name, tensor in target.items() if name in source or _needs_source(name)}
+    _require_fit(Path("Stable Diffusion 1.5 + recogniser"), source, required)
+    _copy(source, target)
+    kept = tuple(name for name in target if name not in source and "." in name)
+    return InitReport(copied=tuple(source), kept=kept)
+
+
+def _sd15_key(name: str) -> str:
+    """Where in Stable Diffusion one of AnyText2's tensors comes from, if it is there at all."""
+    name = re.sub(r"^control_model\.", "model.diffusion_model.", name)
+    return re.sub(r"\.attn([12])x\.", r".attn\1.", name)
+
+
+def _recognizer_key(name: str) -> str | None:
+    for prefix in ("text_predictor.", "embedding_manager.font_predictor."):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return None
+
+
+def _recognizer_source(name: str, state: Mapping[str, Tensor]) -> Tensor | None:
+    return state.get(_recognizer_key(name) or "")
+
+
+def _needs_source(name: str) -> bool:
+    if name.endswith(".num_batches_tracked"):
+        return False
+    copied_parts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    return name.startswith(copied_parts) or _recognizer_key(name) is not None
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless both have the same names and shapes."""
+    missing = [name for name in target if name not in source]
+    unexpected = [name for name in source if name not in target]
+    reshaped = [
+        f"{name} (file {_shape(source[name])}, model {_shape(tensor)})"
+        for name, tensor in target.items()
+        if name in source and source[name].shape != tensor.shape
+    ]
+    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
+    if any(names for _, names in faults):
+        told = "; ".join(f"{len(names)} {what}{_first(names)}" for what, names in faults)
+        raise ValueError(f"{path}: does not fit the model: {told}")
+
+
+def _first(names: Sequence[str], n: int = 3) -> str:
+    if not names:
+        return ""
+    return f" ({', '.join(names[:n])}{', ...' if len(names) > n else ''})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _require_schedule(path: Path, source: Mapping[str, Tensor], cfg: AnyText2Config) -> None:
+    """Raises ValueError if the file was trained on another noise schedule than the config says."""
+    for name in ("betas", "alphas_cumprod"):
+        # 1e-2: files that hold the tables in half precision are accepted
+        if not torch.allclose(source[name].float(), schedule_tables(cfg.schedule)[name], rtol=1e-2, atol=1e-6):
+            raise ValueError(f"{path}: its table {name} is not that of the config's schedule ({cfg.schedule})")
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copies every source tensor, except the schedule, which the config has already given."""
+    for name, tensor in source.items():
+        if "." in name:
+            target[name].copy_(tensor)

@@ -1,0 +1,152 @@
+"""Teacher and student on one set of frozen weights: the student is a LoRA that can be switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from torch import nn
+
+from anytext2.core.rng import seed_for
+from anytext2.model.anytext2 import AnyText2
+from distill.adapters.roles import STUDENT
+from distill.adapters.targets import lora_targets
+from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
+
+KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+"""What each lora.kind is in PEFT's configuration."""
+
+
+@dataclass
+class AdapterConfig:
+    """The student's adapter.
+
+    kind: `lora`, W + alpha / rank B A (Hu et al. 2021); `rslora`, alpha / sqrt(rank) instead (Kalajdzievski 2023);
+    `dora`, a trained length for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern, see
+    distill/adapters/targets.py. weights: empty for a fresh one, drawn from the seed; or a folder with a PEFT adapter
+    to start from.
+    """
+
+    kind: str = "lora"
+    rank: int = 64
+    alpha: int = 64
+    dropout: float = 0.0
+    targets: str = "paper"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"lora.kind={self.kind!r}: one of {', '.join(KINDS)}")
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank} must be at least 1 (64 is usual)")
+        if self.alpha < 1:
+            raise ValueError(f"lora.alpha={self.alpha} must be at least 1 (the rank is usual)")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
+
+
+def add_student(model: AnyText2, config: AdapterConfig, seed: int) -> PeftModel:
+    """Freezes `model` and puts a fresh LoRA on it (A random in `seed`, B zero: the student starts as the teacher).
+
+    Raises ValueError where `config.targets` cannot be adapted (see lora_targets), or not by DoRA.
+    """
+    model.requires_grad_(False)
+    targets = lora_targets(model, config.targets)
+    if config.kind == "dora":
+        _require_lengths(model, targets)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        **KINDS[config.kind],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, 0, 0, "lora"))
+        return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
+
+
+def add_adapter(student: PeftModel, adapter: str, trained: bool, seed: int) -> None:
+    """Puts a second adapter of the student's kind beside it, random in `seed`.
+
+    The average's values are `Engine.copy_ema_to`'s; the fake score's begin as a fresh adapter's, as the teacher.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, 0, 0, f"lora/{adapter}"))
+        student.add_adapter(adapter, lora_config(student))
+    student.set_adapter(STUDENT)
+    for _, p in adapter_parameters(student, adapter):
+        p.requires_grad_(trained)
+
+
+def adapter_parameters(student: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:
+    """(name in checkpoints, parameter) of one adapter, in the model's order. Others than the student's say whose."""
+    prefix = "" if adapter == STUDENT else f"{adapter}:"
+    return [(prefix + portable_name(n, adapter), p) for n, p in student.named_parameters() if f".{adapter}." in n]
+
+
+def adapter_of(name: str) -> str:
+    """Whose parameter a name of `adapter_parameters` is."""
+    return name.split(":", 1)[0] if ":" in name else STUDENT
+
+
+@torch.no_grad()
+def _require_lengths(model: nn.Module, targets: list[str]) -> None:
+    """DoRA divides by the length of each row of a weight, in half precision where the run is."""
+    silent = [
+        name
+        for name in targets
+        if not (w := model.get_submodule(name).get_parameter("weight")).is_meta
+        and bool((w.half().float().flatten(1).norm(dim=1).half() == 0).any())
+    ]
+    if silent:
+        raise ValueError(
+            f"lora.kind=dora cannot scale an output channel of zeros, which {len(silent)} of {len(targets)} layers have"
+            f" (first {silent[0]}); leave them out of lora.targets, or use lora.kind=lora"
+        )
+
+
+def lora_config(student: PeftModel) -> LoraConfig:
+    """The configuration of the student's adapter."""
+    config = student.peft_config[STUDENT]
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def load_student(model: AnyText2, folder: Path) -> PeftModel:
+    """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling.
+
+    Raises ValueError where the folder holds no adapter, a damaged one, or one that does not fit the model.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder}: no adapter here ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed)")
+    tensors, _ = read_adapter(folder)
+    model.requires_grad_(False)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
+        student.requires_grad_(False)  # PEFT leaves the lengths of convolutions trainable
+    except (ValueError, TypeError, KeyError) as error:  # PEFT's words are long: it names every target module
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: does not fit this model: {reason}") from error
+    wanted = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+    require_fit(folder / ADAPTER_WEIGHTS, tensors, wanted)
+    set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in tensors.items()}, adapter_name=STUDENT)
+    return student
+
+
+def require_fit(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Raises ValueError, counting what is wrong, unless exactly the wanted names are there in the wanted shapes."""
+    faults = {
+        "missing": [n for n in wanted if n not in tensors],
+        "unexpected": [n for n in tensors if n not in wanted],
+        "of another shape": [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n]],
+    }
+    if any(faults.values()):
+        told = ", ".join(f"{len(names)} {what} (first {names[0]})" for what, names in faults.items() if names)
+        raise ValueError(f"{path}: does not fit this model: of {len(wanted)} tensors {told}")

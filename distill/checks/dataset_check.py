@@ -1,0 +1,260 @@
+"""Is a dataset fit to train on? Every picture is decoded, made into a sample and audited; everything is counted.
+
+Counts add up in any grouping and are put together in the order of the pictures, so that a report does not depend on
+how many processes made it. No network is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from anytext2.core.batch import Record, Sample, collate
+from anytext2.data.annotations import LoadReport, load_records
+from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs
+from anytext2.data.geometry import is_outside, placed
+from anytext2.glyphs.fonts import load_font_table
+from distill.checks.batch_checks import Finding, check_batch
+from distill.checks.dataset_report import Colors, Counted, Sizes, SourceCheck, Spread, Uncovered
+from distill.data.loader import one_thread
+from distill.viz.contact_sheet import evenly_spaced
+
+DARK, LIGHT = 30, 225
+"""A colour counts as black where no channel is above DARK, as white where none is below LIGHT."""
+
+NO_SAMPLE = "sample"
+"""The rule that a picture which can be read can be made into a sample."""
+
+PARTLY_OUTSIDE, WHOLLY_OUTSIDE = "partly outside the picture", "wholly outside the picture (line left out)"
+
+_CHUNK = 16  # pictures that a process does at a time
+_EDGE = 1.0  # pixels: a corner on the border, or rounded to just beyond it, is no fault
+
+
+def check_source(
+    source: Path,
+    options: DatasetConfig,
+    seed: int = 0,
+    workers: int = 0,
+    limit: int | None = None,
+    max_faulty: float = 0.01,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SourceCheck:
+    """Checks the pictures of an annotation file, in `workers` processes (0: this one).
+
+    limit: only so many pictures, spread evenly over the file; max_faulty: share of the file's items that may have a
+    fault, as a run takes it; progress: called with how many pictures of how many are done.
+    """
+    try:
+        records, report = load_records(source, options.wm_threshold, options.cap_watermark, max_faulty=max_faulty)
+    except ValueError as error:
+        return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
+    dataset = AnyWordDataset(records, options, seed, load_font_table())
+    indices, found = evenly_spaced(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
+    for part in _parts(dataset, indices, workers):
+        found.add(part)
+        progress(found.pictures["checked"], len(indices))
+    return summarize(source, options, found, report)
+
+
+# --- counting ---
+
+
+@dataclass
+class DatasetCounts:
+    """What was counted over some pictures. `examples`: by field and reason, the first place."""
+
+    pictures: Counter[str] = field(default_factory=Counter)  # checked, readable, faulty
+    unreadable: Counter[str] = field(default_factory=Counter)
+    audit: Counter[str] = field(default_factory=Counter)
+    polygons: Counter[str] = field(default_factory=Counter)
+    uncovered: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    colors: Counter[str] = field(default_factory=Counter)  # told, black, white; red, green, blue: sums
+    text_lengths: Counter[int] = field(default_factory=Counter)
+    lines_per_picture: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def add(self, other: DatasetCounts) -> None:
+        """Adds what was counted over the pictures that come next."""
+        for one in fields(self):
+            if one.name != "examples":
+                getattr(self, one.name).update(getattr(other, one.name))
+        for key, example in other.examples.items():
+            self.examples.setdefault(key, example)
+
+    def note(self, name: str, reason: str, example: str, count: int = 1) -> None:
+        """Counts something with an example in the field `name`."""
+        getattr(self, name)[reason] += count
+        self.examples.setdefault((name, reason), one_line(example))
+
+    def counted(self, name: str) -> dict[str, Counted]:
+        """The field `name`, most frequent first, with examples."""
+        found: Counter[str] = getattr(self, name)
+        return {reason: Counted(n, self.examples[name, reason]) for reason, n in found.most_common()}
+
+
+def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCounts:
+    """Counts over the given pictures of a dataset, as they are in its first epoch."""
+    found = DatasetCounts()
+    for index in indices:
+        record = dataset.records[index]
+        found.pictures["checked"] += 1
+        _count_lines(found, record, dataset)
+        sample = _sample(found, dataset, index, record)
+        if sample is None:
+            continue
+        found.pictures["readable"] += 1
+        with Image.open(record.image_path) as image:  # it was decoded a moment ago; this reads the header
+            size = image.size
+        found.sizes[size] += 1
+        _count_polygons(found, record, size, dataset.config.resolution)
+        _count_findings(found, check_batch(collate([sample]).floating()))
+    return found
+
+
+def _sample(found: DatasetCounts, dataset: AnyWordDataset, index: int, record: Record) -> Sample | None:
+    try:
+        return dataset.sample(index, 0)
+    except SampleError as error:
+        found.note("unreadable", error.reason, str(error))
+    except (ValueError, ArithmeticError, LookupError, cv2.error) as error:
+        # Training would end here with a traceback. A check is there to find out, and to go on with the others.
+        _count_findings(found, [Finding(NO_SAMPLE, record.name, f"cannot be made: {type(error).__name__}: {error}")])
+    return None
+
+
+def _count_findings(found: DatasetCounts, findings: list[Finding]) -> None:
+    found.pictures["faulty"] += bool(findings)
+    for finding in findings:
+        found.note("audit", finding.check, f"{finding.where}: {finding.message}")
+
+
+def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) -> None:
+    found.lines_per_picture[len(record.lines)] += 1
+    for line in record.lines:
+        found.languages[line.language] += 1
+        found.text_lengths[len(line.text)] += 1
+        if line.color is not None:
+            black, white = max(line.color) <= DARK, min(line.color) >= LIGHT
+            found.colors.update(told=1, black=int(black), white=int(white))
+            found.colors.update(dict(zip(("red", "green", "blue"), line.color, strict=True)))
+    for char, count in missing_glyphs([record], dataset.fonts).items():
+        text = next(line.text for line in record.lines if char in line.text)
+        found.note("uncovered", char, f"{record.name}: {text!r}", count)
+
+
+def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int], side: int) -> None:
+    """size: width and height of the file; side: of the sample, which has only lines that it shows something of."""
+    shown = placed(record, (size[1], size[0]), (side, side))
+    for line, seen in zip(record.lines, shown.lines, strict=True):
+        beyond = np.maximum(-line.polygon, line.polygon - np.array(size, np.float32)).max()
+        if beyond > _EDGE:
+            kind = WHOLLY_OUTSIDE if is_outside(seen.polygon, (side, side)) else PARTLY_OUTSIDE
+            corners = ", ".join(f"({x:g}, {y:g})" for x, y in line.polygon.tolist())
+            example = f"{record.name}, {size[0]} x {size[1]}: {line.text!r} at {corners}"
+            found.note("polygons", kind, example)
+
+
+def one_line(text: str) -> str:
+    """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- many processes ---
+
+
+class _Chunks(Dataset[DatasetCounts]):
+    """Some pictures of a dataset, counted in chunks."""
+
+    def __init__(self, dataset: AnyWordDataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // _CHUNK)
+
+    def __getitem__(self, chunk: int) -> DatasetCounts:
+        return count_samples(self.dataset, self.indices[chunk * _CHUNK : (chunk + 1) * _CHUNK])
+
+
+def _parts(dataset: AnyWordDataset, indices: Sequence[int], workers: int) -> Iterator[DatasetCounts]:
+    """The counts of all chunks, in order."""
+    yield from DataLoader(
+        _Chunks(dataset, indices),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        worker_init_fn=one_thread,
+    )
+
+
+def _unchanged(part: Any) -> Any:
+    return part
+
+
+# --- from counts to the report ---
+
+
+def summarize(
+    source: Path, options: DatasetConfig, found: DatasetCounts, report: LoadReport, error: str = ""
+) -> SourceCheck:
+    """Shares and means of what was counted. error: why the file could not be used at all."""
+    beyond = sum(count for reason, count in report.skipped.items() if reason.startswith("pictures:"))
+    uncovered = {f"U+{ord(char):04X} {one_line(char)}": n for char, n in found.counted("uncovered").items()}
+    return SourceCheck(
+        source=str(source),
+        error=error,
+        items=report.pictures + beyond,
+        usable=report.pictures,
+        checked=found.pictures["checked"],
+        readable=found.pictures["readable"],
+        faulty=found.pictures["faulty"],
+        lines=found.text_lengths.total(),
+        left_out={r: Counted(n, one_line(report.examples.get(r, ""))) for r, n in sorted(report.skipped.items())},
+        unreadable=found.counted("unreadable"),
+        audit=found.counted("audit"),
+        polygons=found.counted("polygons"),
+        uncovered=Uncovered(found.uncovered.total(), len(uncovered), dict(list(uncovered.items())[:10])),
+        languages={one_line(language): count for language, count in found.languages.most_common()},
+        colors=_colors(found),
+        text_lengths=_spread(found.text_lengths, options.max_chars),
+        lines_per_picture=_spread(found.lines_per_picture, options.max_lines),
+        pictures_without_lines=found.lines_per_picture[0],
+        sizes=_sizes(found.sizes),
+    )
+
+
+def _colors(found: DatasetCounts) -> Colors:
+    counts, told = found.colors, found.colors["told"]
+    mean = None
+    if told:
+        red, green, blue = (round(counts[channel] / told, 1) for channel in ("red", "green", "blue"))
+        mean = (red, green, blue)
+    lines = found.text_lengths.total()
+    return Colors(told, _share(told, lines), mean, _share(counts["black"], told), _share(counts["white"], told))
+
+
+def _spread(values: Counter[int], limit: int) -> Spread:
+    above = sum(count for value, count in values.items() if value > limit)
+    total = sum(value * count for value, count in values.items())
+    return Spread(_share(total, values.total()), max(values, default=0), limit, _share(above, values.total()))
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> Sizes:
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    names = [f"{width} x {height}" for width, height in by_area]
+    most = {f"{width} x {height}": count for (width, height), count in sizes.most_common(5)}
+    return Sizes(len(sizes), names[0] if names else "", names[-1] if names else "", most)
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0

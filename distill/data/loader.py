@@ -1,0 +1,158 @@
+"""One rank's share of the run's samples: the batch arithmetic, and the loader that reads ahead.
+
+Which rank computes a sample depends on the world size; which samples a batch has (distill/data/batch_sampler.py), and
+every random draw for them, does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from anytext2.core.batch import Batch, Sample, collate
+from anytext2.core.rng import Draws, numpy_rng
+from anytext2.data.dataset import AnyWordDataset, SampleError
+from distill.data.batch_sampler import BatchSampler, SampleKey
+from distill.runtime.signals import outlive_signals
+
+SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The batch arithmetic of one run: effective = micro x accumulation x world.
+
+    Raises ValueError, naming what would work, where the numbers do not divide.
+    """
+
+    effective: int
+    micro: int
+    world: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("train.effective_batch", self.effective), ("train.micro_batch", self.micro)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.effective % (self.micro * self.world):
+            raise ValueError(
+                f"train.effective_batch={self.effective} is not micro_batch={self.micro} x ranks={self.world} x an "
+                f"integer; {self._what_would_work()}"
+            )
+
+    def _what_would_work(self) -> str:
+        fitting = [m for m in range(1, self.effective + 1) if self.effective % (m * self.world) == 0]
+        if fitting:
+            return f"with {self.world} rank(s) train.micro_batch may be {', '.join(map(str, fitting))}"
+        below = max(1, self.effective // self.world) * self.world
+        return (
+            f"{self.effective} does not divide by {self.world} ranks: "
+            f"train.effective_batch={below} or {below + self.world} would"
+        )
+
+    @property
+    def accumulation(self) -> int:
+        return self.effective // (self.micro * self.world)
+
+
+def micro_batches(order: BatchSampler, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[SampleKey]]:
+    """Endless micro-batches of one rank, from the beginning of global batch `first_batch` on."""
+    for number in itertools.count(first_batch):
+        keys = order.batch(number, plan.effective)
+        for step in range(plan.accumulation):
+            start = (step * plan.world + rank) * plan.micro
+            yield keys[start : start + plan.micro]
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A micro-batch with the keys of its random draws and what had to be passed over, by reason."""
+
+    batch: Batch
+    keys: tuple[SampleKey, ...]
+    skipped: Counter[str]
+
+    def pin_memory(self) -> LoadedBatch:
+        return LoadedBatch(self.batch.pin_memory(), self.keys, self.skipped)
+
+    def draws(self, seed: int) -> Draws:
+        return Draws(seed, tuple(k.epoch for k in self.keys), tuple(k.index for k in self.keys))
+
+
+class UnreadableError(ValueError):
+    """Hardly anything can be read. Only the rank that meets it raises this; other faults of input meet all ranks."""
+
+
+class _Positions(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
+    """Reads the sample of a key; an unreadable one is replaced by another, drawn for that key, and counted.
+
+    None where the substitutes cannot be read either: an exception would leave a worker wrapped in its own traceback.
+    """
+
+    def __init__(self, dataset: AnyWordDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Sample | None, Counter[str]]:
+        skipped: Counter[str] = Counter()
+        for index in itertools.chain([key.index], self._substitutes(key)):
+            try:
+                return key, self.dataset.sample(index, key.epoch, key.size), skipped
+            except SampleError as error:
+                skipped[error.reason] += 1
+        return key, None, skipped
+
+    def _substitutes(self, key: SampleKey) -> Iterator[int]:
+        n = len(self.dataset)
+        rng = numpy_rng(self.dataset.seed, key.epoch, key.index, "substitute")
+        yield from rng.choice(n, size=min(n, SUBSTITUTES), replace=False).tolist()
+
+
+def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> LoadedBatch | str:
+    """The micro-batch, or why there is none."""
+    skipped: Counter[str] = Counter()
+    samples = []
+    for key, sample, counts in rows:
+        if sample is None:
+            return (
+                f"data.sources: neither item {key.index} nor {counts.total() - 1} others in its place can be read "
+                f"({dict(counts)}); check that data_root of the annotation file points to the images"
+            )
+        samples.append(sample)
+        skipped.update(counts)
+    return LoadedBatch(collate(samples), tuple(key for key, _, _ in rows), skipped)
+
+
+def one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _start_worker(worker: int) -> None:
+    one_thread(worker)
+    outlive_signals()
+
+
+def loader(
+    dataset: AnyWordDataset, batches: Iterator[list[SampleKey]], workers: int, pin: bool
+) -> Iterator[LoadedBatch]:
+    """Reads the given micro-batches ahead in `workers` processes (0: in this one), in order.
+
+    Raises UnreadableError where neither a sample nor its substitutes can be read.
+    """
+    for loaded in DataLoader(
+        _Positions(dataset),
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    ):
+        if isinstance(loaded, str):
+            raise UnreadableError(loaded)
+        yield loaded

@@ -1,0 +1,197 @@
+"""Samplers as pure functions over one model contract: ``predict(x [B,C,h,w], t int64 [B]) -> eps [B,C,h,w]``.
+
+Conditions, guidance and WriteNet maps are the business of whoever builds ``predict``; noise is injected by the caller,
+so that a picture is a function of its seed and not of the sampler's internal state.
+
+Shape legend: B batch, C channels, h/w latent cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like, solver_grid
+from distill.diffusion.solver import ddim_step
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+SamplerName = Literal["ddim", "consistency", "phased", "trajectory"]
+StepNoise = Callable[[int], Tensor]
+"""Standard normal noise [B,C,h,w] of the given step (0 is the first step after x_T)."""
+
+
+class Sampler(Protocol):
+    """``x_T`` is standard normal noise; the result is a latent of its shape and device, in at least float32."""
+
+    def __call__(
+        self, predict: Predict, x_T: Tensor, n_steps: int, schedule: NoiseSchedule, noise: StepNoise | None = None
+    ) -> Tensor: ...
+
+
+def leading_timesteps(n_steps: int, timesteps: int = 1000) -> Tensor:
+    """AnyText2's sampling grid, int64 [n] descending: ``i (T // n) + 1``, e.g. 751, 501, 251, 1 for four steps.
+
+    Equal to AnyText2's for every n that divides T; for others it has n steps where AnyText2 would take more.
+    """
+    if not 1 <= n_steps < timesteps:
+        raise ValueError(f"sampling steps: {n_steps} is impossible with DDIM, choose 1 to {timesteps - 1}")
+    return (torch.arange(n_steps) * (timesteps // n_steps) + 1).flip(0)
+
+
+def sample_ddim(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 and 16) on AnyText2's grid; deterministic unless ``eta`` > 0.
+
+    The last step goes to timestep 0 of the table, not to zero noise, as in AnyText2.
+    """
+    if eta > 0 and noise is None:
+        raise ValueError(f"eta = {eta} needs a source of noise; pass noise= or set eta to 0")
+    x = _at_least_float32(x_T)
+    schedule = schedule.to(x.device)
+    for step, (t, s) in enumerate(_pairs(leading_timesteps(n_steps, schedule.timesteps), last=0)):
+        times, next_times = _fill(t, x), _fill(s, x)
+        eps = predict(x, times).to(x.dtype)
+        x0 = schedule.eps_to_x0(x, eps, times)
+        (alpha, sigma), (s_alpha, s_sigma) = schedule.alpha_sigma(times, x), schedule.alpha_sigma(next_times, x)
+        if eta > 0 and noise is not None:
+            # eq. 16: the share of the step's noise that is drawn afresh instead of carried on
+            fresh = eta * (s_sigma / sigma) * (1.0 - (alpha / s_alpha).square()).clamp_min(0.0).sqrt()
+            carried = (s_sigma.square() - fresh.square()).clamp_min(0.0).sqrt()
+            x = ddim_step(x0, eps, s_alpha, carried) + fresh * noise(step).to(x)
+        else:
+            x = ddim_step(x0, eps, s_alpha, s_sigma)
+    return x
+
+
+def sample_phased(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    solver_steps: int = 50,
+    grid: str = "uniform",
+) -> Tensor:
+    """DDIM along the edges of ``n_steps`` phases (Wang et al. 2024, PCM), deterministic.
+
+    The edges are `sampling_timesteps`, so that sampling begins at the top of the schedule.
+    """
+    return sample_trajectory(predict, x_T, n_steps, schedule, solver_steps=solver_steps, grid=grid, gamma=0.0)
+
+
+def sample_trajectory(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    solver_steps: int = 50,
+    grid: str = "uniform",
+    gamma: float = 0.3,
+) -> Tensor:
+    """Strategic stochastic sampling (Zheng et al. 2024, TCD, algorithm 4).
+
+    Each step goes past its end, to (1 - gamma) of it, and comes back with fresh noise: gamma 0 is `sample_phased`,
+    gamma 1 goes to the end of the schedule every time, as `sample_consistency` does.
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma = {gamma}: must be in [0, 1] (0.3 is usual)")
+    if gamma > 0 and n_steps > 1 and noise is None:
+        raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
+    x = _at_least_float32(x_T)
+    schedule = schedule.to(x.device)
+    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
+    for step, (t, end) in enumerate(_pairs(times_down, last=0)):
+        times, past = _fill(t, x), int((1.0 - gamma) * end)
+        eps = predict(x, times).to(x.dtype)
+        alpha, sigma = schedule.alpha_sigma(_fill(past, x), x)
+        x = ddim_step(schedule.eps_to_x0(x, eps, times), eps, alpha, sigma)
+        if noise is not None and past < end:
+            kept = schedule.alpha_sigma(_fill(end, x), x)[0] / alpha
+            x = kept * x + (1.0 - kept.square()).sqrt() * noise(step).to(x)
+    return x
+
+
+def sampling_timesteps(n_steps: int, grid: Tensor) -> Tensor:
+    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of ``grid``, from its top.
+
+    999, 759, 499, 259 for four steps of a 50-step solver (diffusers' LCMScheduler picks the same).
+    """
+    if not 1 <= n_steps <= len(grid):
+        raise ValueError(f"sampling steps: {n_steps} is impossible on a {len(grid)}-step grid, choose 1 to it")
+    # integer arithmetic: the floor of i * N / n without a rounding fault just below a whole number
+    return grid.flip(0)[torch.arange(n_steps) * len(grid) // n_steps]
+
+
+def sample_consistency(
+    predict: Predict,
+    x_T: Tensor,
+    n_steps: int,
+    schedule: NoiseSchedule,
+    noise: StepNoise | None = None,
+    solver_steps: int = 50,
+    grid: str = "uniform",
+    sigma_data: float = 0.5,
+    timestep_scaling: float = 10.0,
+) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023, algorithm 3).
+
+    Each step jumps to the clean estimate ``f = c_skip x + c_out x0`` and, but for the last, noises it again with
+    ``noise(step)`` to the next time.
+    """
+    if n_steps > 1 and noise is None:
+        raise ValueError(f"consistency sampling with {n_steps} steps needs a source of noise; pass noise=")
+    x = _at_least_float32(x_T)
+    schedule = schedule.to(x.device)
+    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
+    for step, t in enumerate(times_down.tolist()):
+        times = _fill(t, x)
+        x0 = schedule.eps_to_x0(x, predict(x, times).to(x.dtype), times)
+        c_skip, c_out = boundary_scalings(times, sigma_data, timestep_scaling)
+        x = expand_like(c_skip, x) * x + expand_like(c_out, x) * x0
+        if noise is not None and step + 1 < n_steps:
+            x = schedule.add_noise(x, noise(step).to(x), _fill(int(times_down[step + 1]), x))
+    return x
+
+
+def guided(predict_cond: Predict, predict_uncond: Predict, scale: float) -> Predict:
+    """Classifier-free guidance (Ho and Salimans 2022): ``u + scale (c - u)``; scale 1 never calls the unconditional."""
+    if scale == 1.0:
+        return predict_cond
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = predict_cond(x, t), predict_uncond(x, t)
+        return unconditional + scale * (conditional - unconditional)
+
+    return predict
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": sample_ddim,
+    "consistency": sample_consistency,
+    "phased": sample_phased,
+    "trajectory": sample_trajectory,
+}
+
+
+def _pairs(times_down: Tensor, last: int) -> Iterator[tuple[int, int]]:
+    """(t, next t) along a descending grid that ends at ``last``."""
+    values = times_down.tolist()
+    return zip(values, [*values[1:], last], strict=True)
+
+
+def _fill(t: int, x: Tensor) -> Tensor:
+    return torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,202 @@
+"""Pictures from noise: one batch, sampled by teacher or student in any of several ways from the same start noise.
+
+A way of sampling is a `SamplingSpec`: who computes (teacher, the same weights undistilled at few steps, student),
+sampler, steps, guidance. The WriteNet's maps depend on neither noise nor time, so they are made once for a batch and
+role.
+
+Shape legend: B batch, z latent channels, h/w latent cells, H/W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from anytext2.core.batch import Batch, Conditions, Control
+from anytext2.core.rng import Draws
+from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.samplers import (
+    Predict,
+    SamplerName,
+    guided,
+    sample_consistency,
+    sample_ddim,
+    sample_phased,
+    sample_trajectory,
+)
+from distill.diffusion.schedule import NoiseSchedule
+from distill.viz.grids import pixels
+
+Role = Literal["teacher", "undistilled", "student"]
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """One way of sampling. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost.
+
+    gamma: of the trajectory sampler.
+    """
+
+    role: Role
+    sampler: SamplerName
+    steps: int
+    guidance: float = 1.0
+    gamma: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("role", self.role, Role), ("sampler", self.sampler, SamplerName)):
+            if value not in get_args(known):
+                raise ValueError(f"row {self.key}: {name}={value!r}: one of {', '.join(get_args(known))}")
+        if self.steps < 1:
+            raise ValueError(f"row {self.key}: steps={self.steps} must be at least 1")
+        if self.guidance < 1.0:
+            raise ValueError(f"row {self.key}: guidance={self.guidance} must be at least 1 (1: none)")
+
+    @property
+    def key(self) -> str:
+        return f"{self.role}-{self.sampler}-{self.steps}"
+
+    @property
+    def label(self) -> str:
+        """For a picture's column: without the sampler where the role has only one that is usual."""
+        usual = {"teacher": ("ddim",), "student": ("consistency", "phased", "trajectory")}.get(self.role, ())
+        return f"{self.role} {self.steps}" if self.sampler in usual else f"{self.role} {self.steps} {self.sampler}"
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """What the student's sampler must share with its training; see `sample_consistency`."""
+
+    solver_steps: int = 50
+    grid: str = "uniform"
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+
+
+LCM_OPTIONS = SamplerOptions()
+"""LCM's own values."""
+
+
+@dataclass(frozen=True)
+class SamplingInputs:
+    """A batch and what all rows share: the shape of its latents, its random draws, its conditions."""
+
+    batch: Batch
+    draws: Draws
+    latent_shape: tuple[int, ...]
+    conditions: Conditions
+    unconditional: Conditions | None
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """The result of one row for a batch: latent [B, z, h, w] float32, image [B, 3, H, W] float32 in [0, 1].
+
+    nfe: UNet calls; seconds: of WriteNet, UNet and decoder for the whole batch.
+    """
+
+    spec: SamplingSpec
+    latent: torch.Tensor
+    image: torch.Tensor
+    nfe: int
+    seconds: float
+
+
+def prepare_sampling(
+    roles: Roles, batch: Batch, seed: int, negative_prompt: str | None, epoch: int = 0
+) -> SamplingInputs:
+    """Computes what all rows share for `batch` (on the model's device), with frozen parts only.
+
+    negative_prompt: None where no row is guided, so that nothing unconditional is computed.
+    """
+    model = roles.model
+    with roles.teacher():
+        masked = model.masked_latents(batch)
+        conditions = model.condition(batch, masked)
+        unconditional = None if negative_prompt is None else model.unconditional(conditions, batch, negative_prompt)
+    draws = Draws(seed, (epoch,) * batch.size, batch.index)
+    return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, unconditional)
+
+
+def sample_batch(
+    roles: Roles,
+    scene: SamplingInputs,
+    specs: Sequence[SamplingSpec],
+    schedule: NoiseSchedule,
+    options: SamplerOptions = LCM_OPTIONS,
+) -> Iterator[SampledBatch]:
+    """Samples the batch in every way of `specs`, all from the same noise."""
+    device = scene.conditions.image_context.device
+    start = scene.draws.normal("start_noise", scene.latent_shape, device)
+    maps: dict[tuple[str, bool], tuple[Control, float]] = {}
+
+    def control(role: str, conditions: Conditions, with_text: bool) -> tuple[Control, float]:
+        key = (role, with_text)
+        if key not in maps:
+            began = _now(device)
+            value = roles.model.write(conditions)
+            maps[key] = value, _now(device) - began
+        return maps[key]
+
+    for spec in specs:
+        adapters = "student" if spec.role == "student" else "teacher"
+        with roles.teacher() if adapters == "teacher" else torch.inference_mode():
+            conditional, seconds = control(adapters, scene.conditions, True)
+            counted = _Counted(roles.model, scene.conditions, conditional)
+            predict: Predict = counted
+            calls = [counted]
+            if spec.guidance != 1.0:
+                assert scene.unconditional is not None, "prepare_sampling needs a negative prompt for guided rows"
+                without, more = control(adapters, scene.unconditional, False)
+                calls.append(_Counted(roles.model, scene.unconditional, without))
+                predict, seconds = guided(counted, calls[1], spec.guidance), seconds + more
+            began = _now(device)
+            latent = _sample(predict, start, spec, schedule, options, scene.draws)
+            image = pixels(roles.model.decode(latent))
+            seconds += _now(device) - began
+        yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
+
+
+class _Counted:
+    """predict(x, t) -> eps of fixed conditions, counting its calls."""
+
+    def __init__(self, model: Any, conditions: Conditions, control: Control) -> None:
+        self.model, self.conditions, self.control, self.calls = model, conditions, control, 0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return predict_noise(self.model, x, t, self.conditions, self.control)
+
+
+def _sample(
+    predict: Predict,
+    start: torch.Tensor,
+    spec: SamplingSpec,
+    schedule: NoiseSchedule,
+    options: SamplerOptions,
+    draws: Draws,
+) -> torch.Tensor:
+    if spec.sampler == "ddim":
+        return sample_ddim(predict, start, spec.steps, schedule)
+
+    def fresh(step: int) -> torch.Tensor:
+        return draws.normal(f"sampler_noise_{step}", start.shape[1:], start.device)
+
+    if spec.sampler == "phased":
+        return sample_phased(predict, start, spec.steps, schedule, None, options.solver_steps, options.grid)
+    if spec.sampler == "trajectory":
+        return sample_trajectory(
+            predict, start, spec.steps, schedule, fresh, options.solver_steps, options.grid, spec.gamma
+        )
+    return sample_consistency(predict, start, spec.steps, schedule, noise=fresh, **asdict(options))
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock that has waited for the accelerator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,119 @@
+"""The files of AnyText-benchmark as prompts: which there are, and samples of them with nothing random.
+
+Shape legend: H/W pixels, g the glyph scale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from anytext2.core.batch import Record, Sample, TextLine
+from anytext2.data.annotation_items import LeftOutError, read_item
+from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.glyphs.fonts import FontTable, load_font_table
+from anytext2.glyphs.render import position_mask
+from distill.config.schema import Recipe
+
+REQUIRED = {"Chinese": "wukong_word/test1k.json", "English": "laion_word/test1k.json"}
+LONG = {
+    "Chinese, long captions": "wukong_word/test1k_long.json",
+    "English, long captions": "laion_word/test1k_long.json",
+    "long captions": "test1k_long.json",
+}
+SEED, MAX_LINES = 100, 20
+
+
+def find_sets(folder: Path) -> dict[str, Path]:
+    """The annotation files of the benchmark by what they are called. Raises ValueError where one is missing."""
+    missing = [file for file in REQUIRED.values() if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"--benchmark {folder}: {' and '.join(missing)} missing; unpack AnyText-benchmark (linked from AnyText's "
+            "README) there, each file beside the folder imgs/ of its pictures"
+        )
+    return {name: folder / file for name, file in {**REQUIRED, **LONG}.items() if (folder / file).is_file()}
+
+
+def open_set(file: Path, recipe: Recipe, first: int = 0, count: int | None = None) -> AnyWordDataset:
+    """The prompts first to first + count - 1 of a set, with nothing random in them.
+
+    Pictures lie where the file's data_root says, or in imgs/ beside it. Raises ValueError in one line.
+    """
+    own = recipe.data.options
+    options = DatasetConfig(
+        resolution=own.resolution,
+        max_lines=MAX_LINES,
+        max_chars=own.max_chars,
+        glyph_scale=own.glyph_scale,
+        ink_threshold=own.ink_threshold,
+        mask_img_prob=0.0,
+        font_hint_prob=0.0,
+        color_prob=0.0,
+        rand_font=False,
+    )
+    records = _records(file)
+    if not 0 <= first < len(records):
+        raise ValueError(f"--first {first}: {file} has {len(records)} prompts, 0 to {len(records) - 1}")
+    last = len(records) if count is None else min(len(records), first + count)
+    chosen = records[first:last]
+    if not any(record.image_path.is_file() for record in chosen):
+        raise ValueError(f"{file}: no picture of it is there; put them into {file.parent / 'imgs'}")
+    return AnyWordDataset(chosen, options, SEED, FontTable(load_font_table().default, {}))
+
+
+def _records(file: Path) -> list[Record]:
+    """All prompts of a file. The authors' script asks for no `language`, so that one is guessed where it is missing."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        root, items = Path(content["data_root"]), list(content["data_list"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not an annotation file with data_root and data_list ({error!r})") from error
+    records = []
+    for number, item in enumerate(items):
+        for annotation in item.get("annotations", ()) if isinstance(item, dict) else ():
+            if isinstance(annotation, dict):
+                annotation.setdefault("language", _language(str(annotation.get("text", ""))))
+        try:
+            found = read_item(item, 1.0, False)
+        except LeftOutError as error:
+            raise ValueError(f"{file}: data_list[{number}]: {error}") from error
+        lines = list(found.lines())
+        ignored = [line.polygon for line in lines if isinstance(line, LeftOutError) and line.polygon is not None]
+        places = (file.parent / root / found.name, file.parent / "imgs" / Path(found.name).name)
+        place = next((path for path in places if path.is_file()), places[1])
+        written = tuple(line for line in lines if isinstance(line, TextLine))
+        records.append(Record(place, found.name, found.caption, written, tuple(ignored)))
+    return records
+
+
+def _language(text: str) -> str:
+    return "Chinese" if any("\u3400" <= character <= "\u9fff" for character in text) else "Latin"
+
+
+def as_told(sample: Sample) -> Sample:
+    """The sample with whole lines as positions, and its glyph page, at the picture's own size, as font hint."""
+    size = (int(sample.position.shape[1]), int(sample.position.shape[2]))
+    page = F.interpolate(sample.glyph[None].float(), size, mode="area")[0]
+    position = torch.zeros_like(sample.position)
+    for line, polygon in enumerate(sample.polygons):
+        position[line] = torch.from_numpy(position_mask(polygon, size))
+    return replace(sample, font_hint=(page >= 0.5).to(torch.uint8), position=position)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """A name for the pictures of each prompt: that of its picture, as far as it can name a file, each one once."""
+    taken: set[str] = set()
+    found = []
+    for number, name in enumerate(names):
+        stem = re.sub(r"[^\w\-]", "_", Path(name).stem)[:100] or "picture"
+        stem = f"{stem}-{number}" if stem in taken else stem
+        taken.add(stem)
+        found.append(stem)
+    return found

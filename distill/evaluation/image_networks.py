@@ -1,0 +1,226 @@
+"""Scores of pictures by networks whose weights the user brings: CLIP score, FID and KID. Nothing is downloaded.
+
+Shape legend: B pictures, H/W pixels, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytext2.data.image_file import ImageError, read_image
+from anytext2.model.weights import read_state
+from distill.evaluation.fid_kid import frechet_distance, kernel_distance
+from distill.evaluation.scores import NetworkScores, mean_interval
+
+CLIP_MODEL = "ViT-B-32-quickgelu"
+"""open_clip's name of OpenAI's ViT-B/32, which AnyText's scores are of."""
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_CLASSES = 1008
+HOW_TO = (
+    "CLIP score, FID and KID were not measured: --clip-weights FILE, and --fid-reference DIR with --fid-weights FILE, "
+    "measure them (docs/DISTILLATION.md)"
+)
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """clip_weights: of open_clip's `clip_model`; fid_reference: a folder of real pictures; fid_weights: of the
+    Inception network that FID is defined by. None: not asked for."""
+
+    clip_weights: Path | None = None
+    clip_model: str = CLIP_MODEL
+    fid_reference: Path | None = None
+    fid_weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fid_reference is None) != (self.fid_weights is None):
+            given, missing = ("--fid-reference", "--fid-weights FILE")
+            if self.fid_reference is None:
+                given, missing = "--fid-weights", "--fid-reference DIR"
+            raise ValueError(f"{given}: FID and KID also need {missing}")
+        for flag, file in (("--clip-weights", self.clip_weights), ("--fid-weights", self.fid_weights)):
+            if file is not None and not file.is_file():
+                raise ValueError(f"{flag} {file}: no such file")
+        if self.fid_reference is not None and not _pictures(self.fid_reference):
+            raise ValueError(f"--fid-reference {self.fid_reference}: a folder with pictures ({', '.join(PICTURES)})")
+
+    @property
+    def any(self) -> bool:
+        return self.clip_weights is not None or self.fid_weights is not None
+
+
+class ClipScore:
+    """2.5 max(cos, 0) between a picture and its caption (Hessel et al. 2021, without their prefix, as AnyText).
+
+    Raises ValueError in one line for an unknown model or weights that do not fit it.
+    """
+
+    def __init__(self, weights: Path, model: str, device: torch.device) -> None:
+        import open_clip
+
+        if model not in open_clip.list_models():
+            raise ValueError(f"--clip-model {model}: unknown to open_clip, as {CLIP_MODEL} is not")
+        state = read_state(weights)
+        network = open_clip.create_model(model, pretrained=None)
+        _load(network, state, f"--clip-weights {weights}", f"state of open_clip's {model}")
+        self._network = network.to(device).eval().requires_grad_(False)
+        visual = network.visual
+        self._prepare = open_clip.image_transform(
+            visual.image_size, is_train=False, mean=visual.image_mean, std=visual.image_std
+        )
+        self._tokens, self._device = open_clip.get_tokenizer(model), device
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, captions: Sequence[str]) -> list[float]:
+        """Of uint8 RGB pictures [B, H, W, 3]."""
+        pixels = torch.stack([self._prepare(Image.fromarray(image)) for image in images]).to(self._device)
+        seen = self._network.encode_image(pixels, normalize=True)
+        said = self._network.encode_text(self._tokens(list(captions)).to(self._device), normalize=True)
+        scores: list[float] = (2.5 * (seen * said).sum(dim=1).clamp_min(0.0)).tolist()
+        return scores
+
+
+class InceptionPool:
+    """The 2048 pooled features that FID is defined on (Heusel et al. 2017), by torchvision's network with the weights
+    that pytorch-fid publishes. Raises ValueError in one line for other weights."""
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        from torchvision.models import inception_v3
+
+        state = read_state(weights)
+        classes = len(state.get("fc.bias", ()))
+        if classes != INCEPTION_CLASSES:
+            raise ValueError(
+                f"--fid-weights {weights}: FID is defined on the Inception of {INCEPTION_CLASSES} classes "
+                f"({INCEPTION_FILE} of pytorch-fid), this has {classes or 'no'} classes"
+            )
+        network = inception_v3(
+            weights=None, num_classes=classes, aux_logits=False, transform_input=False, init_weights=False
+        )
+        _load(network, state, f"--fid-weights {weights}", INCEPTION_FILE)
+        self._network = _as_published(network).to(device).eval().requires_grad_(False)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """float32 [B, 2048] of uint8 RGB pictures [B, H, W, 3]."""
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = F.interpolate(pixels, (299, 299), mode="bilinear", align_corners=False)
+        features: np.ndarray = self._network(pixels).cpu().numpy()
+        return features
+
+
+class _Pooled(nn.Module):
+    """An Inception block of torchvision's with another pooling in its last branch."""
+
+    def __init__(self, block: Any, largest: bool) -> None:
+        super().__init__()
+        self.block, self._largest = block, largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._largest:
+            pooled = F.max_pool2d(x, 3, stride=1, padding=1)
+        else:
+            pooled = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+        return torch.cat([*self.block._forward(x)[:-1], self.block.branch_pool(pooled)], dim=1)
+
+
+def _as_published(network: Any) -> nn.Module:
+    """The network as it was trained: averages leave the padding out, and the last block takes the maximum."""
+    for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b"):
+        setattr(network, name, _Pooled(getattr(network, name), largest=False))
+    network.Mixed_7c = _Pooled(network.Mixed_7c, largest=True)
+    network.fc = nn.Identity()
+    network.eval()  # the dropout before the classes goes
+    return network
+
+
+class NetworkKit:
+    """The networks that were asked for, loaded. Raises ValueError in one line for files that do not fit."""
+
+    def __init__(self, options: NetworkOptions, device: torch.device) -> None:
+        self.options = options
+        self.clip: ClipScore | None = None
+        self.inception: InceptionPool | None = None
+        if options.clip_weights is not None:
+            self.clip = ClipScore(options.clip_weights, options.clip_model, device)
+        if options.fid_weights is not None:
+            self.inception = InceptionPool(options.fid_weights, device)
+        self._references: dict[Path, np.ndarray] = {}
+
+    def reference(self, part: str = "") -> np.ndarray | None:
+        """Features of the reference pictures: of the sub-folder `part` where there is one, else of all of them."""
+        folder = self.options.fid_reference
+        if self.inception is None or folder is None:
+            return None
+        folder = folder / part if part and (folder / part).is_dir() else folder
+        if folder not in self._references:
+            self._references[folder] = folder_features(self.inception, folder)
+        return self._references[folder]
+
+
+class Networks:
+    """Collects what a kit's networks say of the pictures of every row."""
+
+    def __init__(self, kit: NetworkKit, part: str = "") -> None:
+        self._kit, self._reference = kit, kit.reference(part)
+        self._clip: dict[str, list[float]] = {}
+        self._features: dict[str, list[np.ndarray]] = {}
+
+    def look(self, key: str, images: np.ndarray, captions: Sequence[str]) -> None:
+        """Pictures of a row, uint8 RGB [B, H, W, 3], and the captions that they were drawn for."""
+        if self._kit.clip is not None:
+            said = [caption.strip(" .") for caption in captions]
+            self._clip.setdefault(key, []).extend(self._kit.clip(images, said))
+        if self._kit.inception is not None:
+            self._features.setdefault(key, []).append(self._kit.inception(images))
+
+    def scores(self, key: str, resamples: int, seed: int) -> NetworkScores:
+        """Of all pictures of a row; FID and KID None for a single picture."""
+        clip = self._clip.get(key)
+        interval = None if clip is None else mean_interval(clip, None, resamples, seed)
+        mean = None if clip is None else float(np.mean(clip))
+        features = np.concatenate(self._features[key]) if key in self._features else np.empty((0, 0))
+        if self._reference is None or len(features) < 2:
+            return NetworkScores(mean, interval)
+        fid, kid = (distance(features, self._reference) for distance in (frechet_distance, kernel_distance))
+        return NetworkScores(mean, interval, fid, kid)
+
+
+def folder_features(inception: InceptionPool, folder: Path) -> np.ndarray:
+    """Features [N, 2048] of the pictures in a folder and below it. Raises ValueError for one that cannot be read."""
+    files = _pictures(folder)
+    if len(files) < 2:
+        raise ValueError(f"--fid-reference {folder}: {len(files)} pictures; at least 2, thousands for a published FID")
+    found = []
+    for file in files:
+        try:
+            found.append(inception(read_image(file)[None]))
+        except ImageError as error:
+            raise ValueError(f"--fid-reference {file}: {error.reason}") from error
+    return np.concatenate(found)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], where: str, wanted: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(f"{where}: is not the {wanted} ({first[0].strip()[:160]})") from error

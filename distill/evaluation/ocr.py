@@ -1,0 +1,227 @@
+"""Reads lines of text in pictures with a recogniser that no network of this repository was trained with.
+
+The engine is the PP-OCRv4 recognition model inside rapidocr-onnxruntime, an extra that brings its weights along.
+Only recognition is used: where the lines are is known from the annotation, so that detection cannot add its own
+errors to the score. Scores are the two of the AnyText benchmark (Tuo et al., AnyText, section 5.1): exact match of
+a line and normalised edit distance.
+
+Coordinates are x, y in pixels. Legend: H/W pixels, P points of a polygon.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+LINE_HEIGHT = 48
+"""Height in pixels of what the recogniser sees."""
+
+_SQUARE = 1.2  # a box of less than this elongation says nothing about the direction of its text
+_VERTICAL_DEGREES = 10.0  # as AnyText2's renderer: a long side this near to the vertical means vertical writing
+_TURN = 1.5  # PP-OCR turns a line that is this many times taller than wide
+
+
+class OcrNotInstalled(ImportError):
+    """The optional OCR engine cannot be imported."""
+
+
+class OcrEngine(Protocol):
+    """What an evaluation needs of an OCR engine."""
+
+    name: str
+
+    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]: ...
+
+    def can_write(self, text: str) -> bool: ...
+
+
+class Embedder(Protocol):
+    """An OCR engine that also gives a line a place among others; see `RapidOcr.look`."""
+
+    def look(
+        self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
+    ) -> tuple[list[str], np.ndarray]: ...
+
+
+class RapidOcr:
+    """Text of upright line crops.
+
+    threads: intra-op threads of the engine (1 .. number of cores). batch: lines of like elongation read in one call.
+    What is read depends on the crop alone, not on the crops beside it. Raises OcrNotInstalled, ValueError.
+    """
+
+    name = "rapidocr-onnxruntime PP-OCRv4 recognition"
+
+    def __init__(self, threads: int = 1, batch: int = 8) -> None:
+        if threads < 1 or batch < 1:
+            raise ValueError(f"line reader: threads={threads}, batch={batch}: both must be at least 1")
+        package, recognizer = _import_engine()
+        # RapidOCR() would also load detection and direction models and time them; this is its recognition part.
+        model = Path(str(package.__file__)).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
+        self._engine = recognizer.TextRecognizer(
+            {
+                "intra_op_num_threads": threads,
+                "inter_op_num_threads": 1,
+                "use_cuda": False,
+                "use_dml": False,
+                "model_path": str(model),
+                "rec_img_shape": [3, LINE_HEIGHT, 320],
+                "rec_batch_num": batch,
+            }
+        )
+        self._batch = batch
+        self._classes = {character: n for n, character in enumerate(self._engine.postprocess_op.character) if n}
+        self.charset: frozenset[str] = frozenset(self._classes) | {" "}
+
+    def read(self, crops: Sequence[np.ndarray]) -> list[str]:
+        """The texts of uint8 RGB crops [H, W, 3], as `crop_line` makes them; '' where nothing is read."""
+        return [text for text, _ in self._recognise(crops)]
+
+    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
+        """The texts inside `polygons` of a uint8 RGB picture [H, W, 3]."""
+        return self.read([crop_line(image, polygon) for polygon in polygons])
+
+    def look(
+        self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
+    ) -> tuple[list[str], np.ndarray]:
+        """The texts as in `read_lines`, and what the engine sees in each line, float32 [n, len(characters) + 2].
+
+        The latter are the square roots of its probabilities, averaged over a line's columns: of each of `characters`,
+        of any other one, and of no character. Such vectors have length 1, and the Euclidean distance of two is sqrt(2)
+        times Hellinger's of the two distributions. The order of the characters in a line does not show.
+        """
+        known = [self._classes[c] for c in dict.fromkeys(characters) if c in self._classes]
+        texts, seen = [], np.zeros((len(polygons), len(characters) + 2), np.float32)
+        found = self._recognise([crop_line(image, polygon) for polygon in polygons])
+        for row, (text, probabilities) in zip(seen, found, strict=True):
+            texts.append(text)
+            row[: len(known)] = probabilities[known]
+            row[-1] = probabilities[0]
+            row[-2] = max(0.0, 1.0 - float(row.sum()))
+        return texts, np.sqrt(seen)
+
+    def _recognise(self, crops: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+        """Text and probabilities float32 [K], averaged over the columns, of every crop."""
+        # A batch is padded to its widest line, which can change what is read in the others. So lines are grouped by
+        # their elongation rounded up, and every group is padded to that: a property of each line alone.
+        groups: dict[int, list[int]] = {}
+        for i, crop in enumerate(crops):
+            groups.setdefault(max(2, math.ceil(crop.shape[1] / crop.shape[0])), []).append(i)
+        found: dict[int, tuple[str, np.ndarray]] = {}
+        for elongation, members in groups.items():
+            for first in range(0, len(members), self._batch):
+                some = members[first : first + self._batch]
+                bgr = [np.ascontiguousarray(crops[i][..., ::-1]) for i in some]
+                inputs = np.stack([self._engine.resize_norm_img(crop, elongation) for crop in bgr])
+                probabilities = self._engine.session(inputs.astype(np.float32))[0]
+                texts = [text for text, _confidence in self._engine.postprocess_op(probabilities)]
+                found |= dict(zip(some, zip(texts, probabilities.mean(axis=1), strict=True), strict=True))
+        return [found[i] for i in range(len(crops))]
+
+    def can_write(self, text: str) -> bool:
+        """Whether the engine knows every character of `text`; without that an exact match is impossible."""
+        return all(character in self.charset for character in normalise(text))
+
+
+def crop_line(image: np.ndarray, polygon: np.ndarray, height: int = LINE_HEIGHT, margin: float = 0.06) -> np.ndarray:
+    """The line inside `polygon` turned upright and scaled to `height` pixels.
+
+    image: uint8 RGB [H, W, 3]; polygon: [P, 2], P >= 3; margin: room left on every side, in line heights.
+    Returns uint8 [height, width, 3]; beyond the picture its border is repeated. Raises ValueError on a polygon
+    without an area.
+    """
+    corners = reading_corners(polygon)
+    across, down = corners[1] - corners[0], corners[3] - corners[0]
+    long, tall = float(np.linalg.norm(across)), float(np.linalg.norm(down))
+    room = margin * min(long, tall)
+    u, v = room * across / long, room * down / tall
+    start = np.stack([corners[0] - u - v, corners[1] + u - v, corners[3] - u + v]).astype(np.float32)
+    long, tall = long + 2 * room, tall + 2 * room
+    # Shrinking samples the picture too sparsely: such lines are cut at their own size and averaged down.
+    scale = max(1.0, height / tall)
+    size = (max(1, round(long * scale)), max(1, round(tall * scale)))
+    target = np.array([[0, 0], [size[0] - 1, 0], [0, size[1] - 1]], dtype=np.float32)
+    transform = cv2.getAffineTransform(start, target)
+    line = cv2.warpAffine(image, transform, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if line.shape[0] >= _TURN * line.shape[1]:
+        line = np.ascontiguousarray(np.rot90(line))
+    width = max(1, round(line.shape[1] * height / line.shape[0]))
+    if line.shape[:2] != (height, width):
+        shrinks = line.shape[0] > height
+        line = cv2.resize(line, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return np.asarray(line, dtype=np.uint8)
+
+
+def reading_corners(polygon: np.ndarray) -> np.ndarray:
+    """Corners of the smallest rectangle around `polygon` [P, 2] as its text is read, float64 [4, 2].
+
+    Order: start of the line's top edge, its end, end of the bottom edge, its start. The text runs along the long
+    side, from left to right, except where the box is nearly square (then along the side nearer to the horizontal) or
+    its long side is within 10 degrees of the vertical (vertical writing: the top edge is the short one).
+    """
+    points = np.asarray(polygon, dtype=np.float32).reshape(-1, 2)
+    corners = cv2.boxPoints(cv2.minAreaRect(points)).astype(np.float64) if len(points) >= 3 else points
+    edges = np.roll(corners, -1, axis=0) - corners
+    lengths = np.linalg.norm(edges, axis=1)
+    if len(points) < 3 or not np.isfinite(lengths).all() or lengths.min() < 1.0:
+        raise ValueError(f"line polygon {np.asarray(polygon).tolist()}: needs 3 points around an area of over 1 pixel")
+    first = int(lengths[1] > lengths[0])  # a long edge (corners, edges and lengths alternate)
+    steep = 90.0 - np.degrees(np.arctan2(abs(edges[first][1]), abs(edges[first][0])))  # degrees off the vertical
+    nearly_square = lengths.max() < _SQUARE * lengths.min()
+    if (nearly_square and steep < 45.0) or steep < _VERTICAL_DEGREES:
+        first += 1
+    if edges[first][0] < 0:  # from left to right; the edge two further on is the same edge walked back
+        first += 2
+    corners = np.roll(corners, -first, axis=0)
+    across, down = corners[1] - corners[0], corners[3] - corners[0]
+    assert across[0] * down[1] > across[1] * down[0], "OpenCV walks a rectangle clockwise on the screen"
+    return corners
+
+
+def normalise(text: str) -> str:
+    """What two texts are compared by: Unicode NFKC, whitespace removed, case kept.
+
+    NFKC joins what a reader cannot tell apart (full-width and half-width letters and punctuation); spaces go because
+    the recogniser does not report them reliably.
+    """
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def exact_match(read: str, truth: str) -> bool:
+    """Whether the normalised texts are equal."""
+    return normalise(read) == normalise(truth)
+
+
+def ned(read: str, truth: str) -> float:
+    """1 - edit distance / length of the longer of the normalised texts: 1 is perfect, 0 shares nothing."""
+    first, second = normalise(read), normalise(truth)
+    longest = max(len(first), len(second))
+    return 1.0 if longest == 0 else 1.0 - levenshtein(first, second) / longest
+
+
+def levenshtein(first: str, second: str) -> int:
+    """Fewest insertions, deletions and substitutions of a character that turn `first` into `second`."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, start=1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def _import_engine() -> tuple[Any, Any]:
+    try:
+        package = importlib.import_module("rapidocr_onnxruntime")
+        recognizer = importlib.import_module("rapidocr_onnxruntime.ch_ppocr_rec")
+    except ImportError as error:
+        raise OcrNotInstalled(
+            f"reading lines needs an optional package: pip install 'anytext2-distill[ocr]' ({error})"
+        ) from error
+    return package, recognizer

@@ -1,0 +1,207 @@
+"""From a checkpoint folder and an annotation file to what sampling needs: roles, schedule, samples.
+
+The run folder beside a checkpoint says how it was made (`recipe.yaml`, `run.json`); an adapter alone is enough where
+the recipe is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anytext2.core.batch import Sample
+from anytext2.data.annotations import load_records
+from anytext2.data.dataset import AnyWordDataset, SampleError
+from anytext2.glyphs.fonts import load_font_table
+from anytext2.model.weights import load_parts
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.adapters.lora import load_student
+from distill.adapters.roles import AdapterRoles, Roles
+from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
+from distill.checkpoint.run_folder import RECIPE, RUN_INFO
+from distill.checkpoint.store import MANIFEST, find_checkpoint
+from distill.config.recipes import (
+    DEFAULT_RECIPE,
+    load_recipe,
+    objective_config,
+    require_supported_steps,
+    sampling_options,
+    student_sampler,
+)
+from distill.config.schema import Recipe
+from distill.data.build import HELD_OUT_FIRST
+from distill.diffusion.samplers import SamplerName
+from distill.diffusion.sampling import SamplerOptions
+from distill.inference.model import make_model
+
+DEFAULT_GUIDANCE = 7.5
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SamplingModel:
+    """A model ready to sample.
+
+    checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
+    run_dir: the folder of the run that the checkpoint belongs to, None where there is none.
+    """
+
+    recipe: Recipe
+    roles: Roles
+    checkpoint: Path | None
+    has_student: bool
+    run_dir: Path | None
+    device: torch.device
+    precision: str
+
+    @property
+    def consistency(self) -> SamplerOptions:
+        return sampling_options(self.recipe)
+
+    @property
+    def student_sampler(self) -> SamplerName:
+        return student_sampler(self.recipe)
+
+    @property
+    def guidance(self) -> float:
+        """The teacher's scale where none is asked for: AnyText2's 7.5, or the middle of the range distilled from."""
+        trained = objective_config(self.recipe)
+        low, high = (getattr(trained, name, DEFAULT_GUIDANCE - 1.0) + 1.0 for name in ("w_min", "w_max"))
+        return DEFAULT_GUIDANCE if low <= DEFAULT_GUIDANCE <= high else (low + high) / 2.0
+
+    def run_info(self) -> dict[str, Any]:
+        """What the training run wrote about itself (ranks, precision, shard sizes, ...) and its `mlflow_run_id`.
+
+        Leaves out what is not there, as beside an adapter that was copied alone.
+        """
+        facts: dict[str, Any] = {}
+        if self.run_dir is not None and (self.run_dir / RUN_INFO).is_file():
+            facts |= _read_json(self.run_dir / RUN_INFO)
+        if self.checkpoint is not None and (self.checkpoint / TRAINER_STATE).is_file():
+            facts["mlflow_run_id"] = read_trainer_state(self.checkpoint).tracking_run_id or None
+        return facts
+
+
+def load_sampling_model(
+    checkpoint: Path | None,
+    config: Path | None,
+    overrides: Sequence[str] = (),
+    precision: str = "auto",
+    device: str = "auto",
+    student_steps: Sequence[int] = (),
+    sampler: str = "",
+) -> SamplingModel:
+    """Builds the model of a recipe and lays a checkpoint over it.
+
+    checkpoint: a checkpoint-N folder, a run folder (its newest one), or a folder with a PEFT adapter alone; None: the
+    recipe's weights as they are. config: the recipe; by default the one beside the checkpoint, else the embedded one.
+    precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps: in which the student is to be
+    sampled, with the sampler (empty: its own); refused before anything is loaded where it cannot be. Raises ValueError
+    in one line.
+    """
+    target = torch.device(pick_device(device))
+    kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
+    if kind not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
+    folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
+    beside = None if folder is None else folder.parent / RECIPE
+    path = config or (beside if beside is not None and beside.is_file() else DEFAULT_RECIPE)
+    recipe = load_recipe(path, overrides)
+    has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
+    for steps in student_steps if has_student else ():
+        require_supported_steps(recipe, steps, "student steps", sampler)
+    model = make_model(recipe.model, recipe.seed)
+    if folder is not None and not has_student:
+        load_parts(model, [folder / MODEL_WEIGHTS])
+    wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
+    wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
+    run_dir = folder.parent if folder is not None and beside is not None and beside.is_file() else None
+    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind)
+
+
+def data_sources(given: Sequence[Path], opened: SamplingModel) -> list[Path]:
+    """The annotation files to draw from: those given, else the recipe's, else what the run drew for itself.
+
+    Raises ValueError where there are none.
+    """
+    recipe = opened.recipe
+    drawn = (opened.run_dir or recipe.run_dir) / "data" / "data.json"
+    sources = list(given) or [Path(source) for source in recipe.data.sources] or [drawn]
+    if sources == [drawn] and not drawn.is_file():
+        raise ValueError("--data: no annotation file given and none in the recipe; launch/make_dataset.py draws one")
+    return sources
+
+
+def held_out_sources(given: Sequence[Path], opened: SamplingModel, count: int, out: Path) -> list[Path]:
+    """The annotation files to measure on: those given, else `count` pictures of the run's own synthetic kind.
+
+    The latter are drawn into `out`, from a part of the seed that no training set reaches. Raises ValueError where the
+    run was trained on files: which others are held out, only their owner knows.
+    """
+    if given:
+        return list(given)
+    if opened.recipe.data.sources:
+        raise ValueError("--data: name an annotation file that was not trained on (data.sources of the recipe was)")
+    drawn = opened.recipe.data.synthetic
+    write_dataset(out, count, SyntheticConfig(size=drawn.size), drawn.seed, HELD_OUT_FIRST)
+    return [out / "data.json"]
+
+
+def load_dataset(sources: Sequence[Path], recipe: Recipe) -> tuple[AnyWordDataset, str]:
+    """The dataset as the recipe's options read it, and a line about what was left out."""
+    options = recipe.data.options
+    records, report = load_records(
+        sources, options.wm_threshold, options.cap_watermark, max_faulty=recipe.data.max_faulty
+    )
+    return AnyWordDataset(records, options, recipe.seed, load_font_table()), str(report)
+
+
+def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[Sample], Counter[str]]:
+    """The samples of the first epoch at `indices`, and a count, by reason, of those that cannot be read.
+
+    Raises ValueError for an index beyond the dataset, or where no sample is left.
+    """
+    samples: list[Sample] = []
+    skipped: Counter[str] = Counter()
+    for index in indices:
+        if not 0 <= index < len(dataset):
+            raise ValueError(f"sample index {index}: the dataset has {len(dataset)} samples, 0 to {len(dataset) - 1}")
+        try:
+            samples.append(dataset.sample(index, 0))
+        except SampleError as error:
+            skipped[error.reason] += 1
+    if not samples:
+        raise ValueError(f"no chosen sample can be read ({dict(skipped)}); is data_root where the images are?")
+    return samples, skipped
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    if (path / ADAPTER_CONFIG).is_file() and not (path / MANIFEST).is_file():
+        read_adapter(path)  # usable alone, without a checkpoint's manifest; so it is checked by reading it
+        return path
+    folder = find_checkpoint(path)
+    if not (folder / ADAPTER_CONFIG).is_file() and not (folder / MODEL_WEIGHTS).is_file():
+        raise ValueError(f"{folder}: holds neither an adapter ({ADAPTER_CONFIG}) nor {MODEL_WEIGHTS}")
+    return folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a JSON object is needed, found {type(content).__name__}")
+    return content
+
+
+def pick_device(wish: str) -> str:
+    if wish != "auto":
+        return wish
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,182 @@
+"""From a recipe to a session that is ready to train: data, model, roles, engine, tracking, resume, audit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from peft import PeftModel
+from torch import nn
+
+from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
+from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
+from distill.adapters.roles import EMA, FAKE_SCORE, STUDENT, AdapterRoles
+from distill.adapters.targets import lora_targets
+from distill.adapters.warm_start import load_warm_start, read_warm_start
+from distill.checkpoint.run_folder import RUN_INFO
+from distill.checkpoint.run_lock import RunLock
+from distill.checkpoint.writer import CheckpointWriter
+from distill.config.recipes import dump_recipe, objective_config
+from distill.config.schema import Recipe
+from distill.data.build import make_data
+from distill.data.latents import LatentSource
+from distill.data.loader import BatchPlan
+from distill.data.splits import make_batch_sampler
+from distill.diffusion.schedule import NoiseSchedule
+from distill.inference.model import make_model, make_schedule, require_recognizer
+from distill.objectives import OBJECTIVES
+from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
+from distill.optim.optimizers import require_available
+from distill.runtime.world import World, on_main
+from distill.tracking.tracker import Tracker, environment
+from distill.training import checkpointing
+from distill.training.engine import Engine
+from distill.training.trainer import Progress, Session, TrainingStep
+from distill.training.validation import make_validator
+
+
+def make_objective(recipe: Recipe, schedule: NoiseSchedule) -> Objective:
+    return OBJECTIVES[recipe.objective["name"]](objective_config(recipe), schedule)
+
+
+def make_roles(
+    model: AnyText2, objective: Objective, recipe: Recipe
+) -> tuple[AdapterRoles, list[tuple[str, nn.Parameter]]]:
+    """Freezes everything but what the objective trains; returns that by its name in checkpoints."""
+    model.requires_grad_(False)
+    if objective.trains == "lora":
+        student = add_student(model, recipe.lora, recipe.seed)
+        wrapped: nn.Module = student
+        params = adapter_parameters(student, STUDENT)
+        if getattr(objective_config(recipe), "target_ema", False):
+            add_adapter(student, EMA, trained=False, seed=recipe.seed)
+        if isinstance(objective, AlternatingObjective):
+            add_adapter(student, FAKE_SCORE, trained=True, seed=recipe.seed)
+            params += adapter_parameters(student, FAKE_SCORE)
+    else:
+        assert isinstance(objective, FullWeightObjective)
+        wrapped, params = model, list(objective.trainable(model))
+        for _, p in params:
+            p.requires_grad_(True)
+    return AdapterRoles(wrapped), params
+
+
+def check_adapter(recipe: Recipe) -> None:
+    """Raises ValueError where `lora.targets` does not fit the network; a second without weights tells."""
+    if OBJECTIVES[recipe.objective["name"]].trains == "lora":
+        lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
+
+
+def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
+    """Builds everything and resumes where there is something to resume. Collective."""
+    require_recognizer(recipe)
+    plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    require_available(recipe.train.optimizer, world.device)
+    on_main(world, lambda: check_adapter(recipe))
+    locks: list[RunLock] = []  # rank 0's
+    resume = on_main(world, lambda: _take_folder(recipe, locks))
+    schedule = make_schedule(load_model_config(recipe.model.config))
+    objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
+    model = make_model(recipe.model, recipe.seed)
+    dataset = make_data(recipe, world, model)
+    order = make_batch_sampler(dataset, recipe.data, recipe.seed)
+    if dataset.latents and not objective.needs_latents:
+        raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
+    if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
+        print(
+            f"warning: train.effective_batch={plan.effective} is outside 32-64, where distillation is known to work",
+            flush=True,
+        )
+    roles, params = make_roles(model, objective, recipe)
+    _refuse_stale_contexts(recipe, [name for name, _ in params])
+    if recipe.lora.weights and resume is None:
+        _start_warm(recipe, objective, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
+    step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
+    engine = Engine(step, params, recipe.train, plan, ds_config, world)
+    progress, tracking_id = Progress(), ""
+    if resume is not None:
+        progress, tracking_id = checkpointing.load(resume, recipe, engine, order.length)
+        if world.is_main:
+            print(f"resuming from {resume} at update {progress.updates}", flush=True)
+    if isinstance(roles.wrapped, PeftModel):
+        engine.copy_ema_to([p for _, p in adapter_parameters(roles.wrapped, EMA)])
+    facts = run_info(engine, params, isinstance(roles.wrapped, PeftModel))
+    tracker, writer, lock = None, None, None
+    if world.is_main:
+        writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
+        lock = locks[0]
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters(recipe, engine, facts), tracking_id)
+        (recipe.run_dir / RUN_INFO).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"training {facts['trained_parameters']:,} parameters in {facts['trained_tensors']} tensors; optimizer "
+            f"{' + '.join(f'{b:,}' for b in facts['optimizer_bytes_per_rank'])} bytes on {world.size} rank(s); "
+            f"effective batch {plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
+            flush=True,
+        )
+    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory")
+    session = Session(
+        recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock
+    )
+    session.judge = make_validator(recipe, world, dataset)
+    return session
+
+
+def _take_folder(recipe: Recipe, locks: list[RunLock]) -> Path | None:
+    """Locks the run folder, writes the recipe into it, and says which checkpoint to go on from. Rank 0 only."""
+    locks.append(RunLock(recipe.run_dir))
+    resume = checkpointing.resume_from(recipe)
+    try:
+        dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
+    except OSError as error:
+        raise ValueError(f"{recipe.run_dir}: cannot be written ({error.strerror}); make room or change it") from error
+    return resume
+
+
+def _start_warm(recipe: Recipe, objective: Objective, params: list[tuple[str, nn.Parameter]], world: World) -> None:
+    if objective.trains != "lora":
+        raise ValueError(f"lora.weights: objective {recipe.objective['name']} trains no LoRA; leave it empty")
+    start = read_warm_start(Path(recipe.lora.weights), recipe.lora)
+    load_warm_start(start, params)
+    if world.is_main:
+        after = "" if start.step is None else f", trained for {start.step} updates before"
+        print(f"the student starts from {start.path}: {len(start.tensors)} tensors{after}", flush=True)
+
+
+def _refuse_stale_contexts(recipe: Recipe, trained: list[str]) -> None:
+    """Contexts from the feature cache are those of a text tower that stays as it is."""
+    tower = [name for name in trained if "cond_stage_model." in name]
+    if recipe.data.captions == "cache" and tower:
+        raise ValueError(
+            f"data.captions=cache: this run trains the text tower ({len(tower)} tensors, as {tower[0]}), so that "
+            "contexts change; set data.captions=encode, or keep it frozen, as with objective.scope=official"
+        )
+
+
+def run_info(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool) -> dict[str, Any]:
+    """What this run is, in numbers. Collective."""
+    return {
+        "ranks": engine.world.size,
+        "device": engine.world.device.type,
+        "precision": engine.precision,
+        "effective_batch": engine.plan.effective,
+        "micro_batch": engine.plan.micro,
+        "accumulation": engine.plan.accumulation,
+        "trained": "lora" if lora else "weights",
+        "trained_parameters": sum(p.numel() for _, p in params),
+        "trained_tensors": len(params),
+        "optimizer_bytes_per_rank": engine.gather(engine.optimizer_bytes()),
+    }
+
+
+def parameters(recipe: Recipe, engine: Engine, facts: dict[str, Any]) -> dict[str, Any]:
+    """Everything that MLflow records as a parameter, nested."""
+    return {
+        "recipe": OmegaConf.to_container(OmegaConf.structured(recipe)),
+        "deepspeed": engine.ds_config,
+        "run": {k: v for k, v in facts.items() if k != "optimizer_bytes_per_rank"},
+        "environment": environment(),
+        "command": " ".join(sys.argv),
+    }

@@ -1,0 +1,65 @@
+"""Which samples every global batch was made of (`log.samples`): shows that none was repeated or left out.
+
+    samples-R.jsonl   of rank R: {"session", "world", "after"} at each start, {"batch", "samples": [[epoch, index]]}
+
+A batch's line is written before a checkpoint can hold the batch, so what a run was made of can always be told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.data.batch_sampler import SampleKey
+from distill.tracking.journal import Journal
+
+if TYPE_CHECKING:
+    from distill.training.engine import Engine
+
+NAME = "samples-{}.jsonl"
+
+
+class SampleLog:
+    """Records this rank's share of each global batch."""
+
+    def __init__(self, run_dir: Path, engine: Engine, after: int) -> None:
+        """after: global batches that were done before this start. Collective."""
+        self._journal = Journal(run_dir / NAME.format(engine.world.rank))
+        session = engine.gather(time.time_ns())[0]
+        self._journal.append({"session": session, "world": engine.world.size, "after": after})
+        self._samples: list[list[int]] = []
+
+    def see(self, keys: Sequence[SampleKey]) -> None:
+        """Notes a micro-batch."""
+        self._samples.extend([key.epoch, key.index] for key in keys)
+
+    def end_batch(self, batch: int) -> None:
+        """Writes what was seen since the last call; `batch` counts from 1."""
+        self._journal.append({"batch": batch, "samples": self._samples})
+        self._samples = []
+
+
+def lineage(run_dir: Path) -> dict[int, list[tuple[int, int]]]:
+    """Global batch -> sorted (epoch, index) of the samples that the newest weights come from.
+
+    What a killed run did after the checkpoint that it was resumed from does not count.
+    """
+    starts: dict[int, int] = {}  # of rank 0, in the order of its file: a clock may have been set back in between
+    shares: dict[int, dict[int, list[tuple[int, int]]]] = {}
+    for path in sorted(run_dir.glob(NAME.format("*"))):
+        session = 0
+        for record in Journal(path).all():
+            if "session" in record:
+                session = record["session"]
+                if path.name == NAME.format(0):
+                    starts[session] = record["after"]
+            else:
+                done = shares.setdefault(session, {}).setdefault(record["batch"], [])
+                done.extend((epoch, index) for epoch, index in record["samples"])
+    batches: dict[int, list[tuple[int, int]]] = {}
+    for session, after in starts.items():
+        batches = {batch: samples for batch, samples in batches.items() if batch <= after}
+        batches |= {batch: sorted(samples) for batch, samples in shares.get(session, {}).items()}
+    return batches

@@ -1,0 +1,404 @@
+"""Checkpoints: complete or absent, whatever moment the process dies at; PEFT reads the adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import anytext2  # noqa: F401  declares the torchvision operators that peft's imports need
+from distill.checkpoint.formats import (
+    TrainerState,
+    portable_name,
+    read_adapter,
+    read_optimizer,
+    read_trainer_state,
+    write_adapter,
+    write_optimizer,
+    write_trainer_state,
+)
+from distill.checkpoint.store import CheckpointError, find_checkpoint, mark_best, save_checkpoint, verify
+
+
+def _writer(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "a.txt").write_text(text)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b.bin").write_bytes(text.encode() * 1000)
+
+    return write
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return sorted(int(p.name.split("-")[1]) for p in run_dir.iterdir() if p.is_dir())
+
+
+def test_saved_checkpoint_is_complete_and_latest(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "run", 10, _writer("ten"), keep=3)
+    assert path == tmp_path / "run" / "checkpoint-10"
+    assert (path.parent / "latest").read_text() == "checkpoint-10\n"
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["step"] == 10 and sorted(manifest["files"]) == ["a.txt", "sub/b.bin"]
+    assert manifest["files"]["sub/b.bin"]["bytes"] == 3000
+    verify(path)
+    assert find_checkpoint(path) == path == find_checkpoint(path.parent)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint-10", "latest"]
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 100, 20):  # 20 after 100: a run that was resumed from an older step
+        save_checkpoint(tmp_path, step, _writer(str(step)), keep=2)
+    assert _steps(tmp_path) == [20, 100]
+    assert find_checkpoint(tmp_path).name == "checkpoint-20"  # what `latest` names, not the highest number
+
+
+def test_keep_below_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint.keep=0"):
+        save_checkpoint(tmp_path, 1, _writer("x"), keep=0)
+
+
+def test_incomplete_ones_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    for step in (1, 2, 4):
+        save_checkpoint(tmp_path, step, _writer("x"), keep=2)
+    assert _steps(tmp_path) == [2, 3, 4]
+
+
+def _truncate(path: Path) -> None:
+    (path / "a.txt").write_text("")
+
+
+def _flip(path: Path) -> None:
+    (path / "a.txt").write_text("NEW")
+
+
+def _lose_file(path: Path) -> None:
+    (path / "sub" / "b.bin").unlink()
+
+
+def _lose_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def _break_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text('{"format": 1, "files"')
+
+
+def _empty_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text('{"format": 1, "files": {}}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, "a.txt: 0 bytes"),
+        (_flip, "differs from the SHA-256"),
+        (_lose_file, "b.bin: missing"),
+        (_lose_manifest, "has no manifest.json"),
+        (_break_manifest, "not JSON"),
+        (_empty_manifest, "not a manifest"),
+    ],
+)
+def test_damaged_checkpoint_is_skipped_with_the_reason(
+    tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    old = save_checkpoint(tmp_path, 1, _writer("old"), keep=5)
+    new = save_checkpoint(tmp_path, 2, _writer("new"), keep=5)
+    damage(new)
+    said: list[str] = []
+    assert find_checkpoint(tmp_path, said.append) == old
+    assert len(said) == 1 and reason in said[0] and "checkpoint-2" in said[0] and "\n" not in said[0]
+    with pytest.raises(CheckpointError, match="checkpoint-2"):
+        find_checkpoint(new)
+
+
+def test_nothing_to_find_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no complete checkpoint-N"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        find_checkpoint(tmp_path / "absent")
+
+
+def test_a_failing_writer_changes_nothing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, _writer("one"), keep=1)
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path, 2, fail, keep=1)
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+
+
+class _Death(BaseException):
+    """The process is gone: nothing after it may touch the disk, clean-up included."""
+
+
+def _dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
+    """From the `at`-th change of the file system on, every further one raises. Returns a counter of the calls."""
+    calls = 0
+
+    def wrap(function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls >= at:
+                raise _Death
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (shutil, "rmtree"), (os, "unlink")):
+        monkeypatch.setattr(module, name, wrap(getattr(module, name)))
+    return lambda: calls
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["same-step-again", "next-step"])
+def test_death_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path, step: int) -> None:
+    for at in range(1, 60):
+        run_dir = tmp_path / str(at)
+        save_checkpoint(run_dir, 1, _writer("one"), keep=1)
+        with pytest.MonkeyPatch.context() as patch:
+            _dying(patch, at)
+            try:
+                save_checkpoint(run_dir, step, _writer("new"), keep=1)
+                finished = True
+            except _Death:
+                finished = False
+        found = find_checkpoint(run_dir, lambda line: None)
+        assert (found / "a.txt").read_text() in ("one", "new")
+        again = save_checkpoint(
+            run_dir, 3, _writer("three"), keep=1
+        )  # what was left over does not disturb the next one
+        assert find_checkpoint(run_dir) == again and not list(run_dir.glob(".checkpoint*"))
+        if finished:
+            assert at > 8  # the loop really went through all the moments
+            return
+    raise AssertionError("the save never ran to its end")
+
+
+# --- the best one ---
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, _writer(str(step)), keep=2)
+        if step == 2:
+            mark_best(tmp_path, "checkpoint-2", 0.75)
+    assert _steps(tmp_path) == [2, 4, 5]
+    assert (tmp_path / "best").read_text() == "checkpoint-2\n0.75\n"
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "checkpoint-2"
+    assert find_checkpoint(tmp_path / "latest") == tmp_path / "checkpoint-5" == find_checkpoint(tmp_path)
+    mark_best(tmp_path, "checkpoint-5", 0.875)  # a better one: the other is free to go
+    save_checkpoint(tmp_path, 6, _writer("6"), keep=2)
+    assert _steps(tmp_path) == [5, 6]
+
+
+def test_only_a_complete_checkpoint_can_be_the_best(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, _writer("one"), keep=2)
+    for name, score, words in (
+        ("checkpoint-2", 1.0, "checkpoint-2: incomplete"),
+        ("../elsewhere", 1.0, "not the name of a checkpoint"),
+        ("checkpoint-1", float("nan"), "score nan"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mark_best(tmp_path, name, score)
+    assert not (tmp_path / "best").exists()
+    (tmp_path / "best").write_text("../../etc\n")
+    with pytest.raises(CheckpointError, match="names no checkpoint"):
+        find_checkpoint(tmp_path / "best")
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("content", ["checkpoint-7\n", "", "../somewhere\n"])
+def test_latest_that_points_nowhere_is_said_and_does_no_harm(tmp_path: Path, content: str) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, _writer(str(step)), keep=2)
+    (tmp_path / "latest").write_text(content)
+    said: list[str] = []
+    assert find_checkpoint(tmp_path, said.append).name == "checkpoint-2"
+    assert len(said) == 1 and "latest: names " in said[0] and "\n" not in said[0]
+
+
+def test_a_real_checkpoint_cut_short_at_any_file_is_passed_over(tmp_path: Path) -> None:
+    """Every file of a checkpoint, cut to nothing, to half, by one byte, or with one bit turned."""
+    _, wrapped = _student()
+    _, state = _adamw_state()
+
+    def write(folder: Path) -> None:
+        write_adapter(folder, _adapter_tensors(wrapped), wrapped.peft_config["student"])  # type: ignore[index]
+        write_optimizer(folder, state)
+        write_trainer_state(folder, TrainerState(2, 2, 0, 48))
+
+    old, new = (save_checkpoint(tmp_path, step, write, keep=2) for step in (1, 2))
+    files = sorted(new.iterdir())
+    assert len(files) == 5
+    for file in files:
+        whole = file.read_bytes()
+        turned = bytearray(whole)
+        turned[len(whole) // 2] ^= 1
+        for part in (b"", whole[: len(whole) // 2], whole[:-1], bytes(turned)):
+            if file.name == "manifest.json" and part == whole[:-1]:
+                continue  # its last byte is a line's end, without which it is the same manifest
+            file.write_bytes(part)
+            said: list[str] = []
+            assert find_checkpoint(tmp_path, said.append) == old, (file.name, len(part))
+            assert len(said) == 1 and "checkpoint-2" in said[0]
+        file.write_bytes(whole)
+    assert find_checkpoint(tmp_path) == new
+
+
+# --- contents ---
+
+
+class _Small(nn.Module):
+    """A linear and a 1x1 convolution, as the student's targets are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"to_q": nn.Linear(6, 5), "zero_conv": nn.Conv2d(5, 4, 1)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body["to_q"](x)
+        return self.body["zero_conv"](y[:, :, None, None]).flatten(1)
+
+
+def _student(rank: int = 3) -> tuple[_Small, nn.Module]:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = _Small()
+    reference = _Small()
+    reference.load_state_dict(base.state_dict())
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["body.to_q", "body.zero_conv"])
+    wrapped = get_peft_model(base, config, adapter_name="student")  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    return reference, wrapped
+
+
+def _adapter_tensors(wrapped: nn.Module) -> dict[str, torch.Tensor]:
+    return {portable_name(n, "student"): p.detach() for n, p in wrapped.named_parameters() if "lora_" in n}
+
+
+def test_peft_loads_the_adapter_on_the_reference_model(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    reference, wrapped = _student()
+    write_adapter(tmp_path, _adapter_tensors(wrapped), wrapped.peft_config["student"], base_model="tiny")  # type: ignore[index]
+    loaded = PeftModel.from_pretrained(reference, str(tmp_path))  # type: ignore[arg-type]
+    x = torch.randn(7, 6)
+    assert torch.equal(loaded(x), wrapped(x))
+    with loaded.disable_adapter():
+        assert not torch.allclose(loaded(x), wrapped(x))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 3 and config["inference_mode"] is True
+    assert config["target_modules"] == ["body.to_q", "body.zero_conv"] and config["base_model_name_or_path"] == "tiny"
+
+
+def test_adapter_returns_as_it_was_written(tmp_path: Path) -> None:
+    _, wrapped = _student()
+    tensors = _adapter_tensors(wrapped)
+    assert set(tensors) == {f"body.{m}.lora_{ab}.weight" for m in ("to_q", "zero_conv") for ab in "AB"}
+    write_adapter(tmp_path, tensors, wrapped.peft_config["student"])  # type: ignore[index]
+    read, config = read_adapter(tmp_path)
+    assert config["lora_alpha"] == 6 and set(read) == set(tensors)
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_an_adapter_with_nan_is_not_written(tmp_path: Path) -> None:
+    _, wrapped = _student()
+    tensors = _adapter_tensors(wrapped)
+    tensors["body.to_q.lora_A.weight"] = torch.full((3, 6), float("nan"))
+    with pytest.raises(ValueError, match="body.to_q.lora_A.weight is not finite"):
+        write_adapter(tmp_path, tensors, wrapped.peft_config["student"])  # type: ignore[index]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "base_model.model.", "module.base_model.model."])
+def test_portable_name(prefix: str) -> None:
+    wrapped = f"{prefix}model.student.to_k.lora_B.student.weight"
+    assert portable_name(wrapped, "student") == "model.student.to_k.lora_B.weight"
+    assert portable_name(f"{prefix}model.conv.weight", "student") == "model.conv.weight"
+    lengths = f"{prefix}model.student.to_k.lora_magnitude_vector.student.weight"
+    assert portable_name(lengths, "student") == "model.student.to_k.lora_magnitude_vector"
+
+
+def _adamw_state() -> tuple[nn.Module, dict[str, dict[str, torch.Tensor]]]:
+    model = _Small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+    state = {n: {**optimizer.state[p], "master": p.detach()} for n, p in model.named_parameters()}
+    return model, state
+
+
+def test_optimizer_state_round_trip(tmp_path: Path) -> None:
+    model, state = _adamw_state()
+    buffer = torch.arange(40.0)
+    state["body.to_q.bias"]["exp_avg"] = buffer[10:15]  # a window into a flat buffer, as ZeRO keeps its shards
+    state["body.zero_conv.bias"]["exp_avg"] = buffer[20:24]
+    write_optimizer(tmp_path, state)
+    read = read_optimizer(tmp_path, {n: p.shape for n, p in model.named_parameters()})
+    assert set(read) == set(state)
+    for name, slots in state.items():
+        assert set(read[name]) == {"exp_avg", "exp_avg_sq", "step", "master"} == set(slots)
+        assert all(torch.equal(read[name][slot], tensor) for slot, tensor in slots.items())
+    assert read["body.to_q.bias"]["step"].item() == 3.0
+    assert (tmp_path / "optimizer.safetensors").stat().st_size < 5000  # the windows, not their buffer
+
+
+def test_optimizer_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    model, state = _adamw_state()
+    write_optimizer(tmp_path, state)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    with pytest.raises(CheckpointError, match="1 parameters missing, 0 unexpected, first other"):
+        read_optimizer(tmp_path, shapes | {"other": torch.Size([1])})
+    with pytest.raises(CheckpointError, match=r"of body.to_q.weight has shape \(5, 6\), the model \(9, 6\)"):
+        read_optimizer(tmp_path, shapes | {"body.to_q.weight": torch.Size([9, 6])})
+
+
+def test_truncated_tensors_are_one_clear_line(tmp_path: Path) -> None:
+    _, state = _adamw_state()
+    write_optimizer(tmp_path, state)
+    file = tmp_path / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="optimizer.safetensors: not a whole safetensors file"):
+        read_optimizer(tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_optimizer(tmp_path)
+
+
+def test_trainer_state_round_trip_and_faults(tmp_path: Path) -> None:
+    state = TrainerState(7, 9, 1234, 48, 2, {"cur_scale": 65536.0, "cur_iter": 9}, "abc", {"best": 0.5})
+    write_trainer_state(tmp_path, state)
+    assert read_trainer_state(tmp_path) == state
+    path = tmp_path / "trainer_state.json"
+    content = json.loads(path.read_text())
+    for change, reason in (
+        ({"step": "7"}, "step='7' is not of type int"),
+        ({"colour": 1}, "unknown field colour"),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(CheckpointError, match=reason):
+            read_trainer_state(tmp_path)
+    del content["batches"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="field batches is missing"):
+        read_trainer_state(tmp_path)
+    with pytest.raises(ValueError):
+        write_trainer_state(tmp_path, TrainerState(1, 1, 1, 1, extra={"loss": float("nan")}))

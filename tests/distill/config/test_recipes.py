@@ -1,0 +1,188 @@
+"""Recipes: what they resolve to, and that every mistake in one is a single line that names it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from distill.config.recipes import DEFAULT_RECIPE, default_steps, dump_recipe, load_recipe, objective_config
+from distill.config.schema import Recipe, TrainConfig, ema_decay, learning_rate
+from distill.objectives import OBJECTIVES
+from distill.objectives.consistency import ConsistencyConfig
+
+RECIPES = sorted(DEFAULT_RECIPE.parent.glob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fault(path: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and ": None" not in message, message
+    return message
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_survives_being_written(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.objective["name"] in OBJECTIVES
+    dump_recipe(recipe, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_the_recipes_that_the_documents_name_are_there() -> None:
+    assert {"demo", "rtx4090x3", "rtx4090x3_2step", "tiny_teacher"} <= {path.stem for path in RECIPES}
+
+
+def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "train: {max_steps: 7, micro_batch: 2}\nobjective: {name: consistency, w_min: 3}")
+    recipe = load_recipe(path, ["train.micro_batch=3", "data.sources=[a.json,b.json]", "objective.w_max=4", "name=a=b"])
+    assert (recipe.train.max_steps, recipe.train.micro_batch, recipe.train.effective_batch) == (7, 3, 48)
+    assert recipe.data.sources == ["a.json", "b.json"] and recipe.name == "a=b"
+    assert recipe.run_dir == Path("runs/a=b")
+    assert objective_config(recipe) == ConsistencyConfig(w_min=3.0, w_max=4.0)
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, "")) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nam: x", ["nam", "not in", "known there: name, run_root"]),
+        ("train: {stepz: 3}", ["train.stepz", "known there: max_steps"]),
+        ("data: {options: {resolutoin: 128}}", ["data.options.resolutoin", "known there: resolution"]),
+        ("objective: {name: consistency, wmin: 3}", ["objective", "wmin", "known there: loss,", "w_min, w_max"]),
+        (
+            "objective: {name: nope}",
+            ["objective.name='nope'", "consistency, phased, trajectory, distribution_matching, x0_regression"],
+        ),
+        ("train: {max_steps: abc}", ["train.max_steps", "'abc'", "Integer"]),
+        ("train: {max_steps: 1.5}", ["train.max_steps", "1.5"]),
+        ("train: 3", ["train:", "3"]),
+        ("objective: 3", ["objective", "int"]),
+        ("objective: {name: consistency, w_min: big}", ["w_min", "'big'", "Float"]),
+        ("data: {sources: a.json}", ["data.sources"]),
+        ("data: {options: {font_hint_area: [1]}}", ["data.options.font_hint_area", "length 1"]),
+        ("name: ${bad}", ["name", "bad"]),
+        ("- 1", ["a mapping"]),
+        ("a: [", ["not valid YAML", "line 2"]),
+        ("name: a\nname: b", ["not valid YAML", "duplicate key name"]),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_names_file_and_key(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = written(tmp_path, text)
+    message = fault(path)
+    if not text.startswith("objective: {"):  # of the objective's options, the objective is named
+        assert str(path) in message
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_recipe_names_those_that_ship(tmp_path: Path) -> None:
+    message = fault(tmp_path / "nowhere.yaml")
+    assert "nowhere.yaml: no such file" in message and "rtx4090x3.yaml" in message
+    assert "no such file" in fault(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.max_steps", ["key=value"]),
+        ("train.max_steps=abc", ["train.max_steps", "'abc'"]),
+        ("train.max_steps=", ["train.max_steps"]),
+        ("train.stepz=1", ["train.stepz", "known there"]),
+        ("=3", ["=3", "known there"]),
+        ("train=3", ["train"]),
+        ("train.betas.0=0.8", ["train.betas"]),
+        ("[x", ["'[x'", "key=value"]),
+        ("[x=1", ["'[x=1'", "YAML"]),
+        ("name=[x", ["'name=[x'", "YAML", "expected"]),
+        ("train.betas=[0.9", ["'train.betas=[0.9'", "YAML"]),
+        ("name={a: b", ["YAML"]),
+        ("name='", ["YAML"]),
+        ("name=${x", ["YAML"]),
+        ("objective.foo=1", ["objective", "foo"]),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[str]) -> None:
+    message = fault(DEFAULT_RECIPE, "seed=3", override)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("train.learning_rate=0", "train.learning_rate=0.0"),
+        ("train.learning_rate=nan", "train.learning_rate=nan"),
+        ("train.schedule=linear", "train.schedule='linear'"),
+        ("train.max_steps=0", "train.max_steps=0"),
+        ("train.warmup_steps=-1", "train.warmup_steps=-1"),
+        ("train.betas=[0.9]", "train.betas=[0.9]"),
+        ("train.betas=[0.9,1.0]", "train.betas=[0.9, 1.0]"),
+        ("train.ema_decay=1.0", "train.ema_decay=1.0"),
+        ("train.min_lr_ratio=2", "train.min_lr_ratio=2.0"),
+        ("train.weight_decay=-0.1", "train.weight_decay=-0.1"),
+        ("train.max_grad_norm=nan", "train.max_grad_norm=nan"),
+        ("train.threads=-1", "train.threads=-1"),
+        ("checkpoint.save_steps=-1", "checkpoint.save_steps=-1"),
+        ("checkpoint.keep=0", "checkpoint.keep=0"),
+        ("log.every=0", "log.every=0"),
+        ("log.preview_every=-1", "log.preview_every=-1"),
+        ("data.workers=-1", "data.workers=-1"),
+        ("data.max_unreadable=7", "data.max_unreadable=7.0"),
+        ("data.options.resolution=30", "resolution: 30"),
+        ("data.options.mask_img_prob=2", "mask_img_prob: 2.0"),
+        ("lora.rank=0", "lora.rank=0"),
+        ("lora.alpha=0", "lora.alpha=0"),
+        ("lora.kind=loha", "lora.kind='loha': one of lora, rslora, dora"),
+        ("lora.dropout=1", "lora.dropout=1.0"),
+        ("objective.w_max=0.5", "w_max = 0.5"),
+        ("name=''", "name=''"),
+    ],
+)
+def test_impossible_values_are_named_before_anything_starts(override: str, field: str) -> None:
+    assert field in fault(DEFAULT_RECIPE, override)
+
+
+def test_learning_rate_warms_up_and_stays() -> None:
+    train = TrainConfig(learning_rate=2.0, warmup_steps=4, max_steps=10)
+    rates = [learning_rate(train, update) for update in range(10)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_learning_rate_follows_half_a_cosine_to_its_least_value() -> None:
+    train = TrainConfig(learning_rate=1.0, warmup_steps=2, max_steps=12, schedule="cosine", min_lr_ratio=0.2)
+    assert [learning_rate(train, update) for update in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    for update in range(2, 12):
+        expected = 0.2 + 0.8 * math.cos(math.pi / 2 * (update - 2) / 10) ** 2  # cos^2 of half the angle
+        assert learning_rate(train, update) == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(train, 12) == learning_rate(train, 40) == pytest.approx(0.2)
+
+
+def test_without_warm_up_the_first_update_has_the_full_rate() -> None:
+    assert learning_rate(TrainConfig(learning_rate=3.0, schedule="cosine"), 0) == 3.0
+
+
+def test_the_average_s_memory_grows_to_its_decay() -> None:
+    train = TrainConfig(ema_decay=0.99)
+    assert [ema_decay(train, update) for update in (0, 8, 90)] == [0.1, 0.5, 0.91]
+    assert ema_decay(train, 2000) == 0.99
+    # After 100 updates almost nothing of the first weights is left; a constant 0.99 would keep 37 % of them.
+    assert math.prod(ema_decay(train, update) for update in range(100)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps"),
+    [("{name: consistency}", 4), ("{name: phased, phases: 2}", 4), ("{name: phased, phases: 3}", 3)],
+)
+def test_where_nothing_is_said_a_student_is_drawn_in_steps_that_it_has_learned(objective: str, steps: int) -> None:
+    recipe = load_recipe(DEFAULT_RECIPE, [f"objective={objective}", "log.preview_every=0"])
+    assert default_steps(recipe) == steps

@@ -1,0 +1,401 @@
+"""How a run ends early: signals, lost ranks, losses that are not finite, on real processes and through the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.checkpoint.formats import read_adapter, read_trainer_state
+from distill.checkpoint.store import find_checkpoint
+from distill.runtime.processes import ProcessId, ending, identify, launchers
+from distill.runtime.signals import FAILED, STOPPED, Stopped, summary
+from launch import train
+from tests.helpers.mini_model import write_mini
+from tests.helpers.paths import ROOT
+from tests.helpers.ranks import CPU_ONLY, RankResult, free_port, returned, run_ranks, told
+from tests.launch.test_train import RECIPE, SMALL_BATCH, ZERO2, Workplace, command
+
+UPDATES = 6
+SIX = [*SMALL_BATCH, f"train.max_steps={UPDATES}", "checkpoint.save_steps=100", "lora.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("stopping")
+    write_dataset(folder / "data", 24, SyntheticConfig(size=96), seed=4)
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
+
+
+def last_line(result: RankResult) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+# --- signals to one process ---
+
+PRELUDE = """
+import ctypes, os, signal, sys, time
+from distill.runtime.signals import listen, outlive_signals
+stop = listen()
+def say(text):
+    print(text, flush=True)
+"""
+
+
+def start_script(body: str) -> subprocess.Popen[str]:
+    script = subprocess.Popen([sys.executable, "-c", PRELUDE + body], cwd=ROOT, text=True, stdout=-1, stderr=-1)
+    assert script.stdout is not None and script.stdout.readline() == "ready\n"
+    return script
+
+
+def ends_with(script: subprocess.Popen[str], code: int) -> tuple[str, str]:
+    out, err = script.communicate(timeout=60)
+    assert script.returncode == code, (out, err)
+    return out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_at_the_start_ends_at_once_and_is_no_failure(number: signal.Signals) -> None:
+    script = start_script("say('ready'); time.sleep(60)")
+    script.send_signal(number)
+    _, err = ends_with(script, STOPPED)
+    expected = f"stopped at the start by {number.name}: nothing to save; continue with the same command\n"
+    assert err == expected
+
+
+STUCK = """
+stop.wait_for_a_boundary()
+mutex = ctypes.create_string_buffer(64)
+lock = ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+say('ready')
+lock(mutex)  # for ever, in C, as a collective whose other ranks have gone
+"""
+
+
+def test_repeated_signals_are_one_wish_and_a_later_one_ends_even_a_stuck_process() -> None:
+    script = start_script(STUCK)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # a launcher repeats what the group has received
+        script.send_signal(number)
+        time.sleep(0.3)
+    time.sleep(3.0)
+    assert script.poll() is None
+    script.send_signal(signal.SIGTERM)
+    _, err = ends_with(script, 128 + signal.SIGTERM)
+    assert err == "ended at once by SIGTERM, the second signal\n"
+
+
+HEARING = """
+stop.wait_for_a_boundary()
+assert listen() is stop and not stop.reason
+say('ready')
+while not stop.reason:
+    time.sleep(0.02)
+say(stop.reason)
+stop.ignore()
+say('deaf')
+sys.stdin.readline()
+"""
+
+
+def test_the_first_signal_is_the_reason_and_after_the_checkpoint_there_are_none() -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + HEARING], cwd=ROOT, text=True, stdin=-1, stdout=-1, stderr=-1
+    )
+    assert script.stdout is not None and script.stdout.readline() == "ready\n"
+    script.send_signal(signal.SIGUSR1)
+    assert [script.stdout.readline(), script.stdout.readline()] == ["SIGUSR1\n", "deaf\n"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        script.send_signal(number)
+    out, err = script.communicate("\n", timeout=60)
+    assert (script.returncode, out, err) == (0, "", "")
+
+
+WORKER = """
+stop.wait_for_a_boundary()
+if (pid := os.fork()) == 0:
+    outlive_signals()
+    say('ready')
+    time.sleep(1.5)
+    os._exit(7)
+time.sleep(0.5)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    os.kill(pid, number)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), repr(stop.reason))
+"""
+
+
+def test_a_loader_s_worker_outlives_the_signals_of_its_group_and_does_not_pass_them_on() -> None:
+    out, _ = ends_with(start_script(WORKER), 0)
+    assert out == "7 ''\n"
+
+
+def test_the_launcher_and_its_runner_are_recognised_and_their_end_is_seen(tmp_path: Path) -> None:
+    runner = tmp_path / "deepspeed"
+    runner.write_text("import subprocess, sys; subprocess.run(sys.argv[1:])")
+    rank = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])"
+    words = [sys.executable, str(runner), sys.executable, "-c", launcher, "deepspeed.launcher.launch", rank]
+    with subprocess.Popen(words, text=True, stdout=-1) as started:
+        assert started.stdout is not None
+        pid = int(started.stdout.readline())
+        above = launchers(pid)
+        try:
+            assert [p.pid for p in above] == [psutil.Process(pid).ppid(), started.pid]
+            assert launchers(started.pid) == []  # a shell, a test runner: its end means nothing
+            assert [ending(p) for p in above] == [None, None]
+            started.terminate()
+            deadline = time.monotonic() + 20
+            while ending(above[1]) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert ending(above[1]) == "was killed by SIGTERM"  # nobody has asked for its result yet
+            assert ending(above[0]) is None
+        finally:
+            psutil.Process(pid).kill()
+
+
+def test_a_process_number_used_again_is_another_process() -> None:
+    me = identify(os.getpid())
+    assert me is not None and ending(me) is None
+    assert ending(ProcessId(me.pid, me.start - 1)) == "has ended"
+
+
+def test_the_line_says_who_was_asked_by_what() -> None:
+    assert summary(["", "SIGUSR1"]) == "SIGUSR1 (rank 1)"
+    assert summary(["SIGTERM", "SIGTERM"]) == "SIGTERM"
+    assert summary(["SIGTERM", "SIGINT", ""]) == "SIGTERM (rank 0) and SIGINT (rank 1)"
+    stopped = str(Stopped(7, "SIGUSR1 (rank 1)", Path("runs/a/checkpoint-7")))
+    assert stopped == (
+        "stopped at update 7 by SIGUSR1 (rank 1): checkpoint runs/a/checkpoint-7; continue with the same command"
+    )
+
+
+# --- ranks that stop together ---
+
+
+def disturbed(argv: list[str], rank: int, update: int, act: Callable[[Any], None]) -> int:
+    """The command; on `rank`, `act(session)` is called right after `update`."""
+    original_run = train.run
+
+    def run(session: Any) -> Any:
+        original_step = session.engine.step
+
+        def step(*rest: float) -> Any:
+            result = original_step(*rest)
+            if result is not None and session.engine.world.rank == rank and session.progress.updates + 1 == update:
+                act(session)
+            return result
+
+        session.engine.step = step
+        return original_run(session)
+
+    train.run = run  # this process is forked for one call
+    raise SystemExit(train.main(argv))
+
+
+def sigusr1(session: Any) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.5)
+
+
+def sigkill(session: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(session: Any) -> None:
+    session.recipe.watchdog.stall = 2.0  # not before: on a busy machine an update may take longer
+    time.sleep(600)
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(
+    place: Workplace,
+) -> None:
+    returned(run_ranks(2, command, place.argv("straight", *SIX)))
+    results = run_ranks(2, disturbed, place.argv("stopped", *SIX), 1, 2, sigusr1)
+    assert [r.exit_code for r in results] == [STOPPED, STOPPED], told(results)
+    folder = place.run_dir("stopped")
+    (checkpoint,) = folder.glob("checkpoint-*")
+    said = f"stopped at update 3 by SIGUSR1 (rank 1): checkpoint {checkpoint}; continue with the same command"
+    assert results[0].stdout.strip().splitlines()[-1] == said
+    assert checkpoint.name == "checkpoint-3" and read_trainer_state(checkpoint).step == 3
+    assert not any("Traceback" in r.stderr for r in results), told(results)
+    returned(run_ranks(2, command, place.argv("stopped", *SIX)))
+    assert place.metrics("stopped") == place.metrics("straight")
+    ours, theirs = (read_adapter(find_checkpoint(place.run_dir(name)))[0] for name in ("stopped", "straight"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_of_that_very_update_is_not_written_again(place: Workplace) -> None:
+    results = run_ranks(1, disturbed, place.argv("saved", *SIX, "checkpoint.save_steps=3"), 0, 2, sigusr1)
+    assert results[0].exit_code == STOPPED, told(results)
+    assert results[0].stdout.count("checkpoint: ") == 1, told(results)
+    assert "stopped at update 3 by SIGUSR1: checkpoint " in results[0].stdout
+
+
+def test_a_signal_in_the_last_update_changes_nothing(place: Workplace) -> None:
+    returned(run_ranks(1, disturbed, place.argv("late", *SIX, "train.max_steps=2"), 0, 2, sigusr1))
+    assert (place.run_dir("late") / "checkpoint-2").is_dir()
+
+
+def test_a_killed_rank_takes_the_others_down_and_is_named(place: Workplace) -> None:
+    begin = time.monotonic()
+    results = run_ranks(2, disturbed, place.argv("killed", *SIX), 1, 2, sigkill)
+    print(f"both ranks had ended {time.monotonic() - begin:.1f} s after the start")
+    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], told(results)
+    assert last_line(results[0]).startswith("error: rank 1 (process ") and "all ranks end" in last_line(results[0])
+    assert "Traceback" not in results[0].stderr, told(results)
+
+
+def test_a_rank_that_hangs_is_given_up_with_the_place_where_it_hangs(place: Workplace) -> None:
+    results = run_ranks(1, disturbed, place.argv("hung", *SIX), 0, 2, hang)
+    assert results[0].exit_code == FAILED, told(results)
+    assert last_line(results[0]) == "error: rank 0: no progress in training for 2 s"
+    assert "in hang" in results[0].stderr  # the stack
+    assert json.loads((place.run_dir("hung") / "watchdog.json").read_text())["level"] == "hard"
+
+
+# --- losses and loss scales ---
+
+
+def poisoned(argv: list[str], poison: Callable[[Any, Any, Any], Any]) -> None:
+    """The command with `poison(session, item, output)` in the place of each loss."""
+    original_run = train.run
+
+    def run(session: Any) -> Any:
+        original_loss = session.objective.loss
+
+        def loss(roles: Any, item: Any) -> Any:
+            return poison(session, item, original_loss(roles, item))
+
+        session.objective.loss = loss
+        return original_run(session)
+
+    train.run = run
+    raise SystemExit(train.main(argv))
+
+
+def nan_in_one_sample(session: Any, item: Any, output: Any) -> Any:
+    if session.progress.batches != 2 or session.engine.world.rank != 1:
+        return output
+    per_sample = output.per_sample.clone()
+    per_sample[1] = float("nan")
+    return replace(output, loss=per_sample.mean(), per_sample=per_sample)
+
+
+def infinite_gradient(session: Any, item: Any, output: Any) -> Any:
+    return replace(output, loss=output.loss * float("inf")) if session.progress.updates == 1 else output
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(place: Workplace) -> None:
+    argv = place.argv("nan", *SIX, "train.micro_batch=2", "checkpoint.save_steps=1")
+    results = run_ranks(2, poisoned, argv, nan_in_one_sample)
+    assert [r.exit_code for r in results] == [FAILED, FAILED], told(results)
+    folder = place.run_dir("nan")
+    assert find_checkpoint(folder).name == "checkpoint-2"  # what the update would have spoiled is whole
+    report = json.loads((folder / "nonfinite.json").read_text())
+    assert report["update"] == 3 and [entry["rank"] for entry in report["ranks"]] == [0, 1]
+    first, second = (entry["micro_batches"] for entry in report["ranks"])
+    assert len(first) == len(second) == 2 and all(len(m["indices"]) == 2 for m in first + second)
+    assert [m["losses"][1] for m in second] == ["nan", "nan"]
+    assert all(isinstance(loss, float) for m in first for loss in m["losses"])
+    bad = second[0]
+    (line,) = [line for r in results for line in r.stderr.splitlines() if line.startswith("error:")]
+    named = f"update 3: the loss of sample {bad['indices'][1]} ({bad['names'][1]}) on rank 1 and 1 more is not finite"
+    assert named in line and "nonfinite.json" in line
+
+
+def test_a_loss_scale_at_its_floor_ends_the_run_with_one_line(place: Workplace, tmp_path: Path) -> None:
+    config = json.loads(ZERO2.read_text())
+    config["fp16"] |= {"initial_scale_power": 3, "min_loss_scale": 4, "hysteresis": 1}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    argv = [*place.argv("floor", *SMALL_BATCH, "train.fp16_on_cpu=true"), "--deepspeed", str(tmp_path / "ds.json")]
+    (result,) = run_ranks(1, poisoned, argv, infinite_gradient)
+    assert result.exit_code == FAILED and "Traceback" not in result.stderr, told([result])
+    line = "error: update 2: 5 fp16 overflows in a row with the loss scale at fp16.min_loss_scale=4; lower "
+    assert last_line(result).startswith(line), told([result])
+
+
+# --- through the launcher ---
+
+
+def launch(argv: list[str]) -> subprocess.Popen[str]:
+    """Two ranks through the `deepspeed` command, in a process group of their own, ready for SIGUSR1 to all of it."""
+    binaries = Path(sys.executable).parent
+    words = ["env", "--ignore-signal=USR1", str(binaries / "deepspeed"), "--num_gpus", "2"]
+    words += ["--master_port", str(free_port()), "launch/train.py", *argv]
+    environment = os.environ | CPU_ONLY | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def read_until(started: subprocess.Popen[str], words: str) -> str:
+    """Reads what it prints up to a line with these words."""
+    assert started.stdout is not None
+    lines = []
+    for line in started.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def ranks_of(started: subprocess.Popen[str]) -> list[psutil.Process]:
+    """In order of rank."""
+    found = [p for p in psutil.Process(started.pid).children(recursive=True) if "RANK" in p.environ()]
+    found = [p for p in found if p.ppid() not in {other.pid for other in found}]  # not the loaders' workers
+    return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+
+
+def end_of(started: subprocess.Popen[str]) -> tuple[int, list[str], float]:
+    """Exit code, the lines that the launcher has not written itself, and the seconds that it took."""
+    begin = time.monotonic()
+    try:
+        out, _ = started.communicate(timeout=240)
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+    lines = [line for line in out.splitlines() if line.strip() and "[launch.py:" not in line]
+    return started.returncode, lines, time.monotonic() - begin
+
+
+def test_the_launcher_s_group_stops_in_good_order_and_a_killed_rank_of_the_next_start_ends_it(
+    place: Workplace,
+) -> None:
+    argv = place.argv("launched", *SMALL_BATCH, "train.max_steps=100000", "data.workers=1", "log.every=1")
+    started = launch(argv)
+    read_until(started, "step ")
+    os.killpg(started.pid, signal.SIGUSR1)
+    code, lines, _ = end_of(started)
+    assert code == STOPPED, lines
+    (checkpoint,) = place.run_dir("launched").glob("checkpoint-*")
+    assert lines[-1].endswith(f"by SIGUSR1: checkpoint {checkpoint}; continue with the same command"), lines
+
+    started = launch(argv)
+    read_until(started, f"resuming from {checkpoint} at update ")
+    read_until(started, "step ")
+    first, second = ranks_of(started)
+    second.kill()
+    begin = time.monotonic()
+    psutil.wait_procs([first], timeout=60)
+    alone = time.monotonic() - begin
+    code, lines, seconds = end_of(started)
+    print(
+        f"{alone:.1f} s after one rank was killed the other had ended, {seconds:.1f} s later the launcher, with {code}"
+    )
+    assert code in (FAILED, 247) and alone < 30  # on a busy machine the launcher takes its time to leave
+    assert lines[-1].startswith(f"error: rank 1 (process {second.pid}) "), lines
+    assert not first.is_running()

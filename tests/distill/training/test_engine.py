@@ -1,0 +1,449 @@
+"""The engine on 1, 2 and 3 real ranks: what is sharded, what an overflow does, what a state carries over.
+
+Each world size is started once and does all its jobs; the tests look at what came back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distill.config.ds_config import choose_config, precision_of, read_ds_config
+from distill.config.schema import TrainConfig
+from distill.data.loader import BatchPlan
+from distill.optim.optimizers import OPTIMIZERS
+from distill.runtime.world import World
+from distill.training import engine as engine_module
+from distill.training.engine import Engine, StepResult, init_world
+from tests.helpers.paths import ROOT
+from tests.helpers.ranks import returned, run_ranks
+
+DS_CONFIGS = ROOT / "ds_configs"
+MOMENTS = OPTIMIZERS["adamw"].moments
+WORLDS = (2, 3, 1)  # in this order the state is handed on
+EFFECTIVE, MICRO = 12, 2
+FEATURES = 7
+TRAIN = TrainConfig(
+    learning_rate=0.05, betas=[0.8, 0.95], weight_decay=0.1, max_grad_norm=0.3, ema_decay=0.7, effective_batch=EFFECTIVE
+)
+UPDATES = 5
+POISONED = (2, 3)  # one update uses up the hysteresis, the next halves the scale
+FP16_UPDATES = 6
+FIRST_SCALE = 2.0**10
+
+State = dict[str, dict[str, torch.Tensor]]
+
+
+class Toy(nn.Module):
+    """58 weights, which neither 2 nor 3 ranks share evenly; tensors straddle the shards' borders."""
+
+    def __init__(self, seed: int = 0, width: int = 5) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first, self.last = nn.Linear(FEATURES, width), nn.Linear(width, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean loss of rows [B, FEATURES]."""
+        hidden = torch.tanh(self.first(x.to(self.first.weight.dtype)))
+        return (self.last(hidden).float() - x[:, :3].float()).square().mean()
+
+
+def rows(update: int) -> torch.Tensor:
+    """The global batch of an update, float32 [EFFECTIVE, FEATURES]."""
+    return torch.randn(EFFECTIVE, FEATURES, generator=torch.Generator().manual_seed(100 + update))
+
+
+def rate(update: int) -> float:
+    return TRAIN.learning_rate * (1.0 + 0.1 * update)
+
+
+def make_engine(world: World, ds_name: str, seed: int = 0, train: TrainConfig = TRAIN, width: int = 5) -> Engine:
+    config = read_ds_config(DS_CONFIGS / ds_name)
+    if precision_of(config) == "fp16":
+        config["fp16"]["initial_scale_power"] = int(math.log2(FIRST_SCALE))
+    toy = Toy(seed, width)
+    return Engine(toy, list(toy.named_parameters()), train, BatchPlan(EFFECTIVE, MICRO, world.size), config, world)
+
+
+def train_one(engine: Engine, update: int, poison: bool = False, learning_rate: float | None = None) -> StepResult:
+    """One optimizer step; poison: the gradient of the last micro-batch of the last rank is infinite."""
+    plan, rank, batch = engine.plan, engine.world.rank, rows(update)
+    for micro in range(plan.accumulation):
+        start = (micro * plan.world + rank) * plan.micro
+        loss = engine.forward(batch[start : start + plan.micro])
+        if poison and micro == plan.accumulation - 1 and rank == plan.world - 1:
+            loss = loss * math.inf
+        engine.backward(loss)
+        result = engine.step(rate(update) if learning_rate is None else learning_rate, TRAIN.ema_decay)
+        assert (result is None) == (micro < plan.accumulation - 1)
+    assert result is not None
+    return result
+
+
+# --- the jobs, run by every rank ---
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Bytes of this rank: as the engine says before and after its first update, and as they are really allocated."""
+
+    before: int
+    after: int
+    allocated: int
+    gradients: int
+
+
+def shards_job(world: World, width: int) -> Shards:
+    engine = make_engine(world, "zero2_cpu.json", width=width)
+    before = engine.optimizer_bytes()
+    for micro in range(engine.plan.accumulation):
+        engine.backward(engine.forward(rows(0)[:MICRO]))
+        if micro == engine.plan.accumulation - 1:
+            held = [g for group in engine._optimizer.averaged_gradients.values() for g in group or []]
+        engine.step(0.1, TRAIN.ema_decay)
+    inner = engine._optimizer.optimizer
+    masters = [p for group in inner.param_groups for p in group["params"]]
+    tensors = masters + [inner.state[m][moment] for m in masters for moment in MOMENTS]
+    allocated = sum(t.untyped_storage().nbytes() for t in tensors)
+    return Shards(before, engine.optimizer_bytes(), allocated, sum(g.numel() * g.element_size() for g in held))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """fp32 training: the whole state before the first and after each update."""
+
+    states: list[State]
+    results: list[StepResult]
+    graph_free: bool
+    mean_rank: float
+    total_rank: float
+
+
+def curve_job(world: World) -> Curve:
+    engine = make_engine(world, "zero2_cpu.json")
+    states, results = [engine.full_state()], []
+    for update in range(UPDATES):
+        results.append(train_one(engine, update))
+        states.append(engine.full_state())
+    graph_free = not any(average.requires_grad for average in engine._ema)
+    numbers = [float(f(torch.tensor([float(world.rank)]))) for f in (engine.mean, engine.total)]
+    return Curve(states, results, graph_free, *numbers)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What there is after an optimizer step that may have been skipped."""
+
+    result: StepResult
+    scale: float
+    scaler: dict[str, float]
+    state: State
+
+
+def overflow_job(world: World, ds_name: str) -> list[Moment]:
+    engine = make_engine(world, ds_name)
+    moments = []
+    for update in range(FP16_UPDATES):
+        result = train_one(engine, update, poison=update in POISONED)
+        moments.append(Moment(result, engine.loss_scale, engine.scaler_state(), engine.full_state()))
+    return moments
+
+
+def scaler_job(world: World, state: dict[str, float]) -> tuple[float, dict[str, float], StepResult, float]:
+    """A scaler's counters into a new fp16 engine, and into one that does not scale: what that one then does."""
+    fp16, fp32 = make_engine(world, "zero2.json"), make_engine(world, "zero2_cpu.json")
+    fp16.load_scaler_state(state)
+    fp32.load_scaler_state(state)
+    return fp16.loss_scale, fp16.scaler_state(), train_one(fp32, 0), fp32._optimizer.loss_scale
+
+
+@dataclass(frozen=True)
+class Handover:
+    """state: as loaded (or, on the first world, as trained). read_back: what the engine says it holds. weights: of the
+    module itself. later: after one update more."""
+
+    state: State
+    read_back: State
+    weights: dict[str, torch.Tensor]
+    later: State
+
+
+def handover_job(world: World, state: State | None, update: int) -> Handover:
+    engine = make_engine(world, "zero2_cpu.json", seed=0 if state is None else 99)
+    if state is None:
+        train_one(engine, update)
+        state = engine.full_state()
+    else:
+        engine.load_full_state(state)
+    weights = {name: p.detach().clone() for name, p in engine.params}
+    engine_module.BUCKET = 7  # gathered a parameter or two at a time; this process is forked for these jobs
+    read_back = engine.full_state()
+    train_one(engine, update + 1)
+    return Handover(state, read_back, weights, engine.full_state())
+
+
+def jobs(handed: State | None, update: int) -> dict[str, Any]:
+    world = init_world(0, 1)
+    fp16 = overflow_job(world, "zero2.json")
+    return {
+        "shared": shards_job(world, width=27),
+        "straddling": shards_job(world, width=5),
+        "curve": curve_job(world),
+        "fp16": fp16,
+        "scaler": scaler_job(world, fp16[POISONED[-1]].scaler),
+        "handover": handover_job(world, handed, update),
+    }
+
+
+def broken_job(ds_name: str) -> tuple[bool, State, State]:
+    engine = make_engine(init_world(0, 1), ds_name)
+    train_one(engine, 0)
+    before = engine.full_state()
+    return train_one(engine, 1, poison=True).skipped, before, engine.full_state()
+
+
+@pytest.fixture(scope="module")
+def done() -> dict[int, list[dict[str, Any]]]:
+    """World size -> each rank's results."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    state: State | None = None
+    for update, world in enumerate(WORLDS):
+        found[world] = returned(run_ranks(world, jobs, state, update))
+        state = found[world][0]["handover"].later
+    return found
+
+
+def assert_equal(a: State, b: State) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for slot in a[name]:
+            assert torch.equal(a[name][slot], b[name][slot]), (name, slot)
+
+
+def assert_close(a: State, b: State, tolerance: float = 1e-5) -> None:
+    for name in a:
+        for slot in a[name]:
+            torch.testing.assert_close(a[name][slot], b[name][slot], rtol=tolerance, atol=tolerance * 0.1)
+
+
+# --- sharding ---
+
+
+def test_optimizer_state_is_shared_out_as_one_over_n(done: dict[int, list[dict[str, Any]]]) -> None:
+    n = sum(p.numel() for p in Toy(width=27).parameters())
+    assert n == 300  # DeepSpeed pads to a multiple of twice the world size, of which this is one
+    for world in sorted(done):
+        sizes = [rank["shared"].allocated for rank in done[world]]
+        print(f"optimizer bytes per rank, {n} weights, {world} rank(s): {' + '.join(map(str, sizes))}")
+        assert sizes == [12 * n // world] * world
+
+
+@pytest.mark.parametrize("kind", ["shared", "straddling"])
+def test_the_bytes_are_known_before_the_first_update(done: dict[int, list[dict[str, Any]]], kind: str) -> None:
+    for ranks in done.values():
+        for rank in ranks:
+            shards = rank[kind]
+            assert shards.before == shards.after == shards.allocated
+
+
+def test_gradients_are_shared_out_too(done: dict[int, list[dict[str, Any]]]) -> None:
+    whole = 4 * sum(p.numel() for p in Toy(width=27).parameters())
+    for world, ranks in done.items():
+        assert [rank["shared"].gradients for rank in ranks] == [whole // world] * world
+
+
+# --- the update ---
+
+
+def plain_training() -> tuple[list[State], list[float]]:
+    """The same training in float64 with torch alone: states and gradient norms before clipping."""
+    toy = Toy().double()
+    ema = {name: p.detach().clone() for name, p in toy.named_parameters()}
+    optimizer = torch.optim.AdamW(toy.parameters(), betas=tuple(TRAIN.betas), weight_decay=TRAIN.weight_decay)
+    states, norms = [], []
+    for update in range(UPDATES):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(update)
+        optimizer.zero_grad()
+        toy(rows(update).double()).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(toy.parameters(), TRAIN.max_grad_norm)))
+        optimizer.step()
+        state: State = {}
+        for name, p in toy.named_parameters():
+            ema[name] = TRAIN.ema_decay * ema[name] + (1 - TRAIN.ema_decay) * p.detach()
+            slots = {moment: optimizer.state[p][moment] for moment in MOMENTS}
+            state[name] = {"master": p.detach(), "ema": ema[name], "step": torch.tensor(update + 1.0), **slots}
+            state[name] = {slot: value.float().clone() for slot, value in state[name].items()}
+        states.append(state)
+    return states, norms
+
+
+def test_updates_are_those_of_adamw_and_the_average_follows(done: dict[int, list[dict[str, Any]]]) -> None:
+    states, norms = plain_training()
+    assert sum(norm > TRAIN.max_grad_norm for norm in norms) >= 2  # clipping is at work
+    for ranks in done.values():
+        for curve in (rank["curve"] for rank in ranks):
+            assert [r.grad_norm for r in curve.results] == pytest.approx(norms, rel=1e-5)
+            for ours, theirs in zip(curve.states[1:], states, strict=True):
+                assert_close(ours, theirs)
+
+
+def test_the_fresh_state_is_whole_and_zero(done: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in done.values():
+        fresh = ranks[0]["curve"].states[0]
+        for name, p in Toy().named_parameters():
+            assert torch.equal(fresh[name]["master"], p) and torch.equal(fresh[name]["ema"], p)
+            assert not any(fresh[name][slot].any() for slot in (*MOMENTS, "step"))
+
+
+def test_every_rank_holds_the_same_and_the_average_no_graph(done: dict[int, list[dict[str, Any]]]) -> None:
+    for world, ranks in done.items():
+        for rank in ranks:
+            assert_equal(rank["curve"].states[-1], ranks[0]["curve"].states[-1])
+            assert rank["curve"].graph_free
+            assert rank["curve"].total_rank == world * (world - 1) / 2
+            assert rank["curve"].mean_rank == pytest.approx((world - 1) / 2)
+
+
+# --- overflow in fp16 ---
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_overflow_skips_the_update_and_then_halves_the_scale(
+    done: dict[int, list[dict[str, Any]]], world: int
+) -> None:
+    for rank in done[world]:
+        moments: list[Moment] = rank["fp16"]
+        assert [m.result.skipped for m in moments] == [u in POISONED for u in range(FP16_UPDATES)]
+        # The shipped configuration forgives one overflow (hysteresis 2); the second one halves.
+        assert [m.scale for m in moments] == [FIRST_SCALE] * 3 + [FIRST_SCALE / 2] * 3
+        assert [m.result.loss_scale for m in moments] == [FIRST_SCALE] * 4 + [FIRST_SCALE / 2] * 2
+        assert [m.scaler["cur_hysteresis"] for m in moments] == [2, 2, 1, 1, 1, 1]
+        before = moments[POISONED[0] - 1]
+        for update in POISONED:
+            assert math.isnan(moments[update].result.grad_norm)
+            assert_equal(moments[update].state, before.state)  # weights, moments, step count and average
+        after = moments[POISONED[-1] + 1]
+        assert math.isfinite(after.result.grad_norm)
+        for name, slots in after.state.items():
+            assert slots["step"] == before.state[name]["step"] + 1 == len(POISONED) + 1
+            assert not torch.equal(slots["master"], before.state[name]["master"])
+            assert not torch.equal(slots["ema"], before.state[name]["ema"])
+
+
+def test_fp16_trains_as_fp32_does_apart_from_rounding(done: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in done.values():
+        half, whole = ranks[0]["fp16"][1], ranks[0]["curve"]
+        assert half.result.grad_norm == pytest.approx(whole.results[1].grad_norm, rel=1e-2)
+        for name, slots in half.state.items():
+            assert slots["master"].dtype == torch.float32
+            torch.testing.assert_close(slots["master"], whole.states[2][name]["master"], rtol=0, atol=5e-3)
+
+
+def test_the_scaler_is_continued_where_there_is_one(done: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in done.values():
+        scale, state, unscaled, internal = ranks[0]["scaler"]
+        assert scale == FIRST_SCALE / 2 and state == ranks[0]["fp16"][POISONED[-1]].scaler
+        assert state["cur_iter"] == POISONED[-1] + 1 and state["last_overflow_iter"] == POISONED[-1]
+        assert unscaled == ranks[0]["curve"].results[0] and internal == 1.0
+
+
+@pytest.mark.parametrize("ds_name", ["zero2_cpu.json", "zero2_bf16.json"])
+def test_without_loss_scaling_a_gradient_that_is_not_finite_is_reported_and_harmless(ds_name: str) -> None:
+    ((skipped, before, after),) = returned(run_ranks(1, broken_job, ds_name))
+    assert skipped
+    assert_equal(before, after)
+
+
+# --- from one world size to another ---
+
+
+def test_a_state_passes_through_every_world_size_exactly(done: dict[int, list[dict[str, Any]]]) -> None:
+    for previous, world in zip((None, *WORLDS), WORLDS, strict=False):
+        for rank in done[world]:
+            handover: Handover = rank["handover"]
+            if previous is not None:
+                assert_equal(handover.state, done[previous][0]["handover"].later)
+            assert_equal(handover.read_back, handover.state)
+            for name, weight in handover.weights.items():
+                assert torch.equal(weight, handover.state[name]["master"])
+
+
+def test_training_goes_on_as_if_the_world_had_never_changed(done: dict[int, list[dict[str, Any]]]) -> None:
+    straight = done[1][0]["curve"].states
+    for update, world in enumerate(WORLDS, start=1):
+        assert_close(done[world][0]["handover"].later, straight[update + 1])
+
+
+# --- configurations ---
+
+
+def cpu_world(size: int = 1) -> World:
+    return World(rank=0, local_rank=0, size=size, device=torch.device("cpu"))
+
+
+def test_without_a_gpu_fp16_falls_back_and_says_so() -> None:
+    config, line = choose_config(DS_CONFIGS / "zero2.json", cpu_world(3), fp16_on_cpu=False)
+    assert precision_of(config) == "fp32" and config == read_ds_config(DS_CONFIGS / "zero2_cpu.json")
+    assert line == "No GPU here: zero2.json (fp16) falls back to zero2_cpu.json (fp32), 3 ranks on the CPU"
+
+
+@pytest.mark.parametrize(
+    ("name", "fp16_on_cpu", "precision"),
+    [("zero2.json", True, "fp16"), ("zero2_bf16.json", False, "bf16"), ("zero2_cpu.json", False, "fp32")],
+)
+def test_what_runs_on_a_cpu_is_left_as_it_is(name: str, fp16_on_cpu: bool, precision: str) -> None:
+    config, line = choose_config(DS_CONFIGS / name, cpu_world(), fp16_on_cpu)
+    assert config == read_ds_config(DS_CONFIGS / name) and precision_of(config) == precision
+    assert line == f"DeepSpeed ZeRO-2: {precision}, 1 rank on the CPU"
+
+
+def test_on_a_gpu_the_configuration_is_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    world = replace(cpu_world(2), device=torch.device("cuda", 0))
+    config, line = choose_config(DS_CONFIGS / "zero2.json", world, fp16_on_cpu=False)
+    assert precision_of(config) == "fp16" and line == "DeepSpeed ZeRO-2: fp16, 2 ranks on Some GPU"
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.name)
+def test_shipped_configurations_leave_batch_and_optimizer_to_the_recipe(path: Path) -> None:
+    owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
+    assert not (owned | {"optimizer", "scheduler"}) & set(read_ds_config(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        ("{", "not valid JSON: line 1"),
+        ("[]", "an object is needed"),
+        ('{"zero_optimization": 2}', "an object is needed"),
+        ('{"zero_optimization": {"stage": 2}, "fp16": true}', "an object is needed"),
+        ("{}", "stage=None"),
+        ('{"zero_optimization": {"stage": 3}}', "stage=3"),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_be_used(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "ds.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        read_ds_config(path)
+    message = str(caught.value)
+    assert words in message and str(path) in message and "\n" not in message
+
+
+def test_the_fp16_file_needs_its_cpu_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(read_ds_config(DS_CONFIGS / "zero2.json")))
+    with pytest.raises(ValueError, match="zero2_cpu.json: no such file"):
+        choose_config(tmp_path / "mine.json", cpu_world(), fp16_on_cpu=False)

@@ -1,0 +1,149 @@
+"""The run stops before its first step, on one line, when a planted fault makes its first batch wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from PIL import Image
+
+from anytext2.data.annotations import load_records
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.glyphs.fonts import load_font_table
+from anytext2.model.anytext2 import AnyText2
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.checks.model_checks import FirstBatchError
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.config.schema import Recipe
+from distill.data.batch_sampler import ShuffledBatchSampler
+from distill.data.latents import LatentSource
+from distill.data.loader import BatchPlan
+from distill.inference.model import make_model, make_schedule
+from distill.runtime.world import World
+from distill.training.build import make_objective, make_roles
+from distill.training.first_batch import AUDIT_PICTURE, SAMPLES_PICTURE, Previews, check_first_batch
+from distill.training.trainer import Progress, Session
+from tests.helpers.mini_model import write_mini
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("preflight")
+    write_dataset(folder / "data", 8, SyntheticConfig(size=96), seed=1)
+    overrides = [
+        *(f"run_root={folder}", f"data.sources=[{folder}/data/data.json]", "name=checked"),
+        *("data.options.resolution=96", "data.options.max_lines=3", "lora.rank=2", "lora.alpha=2"),
+        *("train.effective_batch=4", "train.micro_batch=4", "log.preview_samples=2"),
+        *write_mini(folder),
+    ]
+    return load_recipe(DEFAULT_RECIPE, overrides)
+
+
+@pytest.fixture
+def session(recipe: Recipe) -> Session:
+    return session_of(recipe)
+
+
+def session_of(recipe: Recipe) -> Session:
+    """What a run holds before its first step; of the engine only what the audit asks for."""
+    recipe.run_dir.mkdir(exist_ok=True)
+    records, _ = load_records(recipe.data.sources)
+    dataset = AnyWordDataset(records, recipe.data.options, recipe.seed, load_font_table())
+    model = make_model(recipe.model, recipe.seed)
+    schedule = make_schedule(model.cfg)
+    objective = make_objective(recipe, schedule)
+    roles, _ = make_roles(model, objective, recipe)
+    world = World(0, 0, 1, torch.device("cpu"))
+    engine = SimpleNamespace(plan=BatchPlan(4, 4, 1), world=world, gather=lambda value: [value])
+    drawn: list[Path] = []
+    tracker = SimpleNamespace(artifact=lambda path, folder="": drawn.append(path), drawn=drawn)
+    latents = LatentSource(model, remember=False)
+    order = ShuffledBatchSampler(len(dataset), recipe.seed)
+    return Session(
+        recipe, cast(Any, engine), objective, roles, dataset, order, Progress(), cast(Any, tracker), latents, schedule
+    )
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    sample = AnyWordDataset.sample
+    monkeypatch.setattr(AnyWordDataset, "sample", lambda self, *key: replace(sample(self, *key), **changes))
+
+
+def test_a_sound_batch_passes_and_is_drawn(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {name: value.clone() for name, value in session.roles.wrapped.state_dict().items()}
+    check_first_batch(session)
+    assert "are sound" in capsys.readouterr().out
+    with Image.open(session.recipe.run_dir / AUDIT_PICTURE) as picture:
+        assert picture.width > 500 and picture.height > 500
+    with Image.open(session.recipe.run_dir / SAMPLES_PICTURE) as picture:
+        assert picture.width > 1500 and picture.height > 500  # the 8 samples of the data, four a row
+    assert cast(Any, session.tracker).drawn == [session.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE)]
+    assert all(torch.equal(before[name], value) for name, value in session.roles.wrapped.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"glyph": torch.ones(1, 96, 96, dtype=torch.uint8)}, "glyph"),
+        ({"glyph_line": torch.zeros(3, 80, 512, dtype=torch.uint8)}, "glyph line"),
+        ({"glyph_line": torch.full((3, 80, 512), 255, dtype=torch.uint8)}, "glyph line"),
+        ({"color": torch.full((3, 3), 300.0)}, "color"),
+        ({"image": torch.full((3, 96, 96), 2.0)}, "image"),
+        ({"inverse_mask": torch.full((1, 96, 96), 7, dtype=torch.uint8)}, "inverse"),
+        ({"text_caption": "Text says *, *, *."}, "placeholder"),
+    ],
+)
+def test_a_planted_fault_in_the_batch_stops_the_run(
+    session: Session, changes: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, **changes)
+    with pytest.raises(ValueError) as caught:
+        check_first_batch(session)
+    message = str(caught.value)
+    assert "\n" not in message and words in message.lower().replace("_", " ").replace("colour", "color"), message
+
+
+def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
+    check_first_batch(session_of(planted))
+    told = capsys.readouterr().out
+    assert "model.planted=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
+    assert "are sound" not in told
+
+
+def test_a_writenet_that_looks_at_the_time_stops_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict, write = AnyText2.predict_noise, AnyText2.write
+    times: list[torch.Tensor] = []
+
+    def remembering(self: AnyText2, x: torch.Tensor, t: torch.Tensor, *rest: Any) -> torch.Tensor:
+        times.append(t.float().mean() / 1000)
+        return predict(self, x, t, *rest)
+
+    def leaking(self: AnyText2, conditions: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(maps + (times[-1] if times else 0.0) for maps in write(self, conditions))
+
+    monkeypatch.setattr(AnyText2, "predict_noise", remembering)
+    monkeypatch.setattr(AnyText2, "write", leaking)
+    with pytest.raises(FirstBatchError, match="audit:"):
+        check_first_batch(session)
+
+
+def test_a_base_weight_that_requires_a_gradient_stops_the_run(session: Session) -> None:
+    session.roles.model.model.diffusion_model.out[2].weight.requires_grad_(True)
+    with pytest.raises(FirstBatchError, match="requires a gradient"):
+        check_first_batch(session)
+
+
+def test_previews_show_the_student(session: Session) -> None:
+    session.progress.updates = 7
+    Previews(session)(session)
+    path = session.recipe.run_dir / "previews" / "step-0000007.png"
+    with Image.open(path) as picture:
+        assert picture.width > 4 * 96
+    assert path in cast(Any, session.tracker).drawn

@@ -1,0 +1,174 @@
+"""The command that builds a feature cache, and a run's data section that uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from anytext2.core.batch import collate
+from anytext2.core.rng import Draws
+from anytext2.data.annotations import load_records
+from anytext2.model.anytext2 import AnyText2
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.config.schema import ModelConfig, Recipe
+from distill.data.build import make_data
+from distill.data.latents import LatentSource
+from distill.data.splits import records_by_size
+from distill.inference.model import make_model
+from distill.runtime.world import World
+from launch import build_lmdb_cache
+
+WORLD = World(0, 0, 1, torch.device("cpu"))
+SMALL = ["resolution=64", "max_lines=3", "mask_img_prob=0.5"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, 6, SyntheticConfig(size=128), seed=3)
+    return folder / "data.json"
+
+
+@pytest.fixture(scope="module")
+def store(source: Path) -> Path:
+    path = source.parent / "features.lmdb"
+    recipe = str(DEFAULT_RECIPE)
+    arguments = [
+        str(source),
+        "--recipe",
+        recipe,
+        "--out",
+        str(path),
+        "--workers",
+        "1",
+        "--latents",
+        "--captions",
+        *SMALL,
+    ]
+    assert build_lmdb_cache.main(arguments) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> AnyText2:
+    return make_model(ModelConfig(), 0).eval()
+
+
+def recipe_of(source: Path, store: Path, *more: str) -> Recipe:
+    options = [f"data.options.{option}" for option in SMALL]
+    return load_recipe(DEFAULT_RECIPE, [f"data.sources=[{source}]", f"data.cache={store}", *options, *more])
+
+
+def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
+    cached = make_data(recipe_of(source, store, "data.latents=cache"), WORLD, model)
+    online = make_data(recipe_of(source, store, "data.cache=null", "data.latents=encode"), WORLD, model)
+    batch, seen = (collate([data.sample(i, 2) for i in range(6)]).floating() for data in (cached, online))
+    assert batch.image.shape == (6, 3, 0, 0) and seen.image.shape == (6, 3, 64, 64)
+    draws = Draws(1, (2,) * 6, batch.index)
+    latents = LatentSource(model, remember=False)
+    with torch.no_grad():
+        torch.testing.assert_close(latents(batch, draws), latents(seen, draws), atol=5e-3, rtol=5e-3)
+        ours, theirs = model.masked_latents(batch), model.masked_latents(seen)
+    assert any(batch.editing) and not all(batch.editing)
+    for row, editing in enumerate(batch.editing):
+        if not editing:
+            torch.testing.assert_close(ours[row], theirs[row])
+        else:  # its hidden area has exact edges, the other's may be a pixel or two wider or narrower
+            assert (ours[row] - theirs[row]).square().mean() < 0.2 * theirs[row].square().mean()
+
+
+def test_a_run_takes_its_contexts_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
+    cached = make_data(recipe_of(source, store, "data.captions=cache"), WORLD, model)
+    samples = [cached.sample(i, 2) for i in range(6)]
+    assert all(sample.image_context is not None for sample in samples)
+    batch = collate([replace(samples[0], image_context=None), *samples[1:]])
+    assert batch.context_chunks[0] == 0 and min(batch.context_chunks[1:]) == 1
+    with torch.no_grad():
+        online = model.cond_stage_model.encode_images(batch.image_caption)
+        stored = model.condition(batch.floating(), model.masked_latents(batch.floating())).image_context
+    torch.testing.assert_close(stored, online, atol=4e-3, rtol=2e-3)
+    assert not torch.equal(stored, online), "these are rounded to float16"
+
+
+def test_long_captions_are_shortened_anew_and_have_no_context(source: Path, store: Path, model: AnyText2) -> None:
+    recipe = recipe_of(source, store, "data.captions=cache", "data.options.max_caption_words=2")
+    data = make_data(recipe, WORLD, model)
+    long = [index for index in range(6) if len(data.records[index].caption.split()) > 2]
+    assert len(long) == data.count_shortened_captions() > 0
+    assert all((data.sample(index, 0).image_context is None) == (index in long) for index in range(6))
+
+
+def test_a_store_of_another_model_is_refused(source: Path, store: Path) -> None:
+    other = make_model(ModelConfig(weights="scratch"), 5)
+    with pytest.raises(ValueError, match="latents: the store has .*, the run wants"):
+        make_data(recipe_of(source, store, "data.latents=cache"), WORLD, other)
+    with pytest.raises(ValueError, match="captions: the store has .*, the run wants"):
+        make_data(recipe_of(source, store, "data.captions=cache"), WORLD, other)
+
+
+def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
+    source: Path, store: Path, model: AnyText2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["data.latents=encode", "data.options.max_chars=9"]
+    with pytest.raises(ValueError, match="max_chars: the store has 20, the run wants 9.*cache_mismatch=online"):
+        make_data(recipe_of(source, store, *other), WORLD, model)
+    data = make_data(recipe_of(source, store, *other, "data.cache_mismatch=online"), WORLD, model)
+    assert data.cache is None and "everything is drawn and encoded online" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cannot go on without it"):
+        make_data(recipe_of(source, store, other[1], "data.latents=cache", "data.cache_mismatch=online"), WORLD, model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--map-size", "0.00001"], "--map-size"),
+        (["--workers", "-1"], "--workers -1"),
+        (["colour_prob=1"], "colour_prob"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(
+    source: Path, tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(source), "--out", str(tmp_path / "x.lmdb"), "--workers", "0", "resolution=64", *arguments]
+    assert build_lmdb_cache.main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+    assert not (tmp_path / "x.lmdb").exists()
+
+
+def test_buckets_have_a_store_for_each_size(
+    source: Path, model: AnyText2, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, size in enumerate([(128, 64), (64, 128), (120, 70)]):
+        path = source.parent / "imgs" / load_records(source)[0][number].name
+        Image.open(path).resize(size).save(tmp_path / path.name)
+    for path in (source.parent / "imgs").iterdir():
+        if not (tmp_path / path.name).exists():
+            shutil.copy(path, tmp_path)
+    wide = tmp_path / "data.json"
+    wide.write_text(json.dumps(json.loads(source.read_text(encoding="utf-8")) | {"data_root": "."}), encoding="utf-8")
+    out, buckets = tmp_path / "features.lmdb", ("data.buckets=[64,128x64]", "data.latents=encode")
+    rest = ["--recipe", str(DEFAULT_RECIPE), "--out", str(out), "--workers", "0", *buckets]
+    assert build_lmdb_cache.main([str(wide), *SMALL, *rest]) == 0
+    said = capsys.readouterr().out
+    assert "features-64.lmdb: 4 pictures" in said and "features-128x64.lmdb: 2 pictures" in said
+    cached = make_data(recipe_of(wide, out, *buckets), WORLD, model)
+    online = make_data(recipe_of(wide, out, *buckets, "data.cache=null"), WORLD, model)
+    found = records_by_size(online, recipe_of(wide, out, *buckets).data)
+    assert {size: len(indices) for size, indices in found.items()} == {(64, 64): 4, (64, 128): 2}
+    for size, indices in found.items():
+        store = cached.cache.at(size)
+        for index in indices.tolist():
+            ours, theirs = cached.sample(index, 1, size), online.sample(index, 1, size)
+            assert store.entry(cached.record(index)) is not None and ours.image.shape[1:] == size
+            for name in ("glyph", "glyph_line", "position"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    with pytest.raises(ValueError, match="buckets: the store has"):
+        make_data(recipe_of(wide, out, "data.buckets=[64]", buckets[1]), WORLD, model)
