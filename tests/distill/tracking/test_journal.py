@@ -125,7 +125,7 @@ def test_a_run_goes_on_in_a_folder_that_became_read_only(tmp_path: Path, monkeyp
     original = os.open
 
     def read_only(path: object, flags: int, *args: int) -> int:
-        if flags & os.O_WRONLY:
+        if flags & (os.O_WRONLY | os.O_RDWR):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, flags, *args)  # type: ignore[arg-type]
 
