@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from importlib import metadata
@@ -73,8 +74,9 @@ class Tracker:
         self._uploader: Uploader | None = None
         if options.enabled:
             timing = (timing or Timing()) if self._owns else replace(timing or Timing(), system=0.0)
-            folder = (self._journals, self._state)
-            self._uploader = Uploader(run_dir, self.uri, options.experiment, *folder, run_id, say, timing)
+            self._uploader = Uploader(
+                run_dir, self.uri, options.experiment, self._journals, self._state, run_id, say, timing
+            )
             self._uploader.start()
 
     @property
@@ -130,8 +132,8 @@ class Tracker:
             )
         report = self._uploader.finish(timeout) if self._uploader else SendReport()
         self._state.release()
-        more = {name: n for name, n in (("repeated", self._repeated), ("unwritten", unwritten)) if n}
-        report = replace(report, counts={**report.counts, **more}, call_seconds=self._call_seconds, wall_seconds=wall)
+        counts = dict(+Counter({**report.counts, "repeated": self._repeated, "unwritten": unwritten}))
+        report = replace(report, counts=counts, call_seconds=self._call_seconds, wall_seconds=wall)
         content = asdict(report) | {"uri": self.uri, "cost": round(report.cost, 6)}
         try:
             (self.run_dir / REPORT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -108,7 +108,8 @@ class Uploader:
         configure(self._timing.request)
         if self._timing.system:
             self._monitors = SystemMonitors(self._counts, self._say)
-            self._samples = int(self._journals["system"].last().get("step", 0))
+            step = self._journals["system"].last().get("step")
+            self._samples = step if isinstance(step, int) else 0
         self._thread.start()
         self._tried.wait(self._timing.connect)
 
@@ -126,7 +127,7 @@ class Uploader:
             )
         elif unsent:
             self._say(f"tracking: {unsent} records are left to {self._state.holder()}, which sends for {self._run_dir}")
-        counts = {name: count for name, count in self._counts.items() if count}
+        counts = dict(+self._counts.copy())  # without the zeros; the thread may still add to it
         return SendReport(self.run_id, self._failures, unsent, counts, thread_seconds=self._thread_seconds)
 
     # --- the thread ---
