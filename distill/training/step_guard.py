@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.checkpoint.store import write_text_atomically
 from distill.data.loader import LoadedBatch
-from distill.runtime.signals import StopRequests, summary
+from distill.runtime.signals import StopRequests, summarize_reasons
 
 if TYPE_CHECKING:
     from distill.training.engine import Engine
@@ -72,7 +72,7 @@ class StepGuard:
         reason = self._stop.reason  # read once: it may come while the ranks are asking
         asked = torch.tensor(bool(reason), device=nonfinite.device)
         flags = self._engine.largest(torch.stack([nonfinite, asked]).to(torch.int32)).tolist()
-        return bool(flags[0]), summary(self._engine.gather(reason)) if flags[1] else ""
+        return bool(flags[0]), summarize_reasons(self._engine.gather(reason)) if flags[1] else ""
 
     def _report(self, update: int) -> None:
         ranks = self._engine.gather([seen.described() for seen in self._seen])

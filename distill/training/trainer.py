@@ -111,7 +111,7 @@ class Session:
     def beat(self, phase: Phase = "training") -> None:
         """Tells the watchdog that there is progress, and what comes next."""
         if self.watchdog is not None:
-            self.watchdog.beat(phase)
+            self.watchdog.heartbeat(phase)
 
     def step_input(self, loaded: LoadedBatch) -> StepInput:
         """The micro-batch on the device, with its latents where the objective wants them."""
@@ -187,7 +187,7 @@ def _stop(session: Session, reasons: str) -> Stopped:
         checkpointing.save(session)
     checkpointing.finish(session)
     session.engine.barrier()
-    session.stop.ignore()
+    session.stop.ignore_signals()
     checkpoint = session.recipe.run_dir / f"checkpoint-{progress.updates}"
     return Stopped(progress.updates, reasons, checkpoint if checkpoint.is_dir() else None)
 
