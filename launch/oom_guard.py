@@ -109,8 +109,8 @@ def watch(
 ) -> int:
     """Waits until all processes have ended; returns the exit code.
 
-    received: signals to forward, filled by a handler. exceeded: returns the limit that is exceeded, or None; called every
-    `interval` seconds. grace: seconds between SIGTERM and SIGKILL.
+    received: signals to forward, filled by a handler. exceeded: returns the limit that is exceeded, or None, and is
+    called every `interval` seconds. grace: seconds between SIGTERM and SIGKILL.
     """
     stopped = forwarded = False
     next_reading, deadline = 0.0, math.inf

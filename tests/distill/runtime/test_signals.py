@@ -67,6 +67,13 @@ def ends_with(script: subprocess.Popen[str], code: int) -> tuple[str, str]:
     return out, err
 
 
+def test_what_is_imported_before_the_handlers_are_installed_is_light() -> None:
+    names = [f"distill.runtime.{name}" for name in ("signals", "processes", "host_memory")]
+    check = f"import sys, {', '.join(names)}; print({{'torch', 'numpy', 'deepspeed'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_at_the_start_ends_at_once_and_is_no_failure(number: signal.Signals) -> None:
     script = start_script("say('ready'); time.sleep(60)")
