@@ -19,7 +19,7 @@ from anytext2.core.batch import Batch, Sample, collate
 from anytext2.core.rng import Draws, numpy_rng
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from distill.data.batch_sampler import BatchSampler, SampleKey
-from distill.runtime.signals import outlive_signals
+from distill.runtime.signals import install_worker_signal_handlers
 
 SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
 
@@ -134,7 +134,7 @@ def one_thread(_worker: int) -> None:
 
 def _start_worker(worker: int) -> None:
     one_thread(worker)
-    outlive_signals()
+    install_worker_signal_handlers()
 
 
 def loader(

@@ -172,7 +172,7 @@ def _assemble(
         guard=StepGuard(engine, stop, recipe.run_dir),
         metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
         checkpoints=Checkpoints(recipe, engine, roles, writer, sampler.length, tracker.run_id),
-        validation=make_validation(recipe, dataset, roles, schedule, engine, watchdog.beat),
+        validation=make_validation(recipe, dataset, roles, schedule, engine, watchdog.heartbeat),
         previews=previews,
         samples=JournalSampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else NullSampleLog(),
         tracker=tracker,

@@ -24,7 +24,7 @@ from distill.config.schema import TrainConfig
 from distill.data.loader import BatchPlan
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
-from distill.runtime.world import World, gather
+from distill.runtime.world import World, all_gather_object
 from distill.training.shards import Shards
 
 
@@ -270,7 +270,7 @@ class Engine:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's (picklable) value, in order of rank, on every rank. Collective."""
-        return gather(value)
+        return all_gather_object(value)
 
     def barrier(self) -> None:
         if self.world.size > 1:

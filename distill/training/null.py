@@ -68,7 +68,7 @@ class NullWriter:
 class NullWatchdog:
     """Watches nothing."""
 
-    def beat(self, phase: Phase = "training") -> None:
+    def heartbeat(self, phase: Phase = "training") -> None:
         pass
 
     def finish(self) -> None:

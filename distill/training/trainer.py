@@ -92,7 +92,7 @@ class Trainer:
         """
         progress, engine = self.progress, self.engine
         for loaded in islice(stream, engine.plan.accumulation):
-            self.watchdog.beat("training")
+            self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
             output = engine.forward(self.inputs(loaded, progress.updates))
             engine.backward(output.loss)
@@ -114,7 +114,7 @@ class Trainer:
         log, progress, last = self.recipe.log, self.progress, self.is_done
         scores: dict[str, float] = {}
         if self.validation.is_due(progress.updates, last):
-            self.watchdog.beat("evaluation")
+            self.watchdog.heartbeat("evaluation")
             scores = self.validation.run(progress)
             last = self.is_done  # the evaluation may have used up eval.patience
         if last or scores or progress.updates % log.every == 0:
@@ -122,7 +122,7 @@ class Trainer:
         if last or self.checkpoints.is_due(progress) or progress.is_best:
             self.checkpoints.save(progress, self.metrics.window)
         if log.preview_every and (last or progress.updates % log.preview_every == 0):
-            self.watchdog.beat("evaluation")  # on every rank: the others wait for the one that draws
+            self.watchdog.heartbeat("evaluation")  # on every rank: the others wait for the one that draws
             self.previews.draw(progress.updates)
 
     @property
@@ -160,7 +160,7 @@ class Trainer:
             self.checkpoints.save(progress, self.metrics.window)
         self.checkpoints.finish()
         self.engine.barrier()
-        self.stop.ignore()
+        self.stop.ignore_signals()
         checkpoint = self.recipe.run_dir / f"checkpoint-{progress.updates}"
         return Stopped(progress.updates, reasons, checkpoint if checkpoint.is_dir() else None)
 

@@ -20,8 +20,8 @@ import torch
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
-from distill.runtime.processes import ProcessId, ending, identify, launchers
-from distill.runtime.signals import FAILED, STOPPED, Stopped, summary
+from distill.runtime.processes import ProcessId, describe_exit, find_launchers, identify
+from distill.runtime.signals import FAILED, STOPPED, Stopped, summarize_reasons
 from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.mini_model import write_mini
@@ -49,8 +49,8 @@ def last_line(result: RankResult) -> str:
 
 PRELUDE = """
 import ctypes, os, signal, sys, time
-from distill.runtime.signals import listen, outlive_signals
-stop = listen()
+from distill.runtime.signals import install_signal_handlers, install_worker_signal_handlers
+stop = install_signal_handlers()
 def say(text):
     print(text, flush=True)
 """
@@ -68,6 +68,13 @@ def ends_with(script: subprocess.Popen[str], code: int) -> tuple[str, str]:
     return out, err
 
 
+def test_what_is_imported_before_the_handlers_are_installed_is_light() -> None:
+    names = [f"distill.runtime.{name}" for name in ("signals", "processes", "host_memory")]
+    check = f"import sys, {', '.join(names)}; print({{'torch', 'numpy', 'deepspeed'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_at_the_start_ends_at_once_and_is_no_failure(number: signal.Signals) -> None:
     script = start_script("say('ready'); time.sleep(60)")
@@ -78,7 +85,7 @@ def test_a_signal_at_the_start_ends_at_once_and_is_no_failure(number: signal.Sig
 
 
 STUCK = """
-stop.wait_for_a_boundary()
+stop.defer_to_step_boundary()
 mutex = ctypes.create_string_buffer(64)
 lock = ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
@@ -100,13 +107,13 @@ def test_repeated_signals_are_one_wish_and_a_later_one_ends_even_a_stuck_process
 
 
 HEARING = """
-stop.wait_for_a_boundary()
-assert listen() is stop and not stop.reason
+stop.defer_to_step_boundary()
+assert install_signal_handlers() is stop and not stop.reason
 say('ready')
 while not stop.reason:
     time.sleep(0.02)
 say(stop.reason)
-stop.ignore()
+stop.ignore_signals()
 say('deaf')
 sys.stdin.readline()
 """
@@ -126,9 +133,9 @@ def test_the_first_signal_is_the_reason_and_after_the_checkpoint_there_are_none(
 
 
 WORKER = """
-stop.wait_for_a_boundary()
+stop.defer_to_step_boundary()
 if (pid := os.fork()) == 0:
-    outlive_signals()
+    install_worker_signal_handlers()
     say('ready')
     time.sleep(1.5)
     os._exit(7)
@@ -153,31 +160,31 @@ def test_the_launcher_and_its_runner_are_recognised_and_their_end_is_seen(tmp_pa
     with subprocess.Popen(words, text=True, stdout=-1) as started:
         assert started.stdout is not None
         pid = int(started.stdout.readline())
-        above = launchers(pid)
+        above = find_launchers(pid)
         try:
             assert [p.pid for p in above] == [psutil.Process(pid).ppid(), started.pid]
-            assert launchers(started.pid) == []  # a shell, a test runner: its end means nothing
-            assert [ending(p) for p in above] == [None, None]
+            assert find_launchers(started.pid) == []  # a shell, a test runner: its end means nothing
+            assert [describe_exit(p) for p in above] == [None, None]
             started.terminate()
             deadline = time.monotonic() + 20
-            while ending(above[1]) is None and time.monotonic() < deadline:
+            while describe_exit(above[1]) is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-            assert ending(above[1]) == "was killed by SIGTERM"  # nobody has asked for its result yet
-            assert ending(above[0]) is None
+            assert describe_exit(above[1]) == "was killed by SIGTERM"  # nobody has asked for its result yet
+            assert describe_exit(above[0]) is None
         finally:
             psutil.Process(pid).kill()
 
 
 def test_a_process_number_used_again_is_another_process() -> None:
     me = identify(os.getpid())
-    assert me is not None and ending(me) is None
-    assert ending(ProcessId(me.pid, me.start - 1)) == "has ended"
+    assert me is not None and describe_exit(me) is None
+    assert describe_exit(ProcessId(me.pid, me.start - 1)) == "has ended"
 
 
 def test_the_line_says_who_was_asked_by_what() -> None:
-    assert summary(["", "SIGUSR1"]) == "SIGUSR1 (rank 1)"
-    assert summary(["SIGTERM", "SIGTERM"]) == "SIGTERM"
-    assert summary(["SIGTERM", "SIGINT", ""]) == "SIGTERM (rank 0) and SIGINT (rank 1)"
+    assert summarize_reasons(["", "SIGUSR1"]) == "SIGUSR1 (rank 1)"
+    assert summarize_reasons(["SIGTERM", "SIGTERM"]) == "SIGTERM"
+    assert summarize_reasons(["SIGTERM", "SIGINT", ""]) == "SIGTERM (rank 0) and SIGINT (rank 1)"
     stopped = str(Stopped(7, "SIGUSR1 (rank 1)", Path("runs/a/checkpoint-7")))
     assert stopped == (
         "stopped at update 7 by SIGUSR1 (rank 1): checkpoint runs/a/checkpoint-7; continue with the same command"

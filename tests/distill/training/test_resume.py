@@ -231,7 +231,7 @@ def on_port(port: int, argv: list[str]) -> None:
 def test_a_port_that_another_run_has_is_named(place: Workplace) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
-        taken.install_signal_handlers()
+        taken.listen()
         port = taken.getsockname()[1]
         results = run_ranks(1, on_port, port, place.argv("port", *SHORT))
     assert_one_error(results, f"port {port} is taken", f"deepspeed --master_port {port + 1}")
