@@ -12,7 +12,8 @@ from distill.optim.optimizers import OPTIMIZERS
 from tests.helpers.paths import ROOT
 
 TESTS = ROOT / "tests"
-NAMED = re.compile(r"`(?:tests/)?(test_\w+\.py)(?:::(test_\w+))?`")
+NAMED = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?`")
+"""A test file, by its path from the root or from tests/, and one of its functions."""
 
 
 def test_every_test_that_a_document_names_exists() -> None:
