@@ -127,4 +127,5 @@ def _unrenamed(scripts: str) -> str:
     return scripts.replace(f"{MODULES['launch']}.", "launch.")
 
 
-setup(cmdclass={"build_py": BuildWheelTree, "editable_wheel": EditableWheel})
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildWheelTree, "editable_wheel": EditableWheel})
