@@ -16,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont
 from yaml import YAMLError
 
-DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[2] / "fonts" / "fonts.yaml"
+from anytext2.core.resources import resource
+
+DEFAULT_FONT_TABLE = resource("fonts/fonts.yaml")
 
 REFERENCE_SIZE = 50
 """Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""

@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from anytext2.core.resources import find_shipped, resource
 from distill.config.schema import Recipe
 from distill.diffusion.samplers import SamplerName
 from distill.diffusion.sampling import SamplerOptions
 from distill.losses.terms import TERMS, TermConfig
 from distill.objectives import OBJECTIVES
 
-DEFAULT_RECIPE = Path(__file__).resolve().parents[2] / "launch" / "recipes" / "demo.yaml"
+DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")
 
 
 def objective_config(recipe: Recipe) -> Any:
@@ -74,7 +75,7 @@ def sampling_options(recipe: Recipe) -> SamplerOptions:
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file (None: the dataclasses' defaults) and applies `key=value` overrides.
+    """Reads a recipe, a file or a shipped one (None: the dataclasses' defaults), and applies `key=value` overrides.
 
     Raises ValueError in one line for a missing or malformed file, an unknown key, or an impossible value.
     """
@@ -169,12 +170,15 @@ def _leave_objective(merged: DictConfig, layer: DictConfig) -> None:
         del merged.objective[option]
 
 
+def find_recipe(path: Path) -> Path:
+    """`path`, or the shipped recipe that it names, as in `rtx4090x3.yaml`. Raises ValueError in one line."""
+    return find_shipped(path, "launch/recipes", "--config")
+
+
 def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.name for p in DEFAULT_RECIPE.parent.glob("*.yaml")))
-        raise ValueError(f"--config {path}: no such file (shipped in launch/recipes: {shipped})")
+    file = find_recipe(path)
     try:
-        from_file = OmegaConf.load(path)
+        from_file = OmegaConf.load(file)
     except Exception as error:  # OmegaConf passes the YAML parser's own exceptions through
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(from_file, DictConfig):
