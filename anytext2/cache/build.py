@@ -24,13 +24,22 @@ import lmdb
 import numpy as np
 import torch
 
-from anytext2.cache.encoders import Encode, EncodeCaptions
+from anytext2.cache.encoders import EncodeCaptions, EncodeImages
 from anytext2.cache.header import CacheHeader
-from anytext2.cache.store import CAPTION, HEADER, PARTS, caption_item, caption_key, latents_item, parts_item, record_key
-from anytext2.core.files import sync
-from anytext2.data.captions import fixed_caption
-from anytext2.data.dataset import AnyWordDataset, SampleError, load_image, resized
-from anytext2.data.geometry import Size, fitted
+from anytext2.cache.store import (
+    CONTEXT_PREFIX,
+    HEADER_KEY,
+    RASTERS_PREFIX,
+    context_item,
+    context_key,
+    latents_item,
+    rasters_item,
+    record_key,
+)
+from anytext2.core.files import fsync
+from anytext2.data.captions import fixed_image_caption
+from anytext2.data.dataset import AnyWordDataset, SampleError, load_image, resize_image
+from anytext2.data.geometry import Size, fit_record
 from anytext2.glyphs import render
 from anytext2.glyphs.rasters import pack_rasters
 
@@ -62,29 +71,29 @@ class Drawn:
     reason: str = ""
 
 
-def build(
+def build_cache(
     path: Path,
     dataset: AnyWordDataset,
     header: CacheHeader,
     workers: int,
-    most_bytes: int | None = None,
-    encode: Encode | None = None,
+    max_bytes: int | None = None,
+    encode: EncodeImages | None = None,
     encode_captions: EncodeCaptions | None = None,
     chunk: int = 64,
     progress: Callable[[int], object] = lambda n: None,
 ) -> BuildReport:
     """Makes the store, or the rest of it.
 
-    workers: processes that draw (0: this one). most_bytes: how large the store may grow (None: what the disk has).
+    workers: processes that draw (0: this one). max_bytes: how large the store may grow (None: what the disk has).
     progress: called with the number of records of each finished chunk.
     Raises ValueError where another process builds the same store, or where it does not fit.
     """
     partial_path = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _only_builder(partial_path):
-        most_bytes = most_bytes or shutil.disk_usage(path.parent).free
-        environment = _begin(partial_path, header, most_bytes)
-        store = _Store(environment, partial_path, most_bytes)
+        max_bytes = max_bytes or shutil.disk_usage(path.parent).free
+        environment = _begin(partial_path, header, max_bytes)
+        store = _Store(environment, partial_path, max_bytes)
         todo = store.missing(dataset)
         progress(len(dataset) - len(todo))
         skipped: Counter[str] = Counter()
@@ -95,18 +104,18 @@ def build(
                 items = _items(drawn, dataset, encode)
                 if encode_captions is not None:
                     captions = store.without_context(_fixed_captions(drawn, dataset))
-                    items += map(caption_item, captions, encode_captions(captions) if captions else [])
+                    items += map(context_item, captions, encode_captions(captions) if captions else [])
                 store.put(items)
                 progress(number)
         store.finish(header)
-        stored, captions_stored = store.count(PARTS), store.count(CAPTION)
+        stored, captions_stored = store.count(RASTERS_PREFIX), store.count(CONTEXT_PREFIX)
         environment.close()
         os.replace(partial_path, path)
-        sync(path.parent)
+        fsync(path.parent)
     return BuildReport(stored, len(todo) - skipped.total(), captions_stored, path.stat().st_size, skipped)
 
 
-def estimated_bytes(
+def estimate_cache_bytes(
     dataset: AnyWordDataset,
     size: Size,
     latent_bytes: int = 0,
@@ -132,8 +141,8 @@ def estimated_bytes(
 class _Store:
     """The growing store; the only writer."""
 
-    def __init__(self, environment: lmdb.Environment, path: Path, most_bytes: int) -> None:
-        self._environment, self._path, self._most = environment, path, most_bytes
+    def __init__(self, environment: lmdb.Environment, path: Path, max_bytes: int) -> None:
+        self._environment, self._path, self._most = environment, path, max_bytes
 
     def missing(self, dataset: AnyWordDataset) -> list[int]:
         """The records that are not there yet, each content once."""
@@ -142,7 +151,7 @@ class _Store:
         with self._environment.begin() as transaction:
             for index in range(len(dataset)):
                 key = record_key(dataset.record(index))
-                if key not in seen and transaction.get(PARTS + key) is None:
+                if key not in seen and transaction.get(RASTERS_PREFIX + key) is None:
                     todo.append(index)
                 seen.add(key)
         return todo
@@ -167,12 +176,12 @@ class _Store:
     def without_context(self, captions: Iterable[str]) -> list[str]:
         """The captions, each once, of which the store has no context yet."""
         with self._environment.begin() as transaction:
-            return [one for one in dict.fromkeys(captions) if transaction.get(caption_key(one)) is None]
+            return [one for one in dict.fromkeys(captions) if transaction.get(context_key(one)) is None]
 
     def finish(self, header: CacheHeader) -> None:
         with self._environment.begin(write=True) as transaction:
             transaction.delete(_WANTED)
-            transaction.put(HEADER, header.to_json())
+            transaction.put(HEADER_KEY, header.to_json())
         self._environment.sync(True)
 
     def count(self, kind: bytes) -> int:
@@ -181,11 +190,11 @@ class _Store:
             return sum(key.startswith(kind) for key in transaction.cursor().iternext(values=False))
 
 
-def _begin(path: Path, header: CacheHeader, most_bytes: int) -> lmdb.Environment:
+def _begin(path: Path, header: CacheHeader, max_bytes: int) -> lmdb.Environment:
     """The unfinished store, if it is for the same header; else a new one."""
     for _ in range(2):
         try:
-            size = max(min(_FIRST_MAP, most_bytes), path.stat().st_size if path.exists() else 0)
+            size = max(min(_FIRST_MAP, max_bytes), path.stat().st_size if path.exists() else 0)
             environment = lmdb.open(str(path), subdir=False, lock=False, map_size=size)
             with environment.begin(write=True) as transaction:
                 if transaction.stat()["entries"] == 0:
@@ -205,17 +214,17 @@ def _draw(dataset: AnyWordDataset, size: Size, with_picture: bool, index: int) -
         pixels = load_image(record.image_path)
     except SampleError as error:
         return Drawn(index, None, None, None, error.reason)
-    file_size, pixels = pixels.shape[:2], resized(pixels, size)
-    scaled = fitted(record, file_size, size)
-    item = parts_item(record, file_size, pack_rasters(dataset.drawn(scaled, pixels), len(scaled.lines)))
+    file_size, pixels = pixels.shape[:2], resize_image(pixels, size)
+    scaled = fit_record(record, file_size, size)
+    item = rasters_item(record, file_size, pack_rasters(dataset.drawn(scaled, pixels), len(scaled.lines)))
     if not with_picture:
         return Drawn(index, item, None, None)
     masked = pixels.copy()
-    masked[render.filled([line.polygon for line in scaled.lines], size) > 0] = 0
+    masked[render.fill_polygons([line.polygon for line in scaled.lines], size) > 0] = 0
     return Drawn(index, item, pixels, masked)
 
 
-def _items(drawn: Sequence[Drawn], dataset: AnyWordDataset, encode: Encode | None) -> list[tuple[bytes, bytes]]:
+def _items(drawn: Sequence[Drawn], dataset: AnyWordDataset, encode: EncodeImages | None) -> list[tuple[bytes, bytes]]:
     """Everything to be written of a chunk."""
     good = [one for one in drawn if one.item is not None]
     items = [one.item for one in good if one.item is not None]
@@ -231,7 +240,7 @@ def _fixed_captions(drawn: Sequence[Drawn], dataset: AnyWordDataset) -> Iterator
     """The image captions of a chunk that are the same in every epoch."""
     for one in drawn:
         if one.item is not None:
-            caption = fixed_caption(dataset.record(one.index).caption, dataset.config.max_caption_words)
+            caption = fixed_image_caption(dataset.record(one.index).caption, dataset.config.max_caption_words)
             if caption is not None:
                 yield caption
 

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from anytext2.data.features import StoredLatents
-from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_images
+from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_image_captions
 
-Encode = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
+EncodeImages = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
 """Pictures and pictures with their lines hidden, both uint8 [B, H, W, 3] -> their latents."""
 
 EncodeCaptions = Callable[[Sequence[str]], list[np.ndarray]]
 """Captions -> the context of each, float16 [K, 77, D] with as many chunks as it needs."""
 
 
-def encoder_of(encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any) -> Encode:
+def make_image_encoder(
+    encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any
+) -> EncodeImages:
     """An `Encode` from a function that gives mean and standard deviation of scaled latents for pictures in [-1, 1]."""
 
     @torch.no_grad()
@@ -34,12 +36,12 @@ def encoder_of(encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor
     return encoded
 
 
-def caption_encoder_of(encoder: TextEncoder) -> EncodeCaptions:
+def make_caption_encoder(encoder: TextEncoder) -> EncodeCaptions:
     """An `EncodeCaptions` from a model's text encoder."""
 
     @torch.no_grad()
     def encoded(captions: Sequence[str]) -> list[np.ndarray]:
-        chunks = [tokenize_images([caption])[0] for caption in captions]
+        chunks = [tokenize_image_captions([caption])[0] for caption in captions]
         contexts = encoder.encode_chunks(torch.cat(chunks)).to("cpu", torch.float16)
         return [rows.numpy() for rows in contexts.split([len(ids) for ids in chunks])]
 
@@ -48,4 +50,4 @@ def caption_encoder_of(encoder: TextEncoder) -> EncodeCaptions:
 
 def context_bytes(caption: str, width: int) -> int:
     """Size of a caption's context in the store."""
-    return 2 * CONTEXT_LENGTH * width * len(tokenize_images([caption])[0])
+    return 2 * CONTEXT_LENGTH * width * len(tokenize_image_captions([caption])[0])

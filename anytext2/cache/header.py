@@ -14,7 +14,7 @@ from anytext2.data.geometry import Size
 from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.render import UPRIGHT_DEGREES
 
-FORMAT = 2
+FORMAT_VERSION = 2
 
 
 class CacheMismatchError(ValueError):
@@ -57,9 +57,9 @@ class CacheHeader:
         """Raises CacheMismatchError for what is no header of this format."""
         try:
             values: Any = json.loads(content)
-            if values["format"] != FORMAT:
+            if values["format"] != FORMAT_VERSION:
                 raise CacheMismatchError(
-                    f"{where}: format {values['format']}, this version reads {FORMAT}; build it anew"
+                    f"{where}: format {values['format']}, this version reads {FORMAT_VERSION}; build it anew"
                 )
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
@@ -102,7 +102,7 @@ def header_for(
     """The header of a store that serves samples of this configuration; size (H, W): by default its resolution."""
     files = {font.path for font in (fonts.default, *(f for all_of in fonts.languages.values() for f in all_of))}
     return CacheHeader(
-        format=FORMAT,
+        format=FORMAT_VERSION,
         resolution=size_name(size or (config.resolution, config.resolution)),
         max_lines=config.max_lines,
         max_chars=config.max_chars,

@@ -32,8 +32,8 @@ from anytext2.data.features import CacheEntry, StoredLatents
 from anytext2.data.geometry import Size
 from anytext2.glyphs.rasters import StoredRasters
 
-HEADER = b"header"
-PARTS, _LATENTS, CAPTION = b"P", b"L", b"C"
+HEADER_KEY = b"header"
+RASTERS_PREFIX, _LATENTS, CONTEXT_PREFIX = b"P", b"L", b"C"
 _SIZE = struct.Struct("<II")  # height and width of the picture file; the packed parts follow
 _CONTEXT = struct.Struct("<HHH")  # K, 77, D; the context follows, float16
 
@@ -47,9 +47,9 @@ def record_key(record: Record) -> bytes:
     return digest.digest()
 
 
-def caption_key(caption: str) -> bytes:
+def context_key(caption: str) -> bytes:
     """The key of a caption's context; depends on the caption alone."""
-    return CAPTION + hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return CONTEXT_PREFIX + hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class FeatureCache:
@@ -73,7 +73,7 @@ class FeatureCache:
         """None for a record that could not be read when the store was built."""
         key = record_key(record)
         with _reader(self.path).begin(buffers=False) as transaction:
-            content = transaction.get(PARTS + key)
+            content = transaction.get(RASTERS_PREFIX + key)
             latents = transaction.get(_LATENTS + key) if with_latents else None
         if content is None or (with_latents and latents is None):
             return None
@@ -88,15 +88,15 @@ class FeatureCache:
     def context(self, caption: str) -> np.ndarray | None:
         """float16 [K, 77, D] of an image caption; None for one that the store has not."""
         with _reader(self.path).begin(buffers=False) as transaction:
-            content = transaction.get(caption_key(caption))
+            content = transaction.get(context_key(caption))
         if content is None:
             return None
         return np.frombuffer(content, np.float16, offset=_CONTEXT.size).reshape(_CONTEXT.unpack_from(content, 0))
 
-    def size_of(self, record: Record) -> Size | None:
+    def file_size(self, record: Record) -> Size | None:
         """Height and width of the picture file; None for a record that is not in the store."""
         with _reader(self.path).begin() as transaction:
-            content = transaction.get(PARTS + record_key(record))
+            content = transaction.get(RASTERS_PREFIX + record_key(record))
         return None if content is None else _SIZE.unpack_from(content, 0)
 
 
@@ -110,14 +110,14 @@ class FeatureCachesBySize:
         """The store for pictures of a size (H, W), or None."""
         return self.caches.get(size)
 
-    def size_of(self, record: Record) -> Size | None:
+    def file_size(self, record: Record) -> Size | None:
         """Height and width of the picture file; None for a record that is in none of the stores."""
-        return next((size for cache in self.caches.values() if (size := cache.size_of(record))), None)
+        return next((size for cache in self.caches.values() if (size := cache.file_size(record))), None)
 
 
-def parts_item(record: Record, size: Size, parts: bytes) -> tuple[bytes, bytes]:
+def rasters_item(record: Record, size: Size, parts: bytes) -> tuple[bytes, bytes]:
     """Key and value of a record's parts, for the builder."""
-    return PARTS + record_key(record), _SIZE.pack(*size) + parts
+    return RASTERS_PREFIX + record_key(record), _SIZE.pack(*size) + parts
 
 
 def latents_item(record: Record, latents: StoredLatents) -> tuple[bytes, bytes]:
@@ -125,10 +125,10 @@ def latents_item(record: Record, latents: StoredLatents) -> tuple[bytes, bytes]:
     return _LATENTS + record_key(record), latents.pack()
 
 
-def caption_item(caption: str, context: np.ndarray) -> tuple[bytes, bytes]:
+def context_item(caption: str, context: np.ndarray) -> tuple[bytes, bytes]:
     """Key and value of a caption's context [K, 77, D], for the builder."""
     packed = np.ascontiguousarray(context, np.float16).tobytes()
-    return caption_key(caption), _CONTEXT.pack(*context.shape) + packed
+    return context_key(caption), _CONTEXT.pack(*context.shape) + packed
 
 
 def read_header(path: Path) -> CacheHeader:
@@ -138,7 +138,7 @@ def read_header(path: Path) -> CacheHeader:
     if size < needed:
         raise ValueError(f"{path}: truncated: {size} bytes of {needed}; build the feature cache anew")
     with environment.begin() as transaction:
-        content = _guarded(path, lambda: transaction.get(HEADER))
+        content = _guarded(path, lambda: transaction.get(HEADER_KEY))
     if content is None:
         raise ValueError(f"{path}: an LMDB store, but no finished feature cache")
     return CacheHeader.from_json(content, path)

@@ -22,11 +22,11 @@ from anytext2.core.batch import UNSET_COLOR, TextLine
 PLACEHOLDER = "*"
 """Stands for a line of text in the text caption, and must therefore stand nowhere else."""
 
-FARTHEST_CORNER = 1e6
+MAX_COORDINATE = 1e6
 """Pixels. No picture is as large; what is farther out is a fault, and would overflow integers when it is drawn."""
 
 
-class LeftOutError(Exception):
+class SkippedError(Exception):
     """Something legal that is of no use. `reason` is the same for all that are left out for it, so that it can be
     counted; `polygon`: the place of a line whose text cannot be learned, None where it is not known either."""
 
@@ -36,7 +36,7 @@ class LeftOutError(Exception):
         self.polygon: np.ndarray | None = None
 
 
-class FaultError(LeftOutError):
+class InvalidFieldError(SkippedError):
     """A field that is not as it must be. path: where in the item, '' for the item itself; problem: what is wrong."""
 
     def __init__(self, field: str, problem: str, reason: str = "") -> None:
@@ -46,58 +46,58 @@ class FaultError(LeftOutError):
 
 
 @dataclass(frozen=True)
-class Item:
+class AnnotationItem:
     """What an item says; annotations are still as they were read."""
 
     name: str
     caption: str
     annotations: list[Any]
 
-    def lines(self) -> Iterator[TextLine | LeftOutError]:
+    def lines(self) -> Iterator[TextLine | SkippedError]:
         """Every annotation as a line, or why it is none."""
         for number, annotation in enumerate(self.annotations):
             try:
                 yield _line(annotation)
-            except FaultError as fault:
+            except InvalidFieldError as fault:
                 place = f"annotations[{number}]"
                 fault.path = f"{place}.{fault.path}" if fault.path else place
                 yield fault
-            except LeftOutError as reason:
+            except SkippedError as reason:
                 yield reason
 
 
-def read_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Item:
+def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> AnnotationItem:
     """The item's own fields. Raises LeftOutError where its picture is not to be used, FaultError where it cannot be."""
     score = _number(item, "wm_score")
     if score is not None and score > wm_threshold:
-        raise LeftOutError("watermark score above the threshold")
-    caption = _text("caption", optional(item, "caption", str) or "")
+        raise SkippedError("watermark score above the threshold")
+    caption = _text("caption", optional_field(item, "caption", str) or "")
     if cap_watermark and score is not None:
         caption += " with watermarks " if score > 0.5 else " no watermarks "
-    annotations = optional(item, "annotations", list) or []
-    return Item(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
+    annotations = optional_field(item, "annotations", list) or []
+    return AnnotationItem(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
 
 
-def required(item: Any, field: str, kind: type) -> Any:
+def required_field(item: Any, field: str, kind: type) -> Any:
     """The value of a field. Raises FaultError where it is missing, null or not of that kind."""
-    value = optional(item, field, kind)
+    value = optional_field(item, field, kind)
     if value is None:
-        raise FaultError(field, f"missing; a {_NAMES[kind]} is needed")
+        raise InvalidFieldError(field, f"missing; a {_NAMES[kind]} is needed")
     return value
 
 
-def optional(item: Any, field: str, kind: type | tuple[type, ...]) -> Any:
+def optional_field(item: Any, field: str, kind: type | tuple[type, ...]) -> Any:
     """The value of a field, None where it is missing or null. Raises FaultError where it is not of that kind."""
     if not isinstance(item, dict):
-        raise FaultError("", f"expected an object, got a {_NAMES.get(type(item), type(item).__name__)}")
+        raise InvalidFieldError("", f"expected an object, got a {_NAMES.get(type(item), type(item).__name__)}")
     value = item.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         wanted = _NAMES[kind[0] if isinstance(kind, tuple) else kind]
-        raise FaultError(field, f"expected a {wanted}, got {_short(value)}")
+        raise InvalidFieldError(field, f"expected a {wanted}, got {_short(value)}")
     return value
 
 
-def is_encodable(text: str) -> bool:
+def is_valid_unicode(text: str) -> bool:
     """Whether the text is Unicode: JSON can also write halves of surrogate pairs, which no font and no file has."""
     if text.isascii():
         return True
@@ -109,11 +109,11 @@ def is_encodable(text: str) -> bool:
 
 
 def _picture_name(item: Any) -> str:
-    name = _text("img_name", required(item, "img_name", str))
+    name = _text("img_name", required_field(item, "img_name", str))
     if not name or "\0" in name:
-        raise FaultError("img_name", f"expected the name of a file, got {_short(name)}")
+        raise InvalidFieldError("img_name", f"expected the name of a file, got {_short(name)}")
     if os.path.isabs(name) or (".." in name and os.path.normpath(name).split(os.sep)[0] == ".."):
-        raise FaultError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
+        raise InvalidFieldError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
     return name
 
 
@@ -121,60 +121,60 @@ def _line(annotation: Any) -> TextLine:
     polygon = _polygon(annotation)
     try:
         if annotation.get("valid") is False:
-            raise LeftOutError("marked invalid")
-        text = required(annotation, "text", str)
+            raise SkippedError("marked invalid")
+        text = required_field(annotation, "text", str)
         if not text.strip():
-            raise LeftOutError("empty text")
-        if not is_encodable(text):
-            raise LeftOutError("text with unpaired surrogates")
-        language = _text("language", required(annotation, "language", str))
+            raise SkippedError("empty text")
+        if not is_valid_unicode(text):
+            raise SkippedError("text with unpaired surrogates")
+        language = _text("language", required_field(annotation, "language", str))
         return TextLine(text, polygon, language, _color(annotation))
-    except LeftOutError as reason:
+    except SkippedError as reason:
         reason.polygon = polygon
         raise
 
 
 def _polygon(annotation: Any) -> np.ndarray:
     """Corners float32 [P, 2]."""
-    corners = required(annotation, "polygon", list)
+    corners = required_field(annotation, "polygon", list)
     if not corners:
-        raise LeftOutError("empty polygon")
+        raise SkippedError("empty polygon")
     try:
         exact = np.array(corners)
     except (TypeError, ValueError):  # lists of different lengths
         exact = np.empty(0)
     if exact.ndim != 2 or exact.shape[1] != 2 or len(exact) < 3 or exact.dtype.kind not in "iuf":
-        raise FaultError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
+        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
     exact = exact.astype(np.float64)
-    if not np.abs(exact).max() <= FARTHEST_CORNER:  # NaN is not, either
-        raise FaultError("polygon", f"expected pixels up to {FARTHEST_CORNER:.0f}, got {_short(corners)}")
+    if not np.abs(exact).max() <= MAX_COORDINATE:  # NaN is not, either
+        raise InvalidFieldError("polygon", f"expected pixels up to {MAX_COORDINATE:.0f}, got {_short(corners)}")
     polygon = exact.astype(np.float32)
     # Parts of a polygon with its corners in the wrong order cancel each other out; a rectangle around it has no parts.
     if cv2.contourArea(polygon) < 1 and math.prod(cv2.minAreaRect(polygon)[1]) < 1:
-        raise LeftOutError("polygon with an area below one pixel")
+        raise SkippedError("polygon with an area below one pixel")
     return polygon
 
 
 def _color(annotation: dict[str, Any]) -> tuple[int, int, int] | None:
-    value = optional(annotation, "color", list)
+    value = optional_field(annotation, "color", list)
     if value is None or value == [UNSET_COLOR] * 3:
         return None
     if len(value) != 3 or not all(_is_number(c) and 0 <= c <= 255 for c in value):
-        raise FaultError("color", f"expected [red, green, blue] in 0..255, got {_short(value)}")
+        raise InvalidFieldError("color", f"expected [red, green, blue] in 0..255, got {_short(value)}")
     red, green, blue = (round(c) for c in value)
     return red, green, blue
 
 
 def _number(item: Any, field: str) -> float | None:
-    value = optional(item, field, (int, float))
+    value = optional_field(item, field, (int, float))
     if value is not None and not abs(value) < math.inf:
-        raise FaultError(field, f"expected a number, got {value}")
+        raise InvalidFieldError(field, f"expected a number, got {value}")
     return value
 
 
 def _text(field: str, value: str) -> str:
-    if not is_encodable(value):
-        raise FaultError(field, f"expected Unicode text, got unpaired surrogates in {_short(value)}")
+    if not is_valid_unicode(value):
+        raise InvalidFieldError(field, f"expected Unicode text, got unpaired surrogates in {_short(value)}")
     return value
 
 

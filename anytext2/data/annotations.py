@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from anytext2.core.batch import TextLine
-from anytext2.data.annotation_items import FaultError, LeftOutError, is_encodable, read_item, required
-from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, members
-from anytext2.data.records import Packer, Records
+from anytext2.data.annotation_items import InvalidFieldError, SkippedError, is_valid_unicode, parse_item, required_field
+from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
+from anytext2.data.records import RecordPacker, Records
 
 _SETTLE_EVERY = 4096  # items
 _TOLD_LANGUAGES, _NAME_CHARACTERS = 10, 20
@@ -89,7 +89,7 @@ def load_records(
     if not 0 <= max_faulty <= 1:
         raise ValueError(f"max_faulty: {max_faulty} must be in [0, 1]")
     rules = _Rules(wm_threshold, cap_watermark, fraction, max_faulty)
-    packer = Packer()
+    packer = RecordPacker()
     files = [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths)
     reports = [_load(path, rules, packer) for path in files]
     return packer.records(), _total(reports)
@@ -107,7 +107,7 @@ class _Rules:
         return min(items, max(1, round(items * self.fraction)))
 
 
-def _load(path: Path, rules: _Rules, packer: Packer) -> LoadReport:
+def _load(path: Path, rules: _Rules, packer: RecordPacker) -> LoadReport:
     """Packs one file as one source."""
     counts, before, n_items = _LoadCounts(), len(packer), 0
     top: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _load(path: Path, rules: _Rules, packer: Packer) -> LoadReport:
     n_used = rules.in_use(n_items)
     counts.settle(n_used)
     _refuse_if_too_faulty(path, counts, n_used, rules.max_faulty)
-    packer.cut(before + counts.count(_KEPT))
+    packer.truncate(before + counts.count(_KEPT))
     packer.end_source(root)
     return counts.report(path, n_used, n_items)
 
@@ -134,7 +134,7 @@ def _load(path: Path, rules: _Rules, packer: Packer) -> LoadReport:
 def _members(path: Path) -> Iterator[Member]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from members(file)
+            yield from iter_members(file)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
     except NotAnObjectError as error:
@@ -148,11 +148,11 @@ def _members(path: Path) -> Iterator[Member]:
 def _top_fields(path: Path, top: dict[str, Any]) -> str:
     """data_root, where both fields are as they must be."""
     try:
-        root = required(top, "data_root", str)
-        required(top, "data_list", list)
-    except FaultError as fault:
+        root = required_field(top, "data_root", str)
+        required_field(top, "data_list", list)
+    except InvalidFieldError as fault:
         raise ValueError(f"{path}: {fault.path}: {fault.problem}") from fault
-    if "\0" in root or not is_encodable(root):
+    if "\0" in root or not is_valid_unicode(root):
         raise ValueError(f"{path}: data_root: {root!r} is not the name of a folder")
     return root
 
@@ -167,11 +167,11 @@ def _refuse_if_too_faulty(path: Path, counts: _LoadCounts, n_items: int, max_fau
         )
 
 
-def _take(item: Any, number: int, rules: _Rules, packer: Packer, counts: _LoadCounts) -> None:
+def _take(item: Any, number: int, rules: _Rules, packer: RecordPacker, counts: _LoadCounts) -> None:
     """Packs what is of use in an item and notes what is not."""
     try:
-        found = read_item(item, rules.wm_threshold, rules.cap_watermark)
-    except LeftOutError as reason:
+        found = parse_item(item, rules.wm_threshold, rules.cap_watermark)
+    except SkippedError as reason:
         counts.leave_out(number, f"pictures: {reason.reason}", reason)
         return
     lines: list[TextLine] = []
@@ -213,10 +213,10 @@ class _LoadCounts:
         self._waiting_items.append(item)
         self._waiting_kinds.append(self._ids.setdefault(kind, len(self._ids)))
 
-    def leave_out(self, item: int, reason: str, cause: LeftOutError) -> None:
+    def leave_out(self, item: int, reason: str, cause: SkippedError) -> None:
         """Counts something left out; the first fault of each reason is kept as an example."""
         self.add(item, ("skipped", reason))
-        if isinstance(cause, FaultError):
+        if isinstance(cause, InvalidFieldError):
             place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
             self.examples.setdefault(reason, (item, f"{place}: {cause.problem}"))
             if item != self._last_faulty:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from anytext2.core.batch import GLYPH_LINE_SIZE, UNSET_COLOR, Record, Sample, TextLine
-from anytext2.core.rng import Uniform, hash_rng, order, pick
-from anytext2.data.captions import fixed_caption, image_caption, text_caption
+from anytext2.core.rng import RandomSource, choice, hash_rng, permutation
+from anytext2.data.captions import fixed_image_caption, image_caption, text_caption
 from anytext2.data.features import FeatureSource, StoredLatents
-from anytext2.data.geometry import Size, fitted
+from anytext2.data.geometry import Size, fit_record
 from anytext2.data.image_file import ImageError, read_image
 from anytext2.data.records import Records
 from anytext2.glyphs import render
@@ -115,15 +115,15 @@ class AnyWordDataset:
         """
         record, chance = self.record(index), _Chance(self.seed, epoch, index)
         size = size or (self.config.resolution, self.config.resolution)
-        cache = self.cache.at(size) if self.cache is not None else None
+        cache = self.cache.for_size(size) if self.cache is not None else None
         entry = cache.entry(record, self.latents) if cache is not None else None
         if entry is not None and entry.latents is not None:
-            return self._assemble(fitted(record, entry.size, size), size, entry.parts, entry.latents, chance)
+            return self._assemble(fit_record(record, entry.size, size), size, entry.parts, entry.latents, chance)
         if self.latents:
             raise SampleError("no latents in the feature cache", str(record.image_path))
         pixels = load_image(record.image_path)
-        record = fitted(record, pixels.shape[:2], size)
-        pixels = resized(pixels, size)
+        record = fit_record(record, pixels.shape[:2], size)
+        pixels = resize_image(pixels, size)
         parts: LineRasters = self.drawn(record, pixels) if entry is None else entry.parts
         return self._assemble(record, size, parts, pixels, chance)
 
@@ -136,7 +136,7 @@ class AnyWordDataset:
     def count_shortened_captions(self) -> int:
         """How many records have an image caption that is shortened at random."""
         captions = (self.records[index].caption for index in range(len(self)))
-        return sum(fixed_caption(caption, self.config.max_caption_words) is None for caption in captions)
+        return sum(fixed_image_caption(caption, self.config.max_caption_words) is None for caption in captions)
 
     def record(self, index: int) -> Record:
         """The record as samples are made of it: a line of which no font has a character is text to be ignored."""
@@ -181,7 +181,7 @@ class AnyWordDataset:
             glyph_line=torch.from_numpy(self._glyph_lines(parts, chosen)),
             font_hint=torch.from_numpy(self._font_hint(parts, chosen, lines, size, chance))[None],
             color=torch.from_numpy(self._colors(lines, chance)),
-            inverse_mask=torch.from_numpy(render.filled(ignored, size))[None],
+            inverse_mask=torch.from_numpy(render.fill_polygons(ignored, size))[None],
             n_lines=len(lines),
             editing=bool(editing),
             image_caption=caption,
@@ -194,7 +194,7 @@ class AnyWordDataset:
 
     def _context(self, caption: str, size: Size) -> torch.Tensor | None:
         """The stored context of an image caption, where it is to be used and there is one."""
-        cache = self.cache.at(size) if self.cache is not None and self.captions else None
+        cache = self.cache.for_size(size) if self.cache is not None and self.captions else None
         context = cache.context(caption) if cache is not None else None
         return None if context is None else torch.from_numpy(context.copy())
 
@@ -202,7 +202,7 @@ class AnyWordDataset:
         """Union of the lines' ink: uint8 [H*g, W*g]."""
         page = np.zeros((size[0] * self.config.glyph_scale, size[1] * self.config.glyph_scale), np.uint8)
         for number, line in enumerate(chosen):
-            font = pick(chance.rng(f"font {number}"), parts.n_fonts(line)) if self.config.rand_font else 0
+            font = choice(chance.rng(f"font {number}"), parts.n_fonts(line)) if self.config.rand_font else 0
             parts.page(line, font).onto(page)
         return page
 
@@ -227,9 +227,9 @@ class AnyWordDataset:
         for number, line in enumerate(lines):
             rng = chance.rng(f"font hint {number}")
             if line.text.strip() and rng.random() < config.font_hint_prob:
-                change = render.hint_change(rng, size) if config.font_hint_randaug else None
+                change = render.random_hint_transform(rng, size) if config.font_hint_randaug else None
                 strokes = parts.strokes(chosen[number], change)
-                render.hint_ink(strokes, line.polygon, config.font_hint_area, rng).onto(page)
+                render.font_hint_bitmap(strokes, line.polygon, config.font_hint_area, rng).onto(page)
         return page
 
     def _colors(self, lines: Sequence[TextLine], chance: _Chance) -> np.ndarray:
@@ -250,7 +250,7 @@ def load_image(path: Path) -> np.ndarray:
         raise SampleError(error.reason, str(path), error.details) from error
 
 
-def resized(pixels: np.ndarray, size: Size) -> np.ndarray:
+def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:
     """The picture uint8 [h, w, 3] as uint8 [H, W, 3] for size (H, W)."""
     height, width = pixels.shape[:2]
     if (height, width) == size:
@@ -265,7 +265,7 @@ def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
     missing: Counter[str] = Counter()
     for record in records:
         for line in record.lines:
-            absent = glyph_line_font(line.text, line.language, fonts).missing(line.text)
+            absent = glyph_line_font(line.text, line.language, fonts).missing_characters(line.text)
             if absent:
                 counts = Counter(line.text)
                 missing.update({char: counts[char] for char in absent})
@@ -280,7 +280,7 @@ class _Chance:
     epoch: int
     index: int
 
-    def rng(self, purpose: str) -> Uniform:
+    def rng(self, purpose: str) -> RandomSource:
         return hash_rng(self.seed, self.epoch, self.index, f"dataset {purpose}")
 
 
@@ -288,7 +288,7 @@ def _chosen_lines(n_lines: int, most: int, chance: _Chance) -> tuple[list[int], 
     """The numbers of at most `most` lines, chosen and ordered at random where there are more, and the other numbers."""
     if n_lines <= most:
         return list(range(n_lines)), []
-    shuffled = order(chance.rng("lines"), n_lines)
+    shuffled = permutation(chance.rng("lines"), n_lines)
     return shuffled[:most], shuffled[most:]
 
 
@@ -303,6 +303,6 @@ def _picture_fields(
         image, masked = (torch.from_numpy(p).permute(2, 0, 1) for p in (picture, shown))
         return {"image": image, "masked_image": masked.expand(image.shape)}
     nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
-    posterior = torch.from_numpy(np.stack([picture.mean, picture.deviation]))
+    posterior = torch.from_numpy(np.stack([picture.mean, picture.std]))
     masked = torch.from_numpy(picture.masked.copy()) if editing else torch.zeros_like(posterior[0])
     return {"image": nothing, "masked_image": nothing, "posterior": posterior, "masked_latent": masked}

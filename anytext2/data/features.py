@@ -28,7 +28,7 @@ class StoredLatents:
     masked: np.ndarray
 
     def pack(self) -> bytes:
-        parts = (self.mean, self.deviation, self.masked)
+        parts = (self.mean, self.std, self.masked)
         return _SHAPE.pack(*self.mean.shape) + b"".join(np.ascontiguousarray(x, np.float16).tobytes() for x in parts)
 
     @classmethod
@@ -63,5 +63,5 @@ class FeatureSource(Protocol):
     def at(self, size: Size) -> SizedFeatures | None:
         """The features for pictures of a size, or None."""
 
-    def size_of(self, record: Record) -> Size | None:
+    def file_size(self, record: Record) -> Size | None:
         """Height and width of the picture file; None for a record without stored features."""

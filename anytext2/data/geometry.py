@@ -14,36 +14,36 @@ Size = tuple[int, int]
 """Height and width of a picture in pixels."""
 
 
-def fitted(record: Record, file_size: Size, size: Size) -> Record:
+def fit_record(record: Record, file_size: Size, size: Size) -> Record:
     """The record of a picture file of one size (H, W), for a sample of another.
 
     Lines of which nothing is in the picture are left out; a record without text gets a blank line.
     """
-    record = placed(record, file_size, size)
-    lines = tuple(line for line in record.lines if not is_outside(line.polygon, size))
+    record = scale_record(record, file_size, size)
+    lines = tuple(line for line in record.lines if not is_outside_image(line.polygon, size))
     return replace(record, lines=lines or (_no_text(size),))
 
 
-def placed(record: Record, file_size: Size, size: Size) -> Record:
+def scale_record(record: Record, file_size: Size, size: Size) -> Record:
     """The record of a picture file of one size (H, W) in the pixels of a sample of another, with all its lines."""
-    return within_reach(scaled(record, size[1] / file_size[1], size[0] / file_size[0]), size)
+    return clip_polygons(scale_polygons(record, size[1] / file_size[1], size[0] / file_size[0]), size)
 
 
-def is_outside(polygon: np.ndarray, size: Size) -> bool:
+def is_outside_image(polygon: np.ndarray, size: Size) -> bool:
     """Whether no pixel of a picture of this size (H, W) belongs to the polygon."""
     low, high = polygon.min(axis=0), polygon.max(axis=0)
     if low.min() >= 0 and high[0] < size[1] and high[1] < size[0]:
         return False  # nearly all are: spares the drawing
-    return not render.filled([polygon], size).any()
+    return not render.fill_polygons([polygon], size).any()
 
 
-def scaled(record: Record, x: float, y: float) -> Record:
+def scale_polygons(record: Record, x: float, y: float) -> Record:
     """The record with all polygons scaled as the picture is."""
     factor = np.array([x, y], np.float32)
     return _moved(record, lambda polygon: polygon * factor)
 
 
-def within_reach(record: Record, size: Size) -> Record:
+def clip_polygons(record: Record, size: Size) -> Record:
     """The record with every corner that lies more than a picture's size (H, W) outside of the picture brought there.
 
     What is annotated so far out is not in the picture, but a line of a hundred times its size would be drawn.
@@ -60,4 +60,4 @@ def _moved(record: Record, move: Callable[[np.ndarray], np.ndarray]) -> Record:
 def _no_text(size: Size) -> TextLine:
     """What stands for the text of a picture without any: a blank line in a corner."""
     corner = np.array([(10, 10), (100, 10), (100, 100), (10, 100)], np.float32)
-    return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.FULL_SIZE, "Latin", None)
+    return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.REFERENCE_RESOLUTION, "Latin", None)

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-CHUNK = 1 << 18
+CHUNK_CHARACTERS = 1 << 18
 """Characters that are read at a time."""
 
-LONGEST_VALUE = 1 << 24
+MAX_VALUE_CHARACTERS = 1 << 24
 """Characters of one item (or of one field that is no list) that are read before giving up."""
 
 Member = tuple[str, int | None, Any]
@@ -28,7 +28,7 @@ class NotAnObjectError(JsonError):
     """The text may be JSON, but its top level is no object."""
 
 
-def members(file: TextIO) -> Iterator[Member]:
+def iter_members(file: TextIO) -> Iterator[Member]:
     """The fields of the JSON object in `file`, in the file's order, as (name, number, value).
 
     A field with a list comes as (name, None, []) and then once per item as (name, 0, item), (name, 1, item), ...;
@@ -114,8 +114,8 @@ class _ReadBuffer:
                 if end + len("e+") < len(self._text) or self._ended:
                     self._at = end
                     return value
-            if len(self._text) - self._at > LONGEST_VALUE:
-                raise self.fault(f"a value of more than {LONGEST_VALUE} characters")
+            if len(self._text) - self._at > MAX_VALUE_CHARACTERS:
+                raise self.fault(f"a value of more than {MAX_VALUE_CHARACTERS} characters")
             self._read_on()
 
     def fault(self, problem: str, at: int | None = None) -> JsonError:
@@ -129,7 +129,7 @@ class _ReadBuffer:
         self._characters_before += self._at
         self._lines_before += self._text.count("\n", 0, self._at)
         rest = self._text[self._at :]
-        added = self._file.read(max(CHUNK, len(rest)))
+        added = self._file.read(max(CHUNK_CHARACTERS, len(rest)))
         self._text, self._at, self._ended = rest + added, 0, not added
 
 

@@ -118,7 +118,7 @@ class Records(Sequence[Record]):
         return Records, (data, starts, self.sources, self._roots)
 
 
-class Packer:
+class RecordPacker:
     """Packs records one after the other; `records` ends it."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Packer:
             self._data += _COUNT.pack(len(polygon)) + _packed_corners(polygon)
         self._starts.append(len(self._data))
 
-    def cut(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Keeps the first `length` records only, which must not cut into a source that has ended."""
         assert (self._ends[-1] if self._ends else 0) <= length <= len(self)
         del self._starts[length + 1 :]

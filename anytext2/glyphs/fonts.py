@@ -21,7 +21,7 @@ DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[2] / "fonts" / "fonts.yaml
 REFERENCE_SIZE = 50
 """Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""
 
-LARGEST_SIZE = 30_000
+MAX_FONT_SIZE = 30_000
 """Size in pixels per em that no text needs; a character without ink would fit at any, but FreeType ends at 65535."""
 
 _NEVER_ASSIGNED = "\U0010fffe"  # a noncharacter: a font can only answer with its "missing" glyph
@@ -73,8 +73,8 @@ class Font:
 
         Ink grows linearly with the size; hinting can add a pixel, which the drawing functions leave room for.
         """
-        box = self.box(text)
-        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
+        box = self.ink_box(text)
+        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), MAX_FONT_SIZE / REFERENCE_SIZE)
         return max(1, math.floor(REFERENCE_SIZE * ratio))
 
     def missing(self, text: str) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def draw_text(text: str, font: Font, size: int, spacing: float = 0.0, mode: str 
     spacing: extra pixels between characters (0 keeps the font's own kerning). mode: "L" for coverage 0..255, "1" for
     ink or no ink as the font's own rasteriser decides.
     """
-    face = font.at(size)
+    face = font.face(size)
     if spacing == 0:
         left, top, right, bottom = face.getbbox(text)
         pens = [(text, -left)]

@@ -18,7 +18,7 @@ import numpy as np
 from anytext2.core.batch import TextLine
 from anytext2.glyphs import render
 from anytext2.glyphs.fonts import Font, FontTable
-from anytext2.glyphs.render import HintChange, Ink
+from anytext2.glyphs.render import Bitmap, HintTransform
 
 _INK = struct.Struct("<HHHH")  # left, top, width, height; the bits follow, eight to a byte
 _COUNT = struct.Struct("<H")
@@ -31,13 +31,13 @@ class LineRasters(Protocol):
     def n_fonts(self, line: int) -> int:
         """With how many fonts the line's page ink exists (at least one)."""
 
-    def page(self, line: int, font: int) -> Ink:
+    def page(self, line: int, font: int) -> Bitmap:
         """The line in its place on the glyph page, drawn with the given one of its fonts."""
 
-    def glyph_line(self, line: int) -> Ink:
+    def glyph_line(self, line: int) -> Bitmap:
         """The line alone, as the recogniser sees it."""
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
+    def strokes(self, line: int, change: HintTransform | None) -> Bitmap:
         """What is dark in the picture at the line, after the change (None: as it is)."""
 
 
@@ -55,20 +55,22 @@ class RenderedRasters:
     ink_threshold: float
 
     def n_fonts(self, line: int) -> int:
-        return len(page_fonts(self.lines[line].text, self.lines[line].language, self.fonts))
+        return len(glyph_page_fonts(self.lines[line].text, self.lines[line].language, self.fonts))
 
-    def page(self, line: int, font: int) -> Ink:
+    def page(self, line: int, font: int) -> Bitmap:
         one = self.lines[line]
-        face = page_fonts(one.text, one.language, self.fonts)[font]
-        return render.page_ink(face.known(one.text), one.polygon * self.glyph_scale, face, self.ink_threshold)
+        face = glyph_page_fonts(one.text, one.language, self.fonts)[font]
+        return render.glyph_page_bitmap(
+            face.supported(one.text), one.polygon * self.glyph_scale, face, self.ink_threshold
+        )
 
-    def glyph_line(self, line: int) -> Ink:
+    def glyph_line(self, line: int) -> Bitmap:
         one = self.lines[line]
         face = glyph_line_font(one.text, one.language, self.fonts)
-        return render.glyph_line_ink(face.known(one.text), face)
+        return render.glyph_line_bitmap(face.supported(one.text), face)
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
-        return render.stroke_ink(self.pixels, self.lines[line].polygon, change)
+    def strokes(self, line: int, change: HintTransform | None) -> Bitmap:
+        return render.stroke_bitmap(self.pixels, self.lines[line].polygon, change)
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,17 @@ class StoredRasters:
     def n_fonts(self, line: int) -> int:
         return len(self.lines[line]) - 2
 
-    def page(self, line: int, font: int) -> Ink:
+    def page(self, line: int, font: int) -> Bitmap:
         return _unpack_ink(self.content, self.lines[line][2 + font])
 
-    def glyph_line(self, line: int) -> Ink:
+    def glyph_line(self, line: int) -> Bitmap:
         return _unpack_ink(self.content, self.lines[line][0])
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
+    def strokes(self, line: int, change: HintTransform | None) -> Bitmap:
         ink = _unpack_ink(self.content, self.lines[line][1])
         if change is None or not ink.bits.size:
             return ink
-        return Ink(change.apply(ink.bits, cv2.INTER_NEAREST), ink.left, ink.top)
+        return Bitmap(change.apply(ink.bits, cv2.INTER_NEAREST), ink.left, ink.top)
 
 
 def pack_rasters(parts: LineRasters, n_lines: int) -> bytes:
@@ -125,26 +127,28 @@ def pack_rasters(parts: LineRasters, n_lines: int) -> bytes:
 def glyph_line_font(text: str, language: str, fonts: FontTable) -> Font:
     """The font of glyph lines: the default one, or one of the language's that has characters which that lacks."""
     candidates = (fonts.default, *fonts.fonts_for(language))
-    return next((font for font in candidates if not font.missing(text)), fonts.default)
+    return next((font for font in candidates if not font.missing_characters(text)), fonts.default)
 
 
 @lru_cache(maxsize=65536)
 def is_drawable(text: str, language: str, fonts: FontTable) -> bool:
     """Whether there is a glyph for any of its characters, or nothing to draw."""
-    return not text.strip() or bool(glyph_line_font(text, language, fonts).known(text).strip())
+    return not text.strip() or bool(glyph_line_font(text, language, fonts).supported(text).strip())
 
 
 @lru_cache(maxsize=65536)
-def page_fonts(text: str, language: str, fonts: FontTable) -> tuple[Font, ...]:
+def glyph_page_fonts(text: str, language: str, fonts: FontTable) -> tuple[Font, ...]:
     """The language's fonts that have the characters and keep their case; without any, that of the glyph line."""
     small_letters = text != text.upper()
     able = tuple(
-        font for font in fonts.fonts_for(language) if not font.missing(text) and not (font.capitals and small_letters)
+        font
+        for font in fonts.fonts_for(language)
+        if not font.missing_characters(text) and not (font.capitals and small_letters)
     )
     return able or (glyph_line_font(text, language, fonts),)
 
 
-def _pack_ink(ink: Ink) -> bytes:
+def _pack_ink(ink: Bitmap) -> bytes:
     """What lies left of a page or above it is never seen and not kept, nor what 16 bits cannot place."""
     x, y = max(0, -ink.left), max(0, -ink.top)
     bits = ink.bits[y : max(y, _FARTHEST - ink.top), x : max(x, _FARTHEST - ink.left)]
@@ -154,8 +158,8 @@ def _pack_ink(ink: Ink) -> bytes:
     return _INK.pack(ink.left + x, ink.top + y, width, height) + np.packbits(bits).tobytes()
 
 
-def _unpack_ink(content: bytes, at: int) -> Ink:
+def _unpack_ink(content: bytes, at: int) -> Bitmap:
     left, top, width, height = _INK.unpack_from(content, at)
     n_bits = width * height
     packed = np.frombuffer(content, np.uint8, count=(n_bits + 7) // 8, offset=at + _INK.size)
-    return Ink(np.unpackbits(packed, count=n_bits).reshape(height, width), left, top)
+    return Bitmap(np.unpackbits(packed, count=n_bits).reshape(height, width), left, top)

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import GLYPH_LINE_SIZE
-from anytext2.core.rng import Uniform, between
-from anytext2.glyphs.fonts import LARGEST_SIZE, REFERENCE_SIZE, Font, draw_text
+from anytext2.core.rng import RandomSource, uniform
+from anytext2.glyphs.fonts import MAX_FONT_SIZE, REFERENCE_SIZE, Font, draw_text
 
-FULL_SIZE = 512
+REFERENCE_RESOLUTION = 512
 """The picture size for which AnyText2's pixel constants (small lines, shifts) are meant; others scale them."""
 
 _FILL = 0.9  # share of the glyph line's height and width that a text may take
@@ -30,7 +30,7 @@ _ALIGNED_DEGREES = 0.5  # a text turned by less than this is drawn without resam
 
 
 @dataclass(frozen=True)
-class Ink:
+class Bitmap:
     """A map uint8 [h, w] in {0, 1} whose first pixel stands at (left, top) of a page."""
 
     bits: np.ndarray
@@ -42,24 +42,24 @@ class Ink:
         _paste(page, self.bits, self.left, self.top)
 
 
-NO_INK = Ink(np.zeros((0, 0), np.uint8), 0, 0)
+EMPTY_BITMAP = Bitmap(np.zeros((0, 0), np.uint8), 0, 0)
 
 
 def glyph_line(text: str, font: Font) -> np.ndarray:
     """One line of text as large as fits, centred: uint8 [80, 512], 1 = ink. Blank text gives zeros."""
     page = np.zeros(GLYPH_LINE_SIZE, np.uint8)
-    glyph_line_ink(text, font).onto(page)
+    glyph_line_bitmap(text, font).onto(page)
     return page
 
 
-def glyph_line_ink(text: str, font: Font) -> Ink:
+def glyph_line_bitmap(text: str, font: Font) -> Bitmap:
     """The ink of `glyph_line` alone."""
     if not text.strip():
-        return NO_INK
+        return EMPTY_BITMAP
     height, width = GLYPH_LINE_SIZE
     size = font.size_that_fits(text, _FILL * width, _FILL * height)
     bits = np.asarray(draw_text(text, font, size, mode="1")).astype(np.uint8)
-    return Ink(bits, left=(width - bits.shape[1]) // 2, top=(height - bits.shape[0]) // 2)
+    return Bitmap(bits, left=(width - bits.shape[1]) // 2, top=(height - bits.shape[0]) // 2)
 
 
 def glyph_page(
@@ -67,11 +67,11 @@ def glyph_page(
 ) -> np.ndarray:
     """The text drawn into its polygon: uint8 [H, W] for size = (H, W), 1 = ink; see `page_ink`."""
     page = np.zeros(size, np.uint8)
-    page_ink(text, polygon, font, ink_threshold).onto(page)
+    glyph_page_bitmap(text, polygon, font, ink_threshold).onto(page)
     return page
 
 
-def page_ink(text: str, polygon: np.ndarray, font: Font, ink_threshold: float = 0.1) -> Ink:
+def glyph_page_bitmap(text: str, polygon: np.ndarray, font: Font, ink_threshold: float = 0.1) -> Bitmap:
     """The text drawn into its polygon [P, 2] (pixels of the page).
 
     The text fills the polygon's minimum-area rectangle: as large as fits, then spaced out along it. An upright box that
@@ -80,13 +80,13 @@ def page_ink(text: str, polygon: np.ndarray, font: Font, ink_threshold: float = 
     """
     text = text.strip()
     if not text:
-        return NO_INK
+        return EMPTY_BITMAP
     frame = _frame(polygon)
     placed, left, top = _turned(_ink_in_frame(text, frame, font), frame)
-    return Ink((placed > 255 * ink_threshold).astype(np.uint8), left, top)
+    return Bitmap((placed > 255 * ink_threshold).astype(np.uint8), left, top)
 
 
-def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: Uniform | None = None) -> np.ndarray:
+def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: RandomSource | None = None) -> np.ndarray:
     """The filled polygon: uint8 [H, W] for size = (H, W).
 
     With `rng` its edge is blurred as in training: 70 % exact, 10 % grown by one pixel, 10 % shrunk by one, 5 % grown
@@ -99,12 +99,12 @@ def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: Uniform | Non
     window = mask[y : bottom + 3, x : right + 3]
     if right <= left or bottom <= top:
         return mask
-    shape = filled([np.round(polygon) - (x, y)], window.shape)  # rounded on the page, as without a window
+    shape = fill_polygons([np.round(polygon) - (x, y)], window.shape)  # rounded on the page, as without a window
     window[:] = shape if rng is None else _moved_edge(shape, rng.random(), small=_is_small(polygon, size))
     return mask
 
 
-def filled(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Union of polygons [P, 2], edges included, what lies outside the page cut off: uint8 [H, W]."""
     mask = np.zeros(size, np.uint8)
     for polygon in polygons:
@@ -117,7 +117,7 @@ def font_hint(
     polygon: np.ndarray,
     area: tuple[float, float] = (1.0, 1.0),
     augment: bool = False,
-    rng: Uniform | None = None,
+    rng: RandomSource | None = None,
 ) -> np.ndarray:
     """The strokes of a line as a binary picture: uint8 [H, W], 1 where darker than the neighbourhood.
 
@@ -126,13 +126,13 @@ def font_hint(
     size = (image.shape[0], image.shape[1])
     hint = np.zeros(size, np.uint8)
     assert rng is not None or not augment, "augmentation draws random numbers"
-    change = hint_change(rng, size) if augment and rng is not None else None
-    hint_ink(stroke_ink(image, polygon, change), polygon, area, rng).onto(hint)
+    change = random_hint_transform(rng, size) if augment and rng is not None else None
+    font_hint_bitmap(stroke_bitmap(image, polygon, change), polygon, area, rng).onto(hint)
     return hint
 
 
 @dataclass(frozen=True)
-class HintChange:
+class HintTransform:
     """How a font hint's crop is turned about its centre (degrees), scaled and then shifted (pixels)."""
 
     degrees: float
@@ -147,42 +147,42 @@ class HintChange:
         return cv2.warpAffine(crop, matrix, (width, height), flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
-def hint_change(rng: Uniform, size: tuple[int, int]) -> HintChange:
+def random_hint_transform(rng: RandomSource, size: tuple[int, int]) -> HintTransform:
     """Up to 10 degrees, 10 % and 10 pixels of 512, for a page of size (H, W)."""
-    most = 10 * size[1] / FULL_SIZE
-    degrees, scale = between(rng, -10, 10), between(rng, 0.9, 1.1)
-    return HintChange(degrees, scale, (between(rng, -most, most), between(rng, -most, most)))
+    most = 10 * size[1] / REFERENCE_RESOLUTION
+    degrees, scale = uniform(rng, -10, 10), uniform(rng, 0.9, 1.1)
+    return HintTransform(degrees, scale, (uniform(rng, -most, most), uniform(rng, -most, most)))
 
 
-def stroke_ink(image: np.ndarray, polygon: np.ndarray, change: HintChange | None = None) -> Ink:
+def stroke_bitmap(image: np.ndarray, polygon: np.ndarray, change: HintTransform | None = None) -> Bitmap:
     """Everything darker than its neighbourhood in the polygon's bounding rectangle of `image` uint8 [H, W, 3]."""
     left, top, right, bottom = _bounds(polygon, image.shape[:2])
     if right <= left or bottom <= top:
-        return NO_INK
+        return EMPTY_BITMAP
     crop = image[top:bottom, left:right]
     gray = cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY)
     if change is not None:
         gray = change.apply(gray)
     strokes = cv2.adaptiveThreshold(gray, 1, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY_INV, 11, 2)
-    return Ink(strokes, left, top)
+    return Bitmap(strokes, left, top)
 
 
-def hint_ink(
-    strokes: Ink, polygon: np.ndarray, area: tuple[float, float] = (1.0, 1.0), rng: Uniform | None = None
-) -> Ink:
+def font_hint_bitmap(
+    strokes: Bitmap, polygon: np.ndarray, area: tuple[float, float] = (1.0, 1.0), rng: RandomSource | None = None
+) -> Bitmap:
     """The strokes inside the polygon; the share of the line's length that is kept is uniform in `area`.
 
     The rest is one gap at a random place, for which `rng` is needed.
     """
     if not strokes.bits.size:
-        return NO_INK
+        return EMPTY_BITMAP
     origin = (strokes.left, strokes.top)
-    kept = filled([np.round(polygon) - origin], strokes.bits.shape)
+    kept = fill_polygons([np.round(polygon) - origin], strokes.bits.shape)
     if area[0] < 1:
         assert rng is not None, "the gap is at a random place"
-        gap = _gap(polygon, 1 - between(rng, *area), rng.random())
+        gap = _gap(polygon, 1 - uniform(rng, *area), rng.random())
         cv2.fillPoly(kept, [np.round(gap - origin).astype(np.int32)], 0)
-    return Ink(strokes.bits * kept, strokes.left, strokes.top)
+    return Bitmap(strokes.bits * kept, strokes.left, strokes.top)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _ink_in_frame(text: str, frame: _Frame, font: Font) -> np.ndarray:
         column = _column_size(text, frame, font)
         if column > size:
             return _column(text, frame, font, column)
-    room = frame.width - font.box(text).scaled(size / REFERENCE_SIZE).width
+    room = frame.width - font.ink_box(text).scaled(size / REFERENCE_SIZE).width
     spacing = max(0.0, room / (len(text) - 1)) if len(text) > 1 else 0.0
     ink = np.asarray(draw_text(text, font, size, spacing=spacing if spacing >= 1 else 0.0))
     return _no_larger(ink, frame)
@@ -229,10 +229,10 @@ def _ink_in_frame(text: str, frame: _Frame, font: Font) -> np.ndarray:
 
 def _column_size(text: str, frame: _Frame, font: Font) -> int:
     """Largest size at which the characters, one below the other, fit into the frame."""
-    boxes = [font.box(char) for char in text]
+    boxes = [font.ink_box(char) for char in text]
     widest, stacked = max(box.width for box in boxes), sum(box.height for box in boxes)
     # Some characters have neither width nor ink.
-    ratio = min(frame.width / max(widest, 1.0), frame.height / max(stacked, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
+    ratio = min(frame.width / max(widest, 1.0), frame.height / max(stacked, 1.0), MAX_FONT_SIZE / REFERENCE_SIZE)
     return max(1, math.floor(REFERENCE_SIZE * ratio))
 
 
@@ -302,7 +302,7 @@ def _moved_edge(mask: np.ndarray, draw: float, small: bool) -> np.ndarray:
 
 def _is_small(polygon: np.ndarray, size: tuple[int, int]) -> bool:
     sides = cv2.minAreaRect(np.float32(polygon))[1]
-    return min(sides) < 20 * max(size) / FULL_SIZE
+    return min(sides) < 20 * max(size) / REFERENCE_RESOLUTION
 
 
 def _bounds(polygon: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from anytext2.model.writenet import WriteNet
 
 __all__ = ["AnyText2", "AnyText2Config", "build_model", "load_model_config", "schedule_tables"]
 
-BLANK_IMAGE = -1.0
+BLANK_PIXEL = -1.0
 """Value of the masked image where nothing is given: everywhere, for a sample that is not edited."""
 
 
@@ -143,7 +143,7 @@ class AnyText2(nn.Module):
 
     def blank_latent(self, height: int, width: int) -> Tensor:
         """Scaled latent [1, z, h, w] of the blank picture that stands for 'nothing is edited'."""
-        return self.encode(torch.full((1, 3, height, width), BLANK_IMAGE, device=self.device))
+        return self.encode(torch.full((1, 3, height, width), BLANK_PIXEL, device=self.device))
 
     def masked_latents(self, batch: Batch, blank: Tensor | None = None) -> Tensor:
         """Scaled latents [B, z, h, w] of the masked images (posterior mode; the reference samples it).
@@ -166,7 +166,7 @@ class AnyText2(nn.Module):
 
     # --- conditions --------------------------------------------------------------------------------------------------
 
-    def condition(
+    def encode_conditions(
         self,
         batch: Batch,
         masked_latent: Tensor,
@@ -186,12 +186,14 @@ class AnyText2(nn.Module):
         lines_ND = self.embedding_manager(batch, self.text_predictor)
         encoder = self.cond_stage_model
         if image_captions is None:
-            image_context = encoder.encode_images(batch.image_caption, batch.image_context, batch.context_chunks)
+            image_context = encoder.encode_image_captions(
+                batch.image_caption, batch.image_context, batch.context_chunks
+            )
         else:
-            image_context = encoder.encode_images(image_captions)
+            image_context = encoder.encode_image_captions(image_captions)
         return Conditions(
             image_context=image_context,
-            text_context=encoder.encode_texts(text_captions, lines_ND, batch.n_lines, batch.name),
+            text_context=encoder.encode_text_captions(text_captions, lines_ND, batch.n_lines, batch.name),
             glyph=batch.glyph.to(self.dtype),
             position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),
             masked_latent=masked_latent.to(self.dtype),
@@ -201,8 +203,8 @@ class AnyText2(nn.Module):
         """The same hints with the negative prompt as image caption and no text caption (the reference's guidance)."""
         encoder = self.cond_stage_model
         none_ND = conditions.text_context.new_zeros(0, conditions.text_context.shape[2])
-        image_context = encoder.encode_images([negative_prompt])
-        text_context = encoder.encode_texts([""], none_ND, [0], ["negative prompt"])
+        image_context = encoder.encode_image_captions([negative_prompt])
+        text_context = encoder.encode_text_captions([""], none_ND, [0], ["negative prompt"])
         return replace(
             conditions,
             image_context=image_context.expand(batch.size, -1, -1),
@@ -211,7 +213,7 @@ class AnyText2(nn.Module):
 
     # --- denoising ---------------------------------------------------------------------------------------------------
 
-    def write(self, conditions: Conditions) -> Control:
+    def control_maps(self, conditions: Conditions) -> Control:
         """The WriteNet's maps. They depend on neither x_t nor t: once a sample is enough."""
         return self.control_model(
             conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context

@@ -26,10 +26,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @runtime_checkable
-class InitialisedAfterwards(Protocol):
+class PostInitialise(Protocol):
     """A module that corrects its own parameters at the end of :func:`initialise`."""
 
-    def after_initialise(self) -> None: ...
+    def post_initialise(self) -> None: ...
 
 
 def with_init_scale(module: M, scale: float) -> M:
@@ -60,8 +60,8 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
         elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
             layer.reset_parameters()
     for layer in module.modules():
-        if isinstance(layer, InitialisedAfterwards):
-            layer.after_initialise()
+        if isinstance(layer, PostInitialise):
+            layer.post_initialise()
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -79,12 +79,12 @@ def attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, heads: int)
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
-def tokens_of(map_BChw: Tensor) -> Tensor:
+def map_to_tokens(map_BChw: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, h*w, C]; a view if the map is stored channels-last."""
     return map_BChw.flatten(2).transpose(1, 2)
 
 
-def map_of(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
+def tokens_to_map(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
     """[B, h*w, C] -> [B, C, h, w] stored channels-last (a view)."""
     return tokens_BTC.transpose(1, 2).unflatten(2, (h, w))
 
@@ -168,10 +168,10 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x_BChw: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:
         """[B, C, h, w] and [B, S, D] -> [B, C, h, w]."""
-        tokens = tokens_of(self.proj_in(self.norm(x_BChw)))
+        tokens = map_to_tokens(self.proj_in(self.norm(x_BChw)))
         for block in self.transformer_blocks:
             tokens = block(tokens, context_BSD, attnx_scale)
-        return x_BChw + self.proj_out(map_of(tokens, *x_BChw.shape[2:]))
+        return x_BChw + self.proj_out(tokens_to_map(tokens, *x_BChw.shape[2:]))
 
 
 # --- convolutional blocks of the UNet --------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Stage(nn.Sequential):
+class TimestepEmbedSequential(nn.Sequential):
     """One numbered block of the UNet: each layer gets what it needs besides the map."""
 
     def forward(self, x: Tensor, embedding_BD: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
@@ -236,7 +236,7 @@ class Stage(nn.Sequential):
         return x
 
 
-def timestep_features(t_B: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(t_B: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of a timestep (Vaswani et al. 2017, section 3.5), cosines first.
 
     Args:

@@ -17,11 +17,18 @@ from torch import Tensor, nn
 Variant = Literal["plain", "strong"]
 
 # The encoders of glyphs, positions and fonts forget their input with small weights; 'strong' gives them larger ones.
-STRONG_PARTS = ("text_predictor.", "embedding_manager.", "control_model.glyph_block.", "control_model.position_block.")
+STRONG_PREFIXES = (
+    "text_predictor.",
+    "embedding_manager.",
+    "control_model.glyph_block.",
+    "control_model.position_block.",
+)
 
 
 @torch.no_grad()
-def fill_by_name(target: nn.Module | Mapping[str, Tensor], prefix: str = "", variant: Variant = "strong") -> int:
+def fill_with_pseudo_weights(
+    target: nn.Module | Mapping[str, Tensor], prefix: str = "", variant: Variant = "strong"
+) -> int:
     """Fills every floating tensor in place with values that its official name determines; returns how many.
 
     Args:
@@ -51,7 +58,7 @@ def _values(key: str, shape: torch.Size, variant: Variant) -> Tensor:
         return 1 + 0.1 * torch.rand(shape, generator=generator)
     values = torch.randn(shape, generator=generator)
     if len(shape) >= 2 and not key.endswith("running_mean"):
-        gain = 1.8 if variant == "strong" and key.startswith(STRONG_PARTS) else 0.5
+        gain = 1.8 if variant == "strong" and key.startswith(STRONG_PREFIXES) else 0.5
         return values * (gain / math.sqrt(shape[1:].numel()))
     is_norm_weight = len(shape) < 2 and key.endswith(".weight")
     return 1 + 0.05 * values if is_norm_weight else 0.05 * values

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 COLUMNS = 40
 """Columns of the output for the fixed input width of 320 pixels."""
-BLANK = 0
+CTC_BLANK = 0
 PPOCR_CHARSET = "ppocr"
 
 # (channels in, channels out, kernel, stride, squeeze-excite) of the 13 depthwise-separable blocks at scale 1.
@@ -333,17 +333,17 @@ def ctc_targets(texts: Sequence[str], charset: Sequence[str]) -> tuple[Tensor, T
     class_of = {character: number for number, character in enumerate(charset) if character}
     rows = [[class_of.get(character, len(charset) - 1) for character in text] for text in texts]
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    targets = torch.full((len(rows), max(map(len, rows), default=0)), BLANK, dtype=torch.int64)
+    targets = torch.full((len(rows), max(map(len, rows), default=0)), CTC_BLANK, dtype=torch.int64)
     for target, row in zip(targets, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.int64)
     return targets, lengths
 
 
-def decode(logits_NTK: Tensor, charset: Sequence[str]) -> list[str]:
+def ctc_greedy_decode(logits_NTK: Tensor, charset: Sequence[str]) -> list[str]:
     """Greedy CTC reading of each line: best class a column, repeats merged, blanks dropped."""
     assert logits_NTK.shape[-1] == len(charset), (logits_NTK.shape, len(charset))
     texts = []
     for classes in logits_NTK.argmax(dim=-1).cpu():
         merged = torch.unique_consecutive(classes)
-        texts.append("".join(charset[number] for number in merged.tolist() if number != BLANK))
+        texts.append("".join(charset[number] for number in merged.tolist() if number != CTC_BLANK))
     return texts

@@ -37,10 +37,10 @@ class TextEmbeddingConfig:
 
 
 @dataclass(frozen=True)
-class LineParts:
+class LineEmbeddingParts:
     """The four summands [N, D] of the line embeddings, and what the recognisers were shown ([N, 3, 48, 320]).
 
-    has_place: for each line, whether its position mask held a region from which the font could be taken.
+    has_region: for each line, whether its position mask held a region from which the font could be taken.
     """
 
     glyph: Tensor
@@ -49,7 +49,7 @@ class LineParts:
     color: Tensor
     glyph_input: Tensor
     font_input: Tensor
-    has_place: tuple[bool, ...]
+    has_region: tuple[bool, ...]
 
     @property
     def total(self) -> Tensor:
@@ -89,21 +89,21 @@ class TextEmbedding(nn.Module):
             return self.position_encoder.conv1.weight.new_zeros(0, self.width)
         return self.parts(batch, recognizer).total
 
-    def parts(self, batch: Batch, recognizer: Recognizer) -> LineParts:
+    def parts(self, batch: Batch, recognizer: Recognizer) -> LineEmbeddingParts:
         """The same in parts; the batch has at least one line."""
         dtype = self.position_encoder.conv1.weight.dtype
         sample, line = _packed_index(batch.n_lines, batch.position.device)
         position_N1HW = batch.position[sample, line].unsqueeze(1).to(dtype)
         glyph_input = recognizer_input(batch.glyph_line[sample, line].unsqueeze(1).float())
-        font_input, has_place = font_inputs(batch)
-        return LineParts(
+        font_input, has_region = font_inputs(batch)
+        return LineEmbeddingParts(
             glyph=self.proj(recognizer.features(glyph_input).flatten(1)),
             position=self.position_encoder(position_N1HW),
             style=self.style_proj(self.font_predictor.features(font_input).flatten(1)),
             color=self.color_proj(batch.color[sample, line].to(dtype)),
             glyph_input=glyph_input,
             font_input=font_input,
-            has_place=has_place,
+            has_region=has_region,
         )
 
 
@@ -115,12 +115,12 @@ def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
     """
     hints_B1HW = batch.font_hint.float()
     inputs: list[Tensor] = []
-    has_place: list[bool] = []
+    has_region: list[bool] = []
     for b, n in enumerate(batch.n_lines):
         for number in range(n):
             quad = batch.quads[b][number]
             crop = None if quad is None else crop_line(hints_B1HW[b], quad)
-            has_place.append(crop is not None)
+            has_region.append(crop is not None)
             if crop is None:
                 # one text for all lines, so that Python's default filter shows it once a run
                 warnings.warn("a line's position mask has no region to take a font from", stacklevel=2)
@@ -129,7 +129,7 @@ def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
             inputs.append(recognizer_input(crop[None]))
     if not inputs:
         return hints_B1HW.new_zeros(0, 3, LINE_HEIGHT, LINE_WIDTH), ()
-    return torch.cat(inputs), tuple(has_place)
+    return torch.cat(inputs), tuple(has_region)
 
 
 def _packed_index(n_lines: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
-VOCABULARY = 49408
+VOCABULARY_SIZE = 49408
 CONTEXT_LENGTH = 77
 START_TOKEN = 49406
 END_TOKEN = 49407
@@ -59,12 +59,12 @@ def _token_ids(caption: str) -> tuple[int, ...]:
     return tuple(clip_tokenizer().encode(caption))
 
 
-def tokenize_texts(captions: Sequence[str]) -> Tensor:
+def tokenize_text_captions(captions: Sequence[str]) -> Tensor:
     """Token ids int64 [B, 77] of text captions; what is longer is cut."""
     return torch.stack([_wrap(_token_ids(caption)[: CONTEXT_LENGTH - 2]) for caption in captions])
 
 
-def tokenize_images(captions: Sequence[str], n_chunks: int = 0) -> Tensor:
+def tokenize_image_captions(captions: Sequence[str], n_chunks: int = 0) -> Tensor:
     """Token ids int64 [B, K, 77] of image captions in chunks of 75; K as needed by the longest, or `n_chunks`."""
     length = CONTEXT_LENGTH - 2
     rows = [_token_ids(caption) for caption in captions]
@@ -82,7 +82,7 @@ def _wrap(ids: Sequence[int]) -> Tensor:
 
 def count_placeholders(captions: Sequence[str]) -> tuple[int, ...]:
     """How many placeholders the text encoder finds in each text caption."""
-    return tuple((tokenize_texts(captions) == PLACEHOLDER_TOKEN).sum(dim=1).tolist())
+    return tuple((tokenize_text_captions(captions) == PLACEHOLDER_TOKEN).sum(dim=1).tolist())
 
 
 class TextEncoder(nn.Module):
@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
         self.cfg = cfg
         self.tower = TextTransformer(
             context_length=CONTEXT_LENGTH,
-            vocab_size=VOCABULARY,
+            vocab_size=VOCABULARY_SIZE,
             width=cfg.width,
             heads=cfg.heads,
             layers=cfg.layers,
@@ -103,7 +103,7 @@ class TextEncoder(nn.Module):
             no_causal_mask=True,
         )
 
-    def encode_images(
+    def encode_image_captions(
         self, captions: Sequence[str], stored_BKTD: Tensor | None = None, n_stored: Sequence[int] = ()
     ) -> Tensor:
         """[B, 77 K, D] of image captions. A `*` in them is an ordinary word.
@@ -112,7 +112,7 @@ class TextEncoder(nn.Module):
         or 0): only other captions are encoded, and an empty chunk, once, where a stored context is too short. The
         result is that of encoding everything, as far as what is stored is.
         """
-        ids_BKT = tokenize_images(captions, self.cfg.image_chunks)
+        ids_BKT = tokenize_image_captions(captions, self.cfg.image_chunks)
         if stored_BKTD is not None:
             return self._completed(ids_BKT, stored_BKTD, n_stored).flatten(1, 2)
         return self.encode_chunks(ids_BKT.flatten(0, 1)).unflatten(0, ids_BKT.shape[:2]).flatten(1, 2)
@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         """[N, 77, D] of token ids [N, 77]."""
         return self._encode(self.tower.token_embedding(ids_NT.to(self._device)))
 
-    def encode_texts(
+    def encode_text_captions(
         self, captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
     ) -> Tensor:
         """[B, 77, D] of text captions, the k-th placeholder of a caption replaced by its sample's k-th line.
@@ -149,7 +149,7 @@ class TextEncoder(nn.Module):
             ValueError: a caption has not as many placeholders as its sample has lines.
         """
         assert len(lines_ND) == sum(n_lines), (lines_ND.shape, n_lines)
-        ids_BT = tokenize_texts(captions)
+        ids_BT = tokenize_text_captions(captions)
         sample, token = (ids_BT == PLACEHOLDER_TOKEN).nonzero(as_tuple=True)
         rows = _line_rows(captions, torch.bincount(sample, minlength=len(captions)).tolist(), n_lines, names)
         embedded = self.tower.token_embedding(ids_BT.to(self._device))

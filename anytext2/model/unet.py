@@ -19,9 +19,9 @@ from anytext2.model.layers import (
     Downsample,
     ResBlock,
     SpatialTransformer,
-    Stage,
+    TimestepEmbedSequential,
     Upsample,
-    timestep_features,
+    timestep_embedding,
     with_init_scale,
 )
 
@@ -104,33 +104,35 @@ def make_time_embed(cfg: UNetConfig) -> nn.Sequential:
 def make_input_blocks(cfg: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The encoder half, and the width of each of its blocks' output maps."""
     width = cfg.model_channels
-    blocks = [Stage(nn.Conv2d(cfg.in_channels, width, 3, padding=1))]
+    blocks = [TimestepEmbedSequential(nn.Conv2d(cfg.in_channels, width, 3, padding=1))]
     block_widths = [width]
     for level, width_out in enumerate(cfg.widths):
         if level > 0:
-            blocks.append(Stage(Downsample(width)))
+            blocks.append(TimestepEmbedSequential(Downsample(width)))
             block_widths.append(width)
         for _ in range(cfg.num_res_blocks):
             layers: list[nn.Module] = [cfg.res_block(width, width_out)]
             if cfg.has_attention(level):
                 layers.append(cfg.transformer(level))
-            blocks.append(Stage(*layers))
+            blocks.append(TimestepEmbedSequential(*layers))
             block_widths.append(width_out)
             width = width_out
     return nn.ModuleList(blocks), block_widths
 
 
-def make_middle_block(cfg: UNetConfig, attnx: bool) -> Stage:
+def make_middle_block(cfg: UNetConfig, attnx: bool) -> TimestepEmbedSequential:
     """The bottleneck; it has a transformer whatever `attention_resolutions` says."""
     last = len(cfg.widths) - 1
     width = cfg.widths[last]
-    return Stage(cfg.res_block(width, width), cfg.transformer(last, attnx), cfg.res_block(width, width))
+    return TimestepEmbedSequential(
+        cfg.res_block(width, width), cfg.transformer(last, attnx), cfg.res_block(width, width)
+    )
 
 
 def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.ModuleList:
     """The decoder half. Each block takes the map so far and the encoder's map it mirrors, side by side."""
     remaining = list(skip_widths)
-    blocks: list[Stage] = []
+    blocks: list[TimestepEmbedSequential] = []
     width = cfg.widths[-1]
     for level, width_out in reversed(list(enumerate(cfg.widths))):
         for i in range(cfg.num_res_blocks + 1):
@@ -140,12 +142,12 @@ def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.Module
                 layers.append(cfg.transformer(level, attnx=level in cfg.attnx_levels))
             if level > 0 and i == cfg.num_res_blocks:
                 layers.append(Upsample(width))
-            blocks.append(Stage(*layers))
+            blocks.append(TimestepEmbedSequential(*layers))
     assert not remaining
     return nn.ModuleList(blocks)
 
 
-def run_stage(stage: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
+def run_block(stage: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
     """Call a stage; with `recompute` its activations are not kept but computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(stage, *inputs, use_reentrant=False)
@@ -204,19 +206,19 @@ class UNet(nn.Module):
         self._check(x_BChw, control)
         recompute = self.activation_checkpointing
         context = context_BTD.to(self.dtype)
-        embedding = self.time_embed(timestep_features(t_B, self.cfg.model_channels).to(self.dtype))
+        embedding = self.time_embed(timestep_embedding(t_B, self.cfg.model_channels).to(self.dtype))
         hidden = x_BChw.to(self.dtype)
         skips: list[Tensor] = []
         for block in self.input_blocks:
-            hidden = run_stage(block, recompute, hidden, embedding, context)
+            hidden = run_block(block, recompute, hidden, embedding, context)
             skips.append(hidden)
-        hidden = run_stage(self.middle_block, recompute, hidden, embedding, context, attnx_scale)
+        hidden = run_block(self.middle_block, recompute, hidden, embedding, context, attnx_scale)
         if control is not None:
             hidden = hidden + control[-1].to(hidden.dtype)
             skips = [skip + added.to(skip.dtype) for skip, added in zip(skips, control[:-1], strict=True)]
         for block in self.output_blocks:
             joined = torch.cat([hidden, skips.pop()], dim=1)
-            hidden = run_stage(block, recompute, joined, embedding, context, attnx_scale)
+            hidden = run_block(block, recompute, joined, embedding, context, attnx_scale)
         return self.out(hidden).to(x_BChw.dtype)
 
     def _check(self, x_BChw: Tensor, control: Control | None) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anytext2.model.layers import attention, map_of, tokens_of, with_init_scale
+from anytext2.model.layers import attention, map_to_tokens, tokens_to_map, with_init_scale
 
 LOGVAR_RANGE = (-30.0, 20.0)
 # A fresh encoder starts almost deterministic; with unit deviation the decoder would first learn to ignore it.
@@ -90,9 +90,9 @@ class VAEAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        query, key, value = (tokens_of(layer(normed)) for layer in (self.q, self.k, self.v))
+        query, key, value = (map_to_tokens(layer(normed)) for layer in (self.q, self.k, self.v))
         mixed = attention(query, key, value, heads=1)
-        return x + self.proj_out(map_of(mixed, *x.shape[2:]))
+        return x + self.proj_out(tokens_to_map(mixed, *x.shape[2:]))
 
 
 class VAEDownsample(nn.Module):
@@ -242,7 +242,7 @@ class VAE(nn.Module):
         """Image [B, 3, H, W] of a scaled latent: in [-1, 1] but for what the decoder overshoots (not clamped)."""
         return self.decoder(self.post_quant_conv(latent_BChw / self.cfg.scale_factor))
 
-    def after_initialise(self) -> None:
+    def post_initialise(self) -> None:
         """Called by :func:`anytext2.layers.initialise`: start with a nearly deterministic posterior."""
         z = self.cfg.z_channels
         self.quant_conv.weight[z:].zero_()

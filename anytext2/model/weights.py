@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from anytext2.model.anytext2 import AnyText2, AnyText2Config, build_model, schedule_tables
 from anytext2.model.recognizer import CONFIG_DIR
 
-EMBEDDED_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
+TINY_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
 """The trained weights of the 'tiny' config that ship with the package."""
 
 OFFICIAL_TOWER = "cond_stage_model.transformer.text_model."
 OUR_TOWER = "cond_stage_model.tower."
-IGNORED = OFFICIAL_TOWER + "embeddings.position_ids"
+IGNORED_KEY = OFFICIAL_TOWER + "embeddings.position_ids"
 """A constant that files written with older transformers releases carry."""
 
 _TOWER_NAMES = (
@@ -46,7 +46,7 @@ _IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def official_state(model: nn.Module) -> dict[str, Tensor]:
+def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's state under the official names. The tensors share memory with the model: writing to them loads it."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -75,7 +75,7 @@ def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a `.safetensors`, `.ckpt`, `.pt` or `.pth` file, bare or nested under "state_dict".
 
     Pickles are read with `weights_only`, and mapped into memory where the format allows it.
@@ -113,10 +113,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def names_in(path: Path) -> set[str]:
+def tensor_names(path: Path) -> set[str]:
     """Names of the tensors of a weights file, which safetensors tell without being read. Raises as `read_state`."""
     if path.suffix != ".safetensors" or not path.is_file():
-        return set(read_state(path))
+        return set(read_state_dict(path))
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys())
@@ -141,27 +141,27 @@ def load_weights(model: AnyText2, path: Path) -> None:
             first are named); or its noise schedule is not the config's. The model is then unchanged.
     """
     path = Path(path)
-    source = read_state(path)
-    source.pop(IGNORED, None)
-    target = official_state(model)
+    source = read_state_dict(path)
+    source.pop(IGNORED_KEY, None)
+    target = official_state_dict(model)
     _require_fit(path, source, target)
     _require_schedule(path, source, model.cfg)
     _copy(source, target)
 
 
 @torch.no_grad()
-def load_parts(model: AnyText2, paths: Iterable[Path]) -> set[str]:
+def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     """Loads files that hold only some of the tensors, later ones over earlier ones; names official or ours.
 
     Returns the names that were loaded.
 
     Raises ValueError for a name that the model lacks or another shape; the model is then unchanged.
     """
-    target = official_state(model) | model.state_dict()
+    target = official_state_dict(model) | model.state_dict()
     sources = []
     for path in map(Path, paths):
-        source = read_state(path)
-        source.pop(IGNORED, None)
+        source = read_state_dict(path)
+        source.pop(IGNORED_KEY, None)
         _require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
         sources.append(source)
     for source in sources:
@@ -186,7 +186,7 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     """
     path = Path(path)
     state = {}
-    for name, tensor in official_state(model).items():
+    for name, tensor in official_state_dict(model).items():
         keep = "." not in name or ".running_" in name or not tensor.is_floating_point()
         state[name] = (
             tensor.detach()
@@ -225,7 +225,7 @@ def init_from_sd15(
     Raises:
         ValueError: a tensor of the UNet, VAE, text tower or recognisers has no source, or one of another shape.
     """
-    target = official_state(model)
+    target = official_state_dict(model)
     source: dict[str, Tensor] = {}
     for name in target:
         if "." not in name:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.core.batch import Control
-from anytext2.model.layers import SILU_GAIN, timestep_features, with_init_scale
-from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_stage
+from anytext2.model.layers import SILU_GAIN, timestep_embedding, with_init_scale
+from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_block
 
 # What a hint encoder divides the page by; the latents must have the same cells.
 HINT_DOWNSAMPLING = 8
@@ -136,14 +136,14 @@ class WriteNet(nn.Module):
         context = text_context_BTD.to(self.dtype)
         # fast_control: timestep 0 and a latent of zeros for every sample. One row is enough: it broadcasts.
         time = torch.zeros(1, device=hint.device) if t_B is None else t_B
-        embedding = self.time_embed(timestep_features(time, self.unet_cfg.model_channels).to(self.dtype))
+        embedding = self.time_embed(timestep_embedding(time, self.unet_cfg.model_channels).to(self.dtype))
         seen = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:]) if x_BChw is None else x_BChw
         hidden = hint + self.input_blocks[0](seen.to(hint.dtype), embedding, context)
         maps = [self.zero_convs[0](hidden)]
         for block, zero_conv in zip(self.input_blocks[1:], self.zero_convs[1:], strict=True):  # type: ignore[arg-type, index]
-            hidden = run_stage(block, recompute, hidden, embedding, context)
+            hidden = run_block(block, recompute, hidden, embedding, context)
             maps.append(zero_conv(hidden))
-        hidden = run_stage(self.middle_block, recompute, hidden, embedding, context)
+        hidden = run_block(self.middle_block, recompute, hidden, embedding, context)
         maps.append(self.middle_block_out(hidden))
         return tuple(maps)
 

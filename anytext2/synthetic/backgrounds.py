@@ -42,21 +42,21 @@ class Background:
     description: str
 
 
-def paint(rng: np.random.Generator, size: int) -> Background:
+def draw_background(rng: np.random.Generator, size: int) -> Background:
     """A background of a random kind; the same state of `rng` paints the same picture."""
     kind = str(rng.choice(_KINDS, p=_WEIGHTS))
-    image, description = PAINTERS[kind](rng, size)
+    image, description = BACKGROUNDS[kind](rng, size)
     return Background(image, kind, description)
 
 
-def pick_color(rng: np.random.Generator, exclude: tuple[str, ...] = ()) -> tuple[str, Color]:
+def random_color(rng: np.random.Generator, exclude: tuple[str, ...] = ()) -> tuple[str, Color]:
     """A named colour with a little jitter; the name still fits what is seen."""
     names = [name for name in _NAMES if name not in exclude]
     name = names[int(rng.integers(len(names)))]
-    return name, jitter(rng, PALETTE[name])
+    return name, jitter_color(rng, PALETTE[name])
 
 
-def jitter(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
+def jitter_color(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
     """`color` moved by at most `amount` in each channel."""
     shifts = rng.integers(-amount, amount + 1, 3).tolist()
     red, green, blue = (min(255, max(0, c + d)) for c, d in zip(color, shifts, strict=True))
@@ -64,13 +64,13 @@ def jitter(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
 
 
 def _flat(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    name, color = pick_color(rng)
+    name, color = random_color(rng)
     return _filled(size, color), f"plain {name} background"
 
 
 def _gradient(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color = pick_color(rng)
-    second, second_color = pick_color(rng, exclude=(first,))
+    first, first_color = random_color(rng)
+    second, second_color = random_color(rng, exclude=(first,))
     if rng.random() < 0.7:
         x, y = _grid(size)
         angle = rng.uniform(0, 2 * np.pi)
@@ -108,7 +108,7 @@ def _dots(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _bricks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    name, color = pick_color(rng, exclude=("black", "yellow", "pink"))
+    name, color = random_color(rng, exclude=("black", "yellow", "pink"))
     rows = int(rng.integers(6, 11))
     x, y = _grid(size)
     row = np.floor(y * rows)
@@ -126,7 +126,7 @@ def _wood(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     warp = _smooth_noise(rng, size, 3) * 0.9
     grain = np.sin((y * rng.uniform(6, 12) + warp + 0.15 * np.sin(x * 5)) * 2 * np.pi)
     planks = (y[:, 0] * int(rng.integers(3, 6))) % 1 < 0.03
-    image = _shaded(jitter(rng, PALETTE[name]), 1.0 + 0.10 * grain)
+    image = _shaded(jitter_color(rng, PALETTE[name]), 1.0 + 0.10 * grain)
     image[planks] = (image[planks] * 0.5).astype(np.uint8)
     return image, f"{name} wooden background"
 
@@ -139,12 +139,12 @@ def _clouds(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 def _shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     """Clutter: one or two kinds of objects scattered over a plain or soft ground."""
-    name, color = pick_color(rng)
+    name, color = random_color(rng)
     image = _filled(size, color)
     phrases = []
     for _ in range(int(rng.integers(1, 3))):
         shape = _SHAPES[int(rng.integers(len(_SHAPES)))]
-        shape_name, shape_color = pick_color(rng, exclude=(name,))
+        shape_name, shape_color = random_color(rng, exclude=(name,))
         count = int(rng.integers(1, 6))
         for _ in range(count):
             _draw_shape(image, rng, shape, shape_color)
@@ -177,7 +177,7 @@ def _draw_shape(image: np.ndarray, rng: np.random.Generator, shape: str, color: 
         cv2.fillPoly(image, [points.round().astype(np.int32)], color, cv2.LINE_AA)
 
 
-PAINTERS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]] = {
+BACKGROUNDS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]] = {
     "flat": _flat,
     "gradient": _gradient,
     "stripes": _stripes,
@@ -188,16 +188,16 @@ PAINTERS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]
     "clouds": _clouds,
     "shapes": _shapes,
 }
-_KINDS = tuple(PAINTERS)
+_KINDS = tuple(BACKGROUNDS)
 _WEIGHTS = (0.14, 0.18, 0.09, 0.06, 0.07, 0.08, 0.08, 0.10, 0.20)
 
 
 def _close_pair(rng: np.random.Generator) -> tuple[str, Color, str, Color]:
     """Two named colours of similar brightness, so that one text colour can be read on both."""
-    first, first_color = pick_color(rng)
+    first, first_color = random_color(rng)
     near = [n for n in _NAMES if n != first and abs(_luma(PALETTE[n]) - _luma(first_color)) < 60]
     second = near[int(rng.integers(len(near)))]
-    return first, first_color, second, jitter(rng, PALETTE[second])
+    return first, first_color, second, jitter_color(rng, PALETTE[second])
 
 
 def _luma(color: Color) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from anytext2.core.batch import TextLine
 from anytext2.core.rng import numpy_rng
 from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE, REFERENCE_SIZE, Font, FontTable, draw_text, load_font_table
-from anytext2.synthetic.backgrounds import PALETTE, Color, paint, pick_color
+from anytext2.synthetic.backgrounds import PALETTE, Color, draw_background, random_color
 from anytext2.synthetic.words import chinese_text, latin_text
 
 _CONTRAST = 80.0  # least distance in brightness (0..255) between a text and what is under it
@@ -128,7 +128,7 @@ class _Placed:
 def draw_picture(seed: int, index: int, config: SyntheticConfig) -> SyntheticPicture:
     """Draws picture `index` of the dataset `seed`."""
     rng = numpy_rng(seed, 0, index, "synthetic")
-    background = paint(rng, config.size)
+    background = draw_background(rng, config.size)
     page = _Page(background.image, _letters(rng, config))
     n_lines = 1 + int(rng.choice(len(config.line_probabilities), p=config.line_probabilities))
     lines = [line for _ in range(n_lines) if (line := _add_line(page, rng, config)) is not None]
@@ -180,11 +180,11 @@ def _place(
 ) -> _Placed | None:
     """Chooses size, angle and a free place for `text`; None when it does not fit."""
     least, most = config.chinese_height if language == "Chinese" else config.latin_height
-    reference = font.box("国" if language == "Chinese" else "Hg").height
+    reference = font.ink_box("国" if language == "Chinese" else "Hg").height
     angle = float(rng.uniform(-config.max_angle, config.max_angle)) if rng.random() < config.rotated else 0.0
     room = config.size - 10
     cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-    box = font.box(text)
+    box = font.ink_box(text)
     # Largest height for which the turned box stays inside the picture.
     widest = room / max(box.width * cos + box.height * sin, box.width * sin + box.height * cos) * reference
     top = min(most * config.size, widest)
@@ -214,7 +214,7 @@ def _ink_line(page: _Page, rng: np.random.Generator, config: SyntheticConfig, pl
     """Draws the placed word (label, shadow, outline, fill) in a colour that can be read there."""
     color = _readable_color(rng, *_brightness_under(page.image, placed))
     if color is None or rng.random() < config.label:
-        name, ground = pick_color(rng)
+        name, ground = random_color(rng)
         page.labels.append(name)
         cv2.fillConvexPoly(page.image, placed.polygon(3.0).round().astype(np.int32), ground, cv2.LINE_AA)
         color = _readable_color(rng, _luma(ground), _luma(ground))
@@ -246,7 +246,7 @@ def _readable_color(rng: np.random.Generator, darkest: float, brightest: float) 
     """A colour whose brightness keeps its distance from everything between darkest and brightest, or None."""
     refused: tuple[str, ...] = ()
     while len(refused) < len(PALETTE):
-        name, color = pick_color(rng, exclude=refused)
+        name, color = random_color(rng, exclude=refused)
         if _luma(color) < darkest - _CONTRAST or _luma(color) > brightest + _CONTRAST:
             return color
         refused += (name,)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anytext2.core.files import sync
+from anytext2.core.files import fsync
 
 MOST_WAITING = 20_000
 """Lines kept in memory while a journal cannot be written: about 10 MB, days of training."""
@@ -55,7 +55,7 @@ class Journal:
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
-        sync(self.path)
+        fsync(self.path)
 
     def read(self, offset: int = 0, limit: int = 1000) -> tuple[list[dict[str, Any]], int, int]:
         """Up to `limit` whole lines from byte `offset` on: the records, the next offset, the number of broken lines."""

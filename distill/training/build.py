@@ -83,7 +83,7 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
     model = make_model(recipe.model, recipe.seed)
     dataset = make_data(recipe, world, model)
     order = make_batch_sampler(dataset, recipe.data, recipe.seed)
-    if dataset.latents and not objective.needs_latents:
+    if dataset.read_latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
         print(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.dataset import AnyWordDataset, SampleError
-from anytext2.model.anytext2 import BLANK_IMAGE
+from anytext2.model.anytext2 import BLANK_PIXEL
 from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
@@ -46,12 +46,12 @@ def check_first_batch(session: Session) -> None:
     recipe, engine = session.recipe, session.engine
     keys = next(micro_batches(session.order, engine.plan, engine.world.rank, session.progress.batches))
     item = session.step_input(next(loader(session.dataset, iter([keys]), 0, False)))
-    if session.dataset.latents:
-        seen = next(loader(_from_files(session.dataset), iter([keys]), 0, False)).batch.floating()
+    if session.dataset.read_latents:
+        seen = next(loader(_from_files(session.dataset), iter([keys]), 0, False)).batch.normalized()
         seen = seen.to(engine.world.device)
         # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
         editing = torch.tensor(item.batch.editing, device=seen.image.device).reshape(-1, 1, 1, 1)
-        masked = torch.where(editing, seen.masked_image, BLANK_IMAGE)
+        masked = torch.where(editing, seen.masked_image, BLANK_PIXEL)
         item = replace(item, batch=replace(item.batch, image=seen.image, masked_image=masked))
     if session.tracker is not None:
         path = recipe.run_dir / AUDIT_PICTURE
@@ -119,7 +119,7 @@ def _findings(session: Session, item: StepInput) -> Iterator[model_checks.Findin
     model = session.roles.model
     with torch.inference_mode():
         assert item.masked_latent is not None
-        conditions = model.condition(item.batch, item.masked_latent)
+        conditions = model.encode_conditions(item.batch, item.masked_latent)
     yield from model_checks.check_conditions(model, item.batch, conditions)
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
@@ -168,7 +168,7 @@ class Previews:
 
 def _first_samples(session: Session) -> Batch:
     readable = _readable(_from_files(session.dataset), range(len(session.dataset)))
-    return collate(list(islice(readable, session.recipe.log.preview_samples))).floating()
+    return collate(list(islice(readable, session.recipe.log.preview_samples))).normalized()
 
 
 @torch.no_grad()

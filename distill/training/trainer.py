@@ -116,7 +116,7 @@ class Session:
     def step_input(self, loaded: LoadedBatch) -> StepInput:
         """The micro-batch on the device, with its latents where the objective wants them."""
         device = self.engine.world.device
-        batch = loaded.batch.to(device, non_blocking=True).floating()
+        batch = loaded.batch.to(device, non_blocking=True).normalized()
         item = StepInput(batch, loaded.draws(self.recipe.seed), update=self.progress.updates)
         if not self.objective.needs_latents:
             return item

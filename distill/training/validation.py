@@ -67,11 +67,11 @@ class Validator:
         spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
         sums = dict.fromkeys(SUMS, 0.0)
         for first in range(0, len(self._samples), TOGETHER):
-            batch = collate(self._samples[first : first + TOGETHER]).to(device).floating()
+            batch = collate(self._samples[first : first + TOGETHER]).to(device).normalized()
             scene = prepare_sampling(session.roles, batch, recipe.seed, None)
             (painting,) = sample_batch(session.roles, scene, [spec], session.schedule, self._options)
             images, pages = to_uint8(painting.image), batch.glyph.to(torch.uint8).cpu().numpy()
-            for image, page, lines in zip(images, pages, batch.written, strict=True):
+            for image, page, lines in zip(images, pages, batch.nonblank_lines, strict=True):
                 read = self._reader.read_lines(image, [line.polygon for line in lines])
                 for line, found in zip(lines, read, strict=True):
                     _add_line(sums, line, found, line_structure(image, line.polygon, page[0]))
@@ -123,7 +123,7 @@ def make_validator(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> 
             samples.append(dataset.sample(index, 0))
         except SampleError:
             skipped += 1
-    counts = torch.tensor([sum(bool(sample.written) for sample in samples), skipped], device=world.device)
+    counts = torch.tensor([sum(bool(sample.nonblank_lines) for sample in samples), skipped], device=world.device)
     if world.size > 1:
         dist.all_reduce(counts)
     readable, skipped = counts.tolist()

@@ -23,8 +23,8 @@ import cv2
 import torch
 from torch.nn import functional as F
 
-from anytext2.cache.build import build
-from anytext2.cache.encoders import encoder_of
+from anytext2.cache.build import build_cache
+from anytext2.cache.encoders import make_image_encoder
 from anytext2.cache.header import header_for
 from anytext2.cache.store import FeatureCache
 from anytext2.core.batch import Batch, Sample, collate
@@ -56,12 +56,12 @@ def prepare(folder: Path, count: int) -> dict[str, AnyWordDataset]:
     records, fonts = load_records(source)[0], load_font_table()
     online = AnyWordDataset(records, SETTINGS, _SEED, fonts)
     header = header_for(SETTINGS, fonts, [source], latents="averaged cells")
-    build(store, online, header, workers=0, encode=encoder_of(averaged_cells, "cpu"))
+    build_cache(store, online, header, workers=0, encode=make_image_encoder(averaged_cells, "cpu"))
     cache = FeatureCache.open(store, header)
     return {
         "online": online,
         "lmdb": AnyWordDataset(records, SETTINGS, _SEED, fonts, cache),
-        "lmdb_latents": AnyWordDataset(records, SETTINGS, _SEED, fonts, cache, latents=True),
+        "lmdb_latents": AnyWordDataset(records, SETTINGS, _SEED, fonts, cache, read_latents=True),
     }
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from anytext2.core.batch import UNSET_COLOR, Record, Sample, TextLine, collate
 from anytext2.data import json_stream
-from anytext2.data.annotation_items import FARTHEST_CORNER
+from anytext2.data.annotation_items import MAX_COORDINATE
 from anytext2.data.annotations import LoadReport, load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError
 from anytext2.glyphs.fonts import load_font_table
@@ -183,7 +183,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _assert_valid(sample: Sample) -> None:
-    batch = collate([sample]).floating()
+    batch = collate([sample]).normalized()
     side, lines = CONFIG.resolution, CONFIG.max_lines
     shapes = {
         "image": (1, 3, side, side),
@@ -239,7 +239,7 @@ def _assert_accounted(items: list[Any], records: list[Record], report: LoadRepor
     assert ignored == sum(len(record.ignored_polygons) for record in records)
     for record in records:
         for polygon in (*(line.polygon for line in record.lines), *record.ignored_polygons):
-            assert polygon.dtype == np.float32 and np.abs(polygon).max() <= FARTHEST_CORNER
+            assert polygon.dtype == np.float32 and np.abs(polygon).max() <= MAX_COORDINATE
 
 
 def test_mutated_items(folder: Path) -> None:
@@ -311,7 +311,7 @@ def test_mutated_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, path = random.Random(2), folder / "file.json"
     loaded = refused = 0
     for number in range(WHOLE_FILES):
-        monkeypatch.setattr(json_stream, "CHUNK", rng.choice([16, 100, 1 << 18]))
+        monkeypatch.setattr(json_stream, "CHUNK_CHARACTERS", rng.choice([16, 100, 1 << 18]))
         content = _mutated_bytes(rng)
         path.write_bytes(content)
         start = time.process_time()

@@ -61,7 +61,7 @@ def test_a_position_is_the_filled_polygon_wherever_it_lies() -> None:
     kernel = np.ones((3, 3), np.uint8)
     for _ in range(200):
         polygon = (rng.integers(-30, 130, 2) + rng.integers(-80, 80, (4, 2)) / 2).astype(np.float32)
-        whole = render.filled([polygon], (60, 90))
+        whole = render.fill_polygons([polygon], (60, 90))
         np.testing.assert_array_equal(render.position_mask(polygon, (60, 90)), whole)
         for value, turns, move in ((0.75, 1, cv2.dilate), (0.92, 2, cv2.dilate)):
             moved = render.position_mask(polygon, (60, 90), _Fixed(value))
@@ -69,18 +69,18 @@ def test_a_position_is_the_filled_polygon_wherever_it_lies() -> None:
 
 
 def test_fill_covers_the_corner_pixels_and_unites() -> None:
-    mask = render.filled([_box(3, 4, 9, 11), _box(20, 1, 22, 2)], (16, 32))
+    mask = render.fill_polygons([_box(3, 4, 9, 11), _box(20, 1, 22, 2)], (16, 32))
     expected = np.zeros((16, 32), np.uint8)
     expected[4:12, 3:10] = 1
     expected[1:3, 20:23] = 1
     np.testing.assert_array_equal(mask, expected)
     assert mask.dtype == np.uint8
-    assert render.filled([], (5, 6)).sum() == 0
+    assert render.fill_polygons([], (5, 6)).sum() == 0
 
 
 def test_fill_of_a_slanted_polygon_agrees_with_half_planes() -> None:
     polygon = np.array([(10, 5), (50, 15), (42, 40), (7, 30)], np.float32)
-    mask = render.filled([polygon], (48, 64))
+    mask = render.fill_polygons([polygon], (48, 64))
     y, x = np.mgrid[:48, :64]
     distances = []
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, 0), strict=True):
@@ -90,9 +90,9 @@ def test_fill_of_a_slanted_polygon_agrees_with_half_planes() -> None:
 
 
 def test_polygons_beyond_the_page_are_cut() -> None:
-    mask = render.filled([_box(-20, -5, 3, 2)], (10, 10))
+    mask = render.fill_polygons([_box(-20, -5, 3, 2)], (10, 10))
     assert mask[:3, :4].all() and mask.sum() == 12
-    assert render.filled([_box(30, 30, 40, 40)], (10, 10)).sum() == 0
+    assert render.fill_polygons([_box(30, 30, 40, 40)], (10, 10)).sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_glyph_page_fills_its_polygon_and_nothing_else(text: str, degrees: float
     polygon = _turned(_box(40, 90, 200, 140), degrees)
     page = render.glyph_page(text, polygon, (256, 256), font)
     assert page.dtype == np.uint8 and set(np.unique(page)) == {0, 1}
-    grown = cv2.dilate(render.filled([polygon], (256, 256)), np.ones((5, 5), np.uint8))
+    grown = cv2.dilate(render.fill_polygons([polygon], (256, 256)), np.ones((5, 5), np.uint8))
     assert not (page & ~grown).any()
     ys, xs = np.nonzero(page)
     assert np.hypot(xs.mean() - polygon[:, 0].mean(), ys.mean() - polygon[:, 1].mean()) < 8
@@ -223,7 +223,7 @@ def test_scaled_pages_show_the_same_text(font: Font) -> None:
 )
 def test_odd_polygons_draw_what_is_on_the_page(polygon: np.ndarray, font: Font) -> None:
     page = render.glyph_page("Text", polygon, (64, 64), font)
-    allowed = cv2.dilate(render.filled([polygon], (64, 64)), np.ones((5, 5), np.uint8))
+    allowed = cv2.dilate(render.fill_polygons([polygon], (64, 64)), np.ones((5, 5), np.uint8))
     assert page.shape == (64, 64) and not (page & ~allowed).any()
     assert render.font_hint(np.zeros((64, 64, 3), np.uint8), polygon).shape == (64, 64)
 
