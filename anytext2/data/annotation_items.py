@@ -1,6 +1,6 @@
-"""One item of an AnyWord annotation file -> what a record is made of, or why it cannot be used.
+"""Parses and validates one item of an AnyWord annotation file.
 
-The names of an item's fields are known here only; see anytext2/data/annotations.py for the whole file.
+Only this module knows the names of an item's fields; anytext2/data/annotations.py reads the whole file.
 
 Shape legend: P corners.
 """
@@ -20,15 +20,18 @@ import numpy as np
 from anytext2.core.batch import UNSET_COLOR, TextLine
 
 PLACEHOLDER = "*"
-"""Stands for a line of text in the text caption, and must therefore stand nowhere else."""
+"""Marks the place of a line's embedding in the text caption. It is removed from image captions."""
 
 MAX_COORDINATE = 1e6
-"""Pixels. No picture is as large; what is farther out is a fault, and would overflow integers when it is drawn."""
+"""Greatest absolute coordinate of a corner in pixels. Greater ones would overflow integers in the drawing code."""
 
 
 class SkippedError(Exception):
-    """Something legal that is of no use. `reason` is the same for all that are left out for it, so that it can be
-    counted; `polygon`: the place of a line whose text cannot be learned, None where it is not known either."""
+    """A valid item or annotation that is not used.
+
+    reason: a short text without details, so that skipped items can be counted by reason. polygon: float32 [P, 2], the
+    region of a skipped line; None if it is unknown.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +40,7 @@ class SkippedError(Exception):
 
 
 class InvalidFieldError(SkippedError):
-    """A field that is not as it must be. path: where in the item, '' for the item itself; problem: what is wrong."""
+    """A field that is missing or malformed. path: its path in the item, '' for the item itself; problem: the fault."""
 
     def __init__(self, field: str, problem: str, reason: str = "") -> None:
         super().__init__(reason or (f"faulty {field}" if field else "not an object"))
@@ -47,27 +50,30 @@ class InvalidFieldError(SkippedError):
 
 @dataclass(frozen=True)
 class AnnotationItem:
-    """What an item says; annotations are still as they were read."""
+    """The fields of an item; `annotations` is the raw JSON."""
 
     name: str
     caption: str
     annotations: list[Any]
 
     def lines(self) -> Iterator[TextLine | SkippedError]:
-        """Every annotation as a line, or why it is none."""
+        """Yields each annotation as a line, or the error for which it is skipped."""
         for number, annotation in enumerate(self.annotations):
             try:
                 yield _line(annotation)
-            except InvalidFieldError as fault:
-                place = f"annotations[{number}]"
-                fault.path = f"{place}.{fault.path}" if fault.path else place
-                yield fault
-            except SkippedError as reason:
-                yield reason
+            except SkippedError as error:
+                if isinstance(error, InvalidFieldError):
+                    place = f"annotations[{number}]"
+                    error.path = f"{place}.{error.path}" if error.path else place
+                yield error
 
 
 def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> AnnotationItem:
-    """The item's own fields. Raises LeftOutError where its picture is not to be used, FaultError where it cannot be."""
+    """Parses an item, except for its annotations.
+
+    wm_threshold, cap_watermark: see `anytext2.data.annotations.load_records`.
+    Raises SkippedError if its watermark score is above the threshold, InvalidFieldError for a malformed field.
+    """
     score = _number(item, "wm_score")
     if score is not None and score > wm_threshold:
         raise SkippedError("watermark score above the threshold")
@@ -79,26 +85,26 @@ def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Annotatio
 
 
 def required_field(item: Any, field: str, kind: type) -> Any:
-    """The value of a field. Raises FaultError where it is missing, null or not of that kind."""
+    """The value of a field. Raises InvalidFieldError if it is missing, null or not an instance of `kind`."""
     value = optional_field(item, field, kind)
     if value is None:
-        raise InvalidFieldError(field, f"missing; a {_NAMES[kind]} is needed")
+        raise InvalidFieldError(field, f"missing; a {_JSON_TYPES[kind]} is needed")
     return value
 
 
 def optional_field(item: Any, field: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of a field, None where it is missing or null. Raises FaultError where it is not of that kind."""
+    """The value of a field, None if it is missing or null. Raises InvalidFieldError if it is of another type."""
     if not isinstance(item, dict):
-        raise InvalidFieldError("", f"expected an object, got a {_NAMES.get(type(item), type(item).__name__)}")
+        raise InvalidFieldError("", f"expected an object, got a {_JSON_TYPES.get(type(item), type(item).__name__)}")
     value = item.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        wanted = _NAMES[kind[0] if isinstance(kind, tuple) else kind]
+        wanted = _JSON_TYPES[kind[0] if isinstance(kind, tuple) else kind]
         raise InvalidFieldError(field, f"expected a {wanted}, got {_short(value)}")
     return value
 
 
 def is_valid_unicode(text: str) -> bool:
-    """Whether the text is Unicode: JSON can also write halves of surrogate pairs, which no font and no file has."""
+    """Whether the text has no unpaired surrogates, which JSON can express but UTF-8 cannot encode."""
     if text.isascii():
         return True
     try:
@@ -129,13 +135,13 @@ def _line(annotation: Any) -> TextLine:
             raise SkippedError("text with unpaired surrogates")
         language = _text("language", required_field(annotation, "language", str))
         return TextLine(text, polygon, language, _color(annotation))
-    except SkippedError as reason:
-        reason.polygon = polygon
+    except SkippedError as error:
+        error.polygon = polygon
         raise
 
 
 def _polygon(annotation: Any) -> np.ndarray:
-    """Corners float32 [P, 2]."""
+    """Corners float32 [P, 2], P >= 3."""
     corners = required_field(annotation, "polygon", list)
     if not corners:
         raise SkippedError("empty polygon")
@@ -146,10 +152,10 @@ def _polygon(annotation: Any) -> np.ndarray:
     if exact.ndim != 2 or exact.shape[1] != 2 or len(exact) < 3 or exact.dtype.kind not in "iuf":
         raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
     exact = exact.astype(np.float64)
-    if not np.abs(exact).max() <= MAX_COORDINATE:  # NaN is not, either
+    if not np.abs(exact).max() <= MAX_COORDINATE:  # also true for NaN
         raise InvalidFieldError("polygon", f"expected pixels up to {MAX_COORDINATE:.0f}, got {_short(corners)}")
     polygon = exact.astype(np.float32)
-    # Parts of a polygon with its corners in the wrong order cancel each other out; a rectangle around it has no parts.
+    # A self-intersecting polygon can have no net area; its minimum-area rectangle has one.
     if cv2.contourArea(polygon) < 1 and math.prod(cv2.minAreaRect(polygon)[1]) < 1:
         raise SkippedError("polygon with an area below one pixel")
     return polygon
@@ -183,11 +189,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """At most 60 printable characters, at a cost that does not grow with the value."""
-    text = _BRIEF.repr(value)
+    """The value's repr in at most 60 characters; its cost does not grow with the value."""
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_NAMES: dict[type, str] = {str: "string", list: "list", dict: "object", int: "number", float: "number"}
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring, _BRIEF.maxlong = 3, 6, 4, 60, 60
+_JSON_TYPES: dict[type, str] = {str: "string", list: "list", dict: "object", int: "number", float: "number"}
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxlong = 3, 6, 4, 60, 60
