@@ -1,6 +1,6 @@
-"""What a feature cache holds of the frozen networks: pictures to latents, captions to contexts.
+"""Encodes pictures into latents and captions into contexts with the frozen networks, for a feature cache.
 
-Shape legend: B pictures, H/W pixels, K chunks of 77 tokens, D width of the context.
+Shape legend: B pictures, H/W pixels, K chunks of 77 tokens, D context width.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from anytext2.data.features import StoredLatents
 from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_image_captions
 
 EncodeImages = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
-"""Pictures and pictures with their lines hidden, both uint8 [B, H, W, 3] -> their latents."""
+"""(pictures, masked pictures), both uint8 [B, H, W, 3] -> latents of each picture."""
 
 EncodeCaptions = Callable[[Sequence[str]], list[np.ndarray]]
-"""Captions -> the context of each, float16 [K, 77, D] with as many chunks as it needs."""
+"""Captions -> context of each caption, float16 [K, 77, D] with as many chunks as the caption needs."""
 
 
 def make_image_encoder(
     encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any
 ) -> EncodeImages:
-    """An `Encode` from a function that gives mean and standard deviation of scaled latents for pictures in [-1, 1]."""
+    """An `EncodeImages` from a function of pictures.
+
+    encode: pictures float32 [B, 3, H, W] in [-1, 1] -> mean and standard deviation of their scaled latents, such as
+    `AnyText2.posterior`. device: where the pictures are moved for it.
+    """
 
     @torch.no_grad()
     def encoded(pictures: np.ndarray, masked: np.ndarray) -> list[StoredLatents]:
@@ -37,7 +41,7 @@ def make_image_encoder(
 
 
 def make_caption_encoder(encoder: TextEncoder) -> EncodeCaptions:
-    """An `EncodeCaptions` from a model's text encoder."""
+    """An `EncodeCaptions` that uses a model's text encoder."""
 
     @torch.no_grad()
     def encoded(captions: Sequence[str]) -> list[np.ndarray]:
@@ -49,5 +53,5 @@ def make_caption_encoder(encoder: TextEncoder) -> EncodeCaptions:
 
 
 def context_bytes(caption: str, width: int) -> int:
-    """Size of a caption's context in the store."""
+    """Size in bytes of a caption's stored context of width D = `width`."""
     return 2 * CONTEXT_LENGTH * width * len(tokenize_image_captions([caption])[0])

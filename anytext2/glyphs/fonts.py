@@ -135,8 +135,8 @@ def load_font_table(path: str | Path = DEFAULT_FONT_TABLE) -> FontTable:
 def draw_text(text: str, font: Font, size: int, spacing: float = 0.0, mode: str = "L") -> Image.Image:
     """Draws `text` at `size` pixels per em on a picture of the size of its bounding box. Blank text gives zeros.
 
-    spacing: extra pixels between characters (0 keeps the font's kerning). mode: Pillow's "L" for coverage 0..255, or "1"
-    for the rasteriser's bilevel output.
+    spacing: extra pixels between characters; 0 keeps the font's kerning. mode: "L" for coverage 0..255, "1" for the
+    rasteriser's bilevel output (Pillow's modes).
     """
     face = font.face(size)
     if spacing == 0:

@@ -290,7 +290,7 @@ def _bounds(polygon: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, 
 
 
 def _gap(polygon: np.ndarray, share: float, position: float) -> np.ndarray:
-    """A rectangle [4, 2] across the line that covers `share` of its length, at one end (position 0) to the other (1)."""
+    """A rectangle [4, 2] across the line that covers `share` of its length. position: 0 at one end, 1 at the other."""
     a, b, c, d = cv2.boxPoints(cv2.minAreaRect(np.float32(polygon))).tolist()
     if math.dist(a, b) < math.dist(b, c):
         a, b, d = b, c, a
