@@ -58,7 +58,7 @@ class CacheHeader:
 
     @classmethod
     def from_json(cls, content: bytes, where: Path) -> CacheHeader:
-        """The header from its stored form. Raises CacheMismatchError if it is of another format version or no header."""
+        """The header from its stored form. Raises CacheMismatchError for another format version or no header."""
         try:
             values: Any = json.loads(content)
             if values["format"] != FORMAT_VERSION:

@@ -60,7 +60,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: Path, wanted: CacheHeader) -> FeatureCache:
-        """Opens a store. Raises ValueError if it cannot be read, CacheMismatchError if its settings are not `wanted`."""
+        """Opens a store. Raises ValueError if it cannot be read, CacheMismatchError if it was not built as `wanted`."""
         cache = cls(path, read_header(path))
         differences = cache.header.differences(wanted)
         if differences:

@@ -1,7 +1,7 @@
-"""Painted backgrounds for synthetic pictures, each with the words that describe it.
+"""Draws backgrounds for synthetic pictures, each with a description for the caption.
 
-A painter takes a random generator and a size and returns (picture, description); PAINTERS lists them by kind.
-Pictures are uint8 [size, size, 3], red-green-blue.
+A background function takes a random generator and a size and returns (picture, description). BACKGROUNDS lists them by
+kind. Pictures are uint8 [size, size, 3], red-green-blue.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAMES = tuple(PALETTE)
 
 @dataclass(frozen=True)
 class Background:
-    """A painted picture (uint8 [size, size, 3]), its kind (a key of PAINTERS) and its description in words."""
+    """A drawn background: uint8 [size, size, 3], its kind (a key of BACKGROUNDS) and its description."""
 
     image: np.ndarray
     kind: str
@@ -43,21 +43,21 @@ class Background:
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Background:
-    """A background of a random kind; the same state of `rng` paints the same picture."""
+    """A random background of a random kind; it depends on the state of `rng` and the size only."""
     kind = str(rng.choice(_KINDS, p=_WEIGHTS))
     image, description = BACKGROUNDS[kind](rng, size)
     return Background(image, kind, description)
 
 
 def random_color(rng: np.random.Generator, exclude: tuple[str, ...] = ()) -> tuple[str, Color]:
-    """A named colour with a little jitter; the name still fits what is seen."""
+    """A random colour of PALETTE with jitter, and its name."""
     names = [name for name in _NAMES if name not in exclude]
     name = names[int(rng.integers(len(names)))]
     return name, jitter_color(rng, PALETTE[name])
 
 
 def jitter_color(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
-    """`color` moved by at most `amount` in each channel."""
+    """`color` with a random shift of at most `amount` in each channel."""
     shifts = rng.integers(-amount, amount + 1, 3).tolist()
     red, green, blue = (min(255, max(0, c + d)) for c, d in zip(color, shifts, strict=True))
     return red, green, blue
@@ -81,7 +81,7 @@ def _gradient(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _stripes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     x, y = _grid(size)
     angle = float(rng.choice([0.0, np.pi / 2, np.pi / 4, -np.pi / 4]))
     phase = (np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(4, 10) + rng.random()
@@ -90,7 +90,7 @@ def _stripes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _checks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     cells = int(rng.integers(4, 9))
     x, y = _grid(size)
     wave = ((np.floor(x * cells) + np.floor(y * cells)) % 2).astype(np.float32)
@@ -98,7 +98,7 @@ def _checks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _dots(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     x, y = _grid(size)
     cells, radius = rng.uniform(5, 9), rng.uniform(0.2, 0.36)
     distance = np.hypot((x * cells) % 1 - 0.5, (y * cells) % 1 - 0.5)
@@ -132,13 +132,13 @@ def _wood(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _clouds(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     noise = 0.65 * _smooth_noise(rng, size, 4) + 0.35 * _smooth_noise(rng, size, 10)
     return _blend(first_color, second_color, 0.5 + 0.45 * noise), f"{first} and {second} marbled background"
 
 
 def _shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    """Clutter: one or two kinds of objects scattered over a plain or soft ground."""
+    """One or two kinds of shapes, scattered over a plain background."""
     name, color = random_color(rng)
     image = _filled(size, color)
     phrases = []
@@ -192,11 +192,11 @@ _KINDS = tuple(BACKGROUNDS)
 _WEIGHTS = (0.14, 0.18, 0.09, 0.06, 0.07, 0.08, 0.08, 0.10, 0.20)
 
 
-def _close_pair(rng: np.random.Generator) -> tuple[str, Color, str, Color]:
-    """Two named colours of similar brightness, so that one text colour can be read on both."""
+def _similar_colors(rng: np.random.Generator) -> tuple[str, Color, str, Color]:
+    """Two named colours of similar brightness, so that a text colour can contrast with both."""
     first, first_color = random_color(rng)
-    near = [n for n in _NAMES if n != first and abs(_luma(PALETTE[n]) - _luma(first_color)) < 60]
-    second = near[int(rng.integers(len(near)))]
+    similar = [n for n in _NAMES if n != first and abs(_luma(PALETTE[n]) - _luma(first_color)) < 60]
+    second = similar[int(rng.integers(len(similar)))]
     return first, first_color, second, jitter_color(rng, PALETTE[second])
 
 
@@ -209,7 +209,7 @@ def _filled(size: int, color: Color) -> np.ndarray:
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y in (0, 1), float32, broadcastable to [size, size]."""
+    """x [1, size] and y [size, 1] of the pixel centres in (0, 1), float32."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     return axis[None, :], axis[:, None]
 
@@ -220,12 +220,12 @@ def _distance_from(center: np.ndarray, size: int) -> np.ndarray:
 
 
 def _soft_step(signed: np.ndarray, size: int, width: float) -> np.ndarray:
-    """0 below the edge, 1 above it, a ramp of about a pixel or two between: no jagged edges."""
+    """An antialiased step function of a signed distance: 0 below 0, 1 above, with a ramp of one or two pixels."""
     return np.clip(signed / (width * 128 / size) + 0.5, 0, 1)
 
 
 def _blend(first: Color, second: Color, weight: np.ndarray) -> np.ndarray:
-    """first where weight is 0, second where it is 1; weight [size, size] is clipped."""
+    """Interpolates from `first` (weight 0) to `second` (weight 1). weight: [size, size], clipped to [0, 1]."""
     weight = np.clip(np.broadcast_to(weight, (max(weight.shape),) * 2), 0, 1).astype(np.float32)[..., None]
     start, end = np.asarray(first, np.float32), np.asarray(second, np.float32)
     return (start + (end - start) * weight + 0.5).astype(np.uint8)
@@ -236,6 +236,6 @@ def _shaded(color: Color, brightness: np.ndarray) -> np.ndarray:
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise in about [-1, 1] with `cells` bumps a side."""
+    """Smooth noise [size, size] in about [-1, 1], interpolated from a grid of `cells` x `cells` random values."""
     coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
