@@ -208,9 +208,9 @@ def _place_word(
         y = float(rng.uniform(half_y + 1, config.size - half_y - 1))
         if not angle:  # upright ink is aligned to whole pixels, so that it stays sharp
             x, y = math.floor(x) + (ink.shape[1] % 2) / 2, math.floor(y) + (ink.shape[0] % 2) / 2
-        box = (x - half_x, y - half_y, x + half_x, y + half_y)
-        if canvas.is_free(box):
-            canvas.occupied.append(box)
+        bounds = (x - half_x, y - half_y, x + half_x, y + half_y)
+        if canvas.is_free(bounds):
+            canvas.occupied.append(bounds)
             return _PlacedWord(text, language, ink, (x, y), angle, 1 / supersampling)
     return None
 
