@@ -1,4 +1,4 @@
-"""3,000 broken image files from a fixed seed: each is a valid sample or is counted under a reason, and none takes long."""
+"""3,000 broken image files from a fixed seed: each is a valid sample or counted under a reason, and none takes long."""
 
 from __future__ import annotations
 
