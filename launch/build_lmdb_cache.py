@@ -22,8 +22,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from anytext2.cache.build import build, estimated_bytes
-from anytext2.cache.encoders import Encode, EncodeCaptions, caption_encoder_of, context_bytes, encoder_of
+from anytext2.cache.build import build_cache, estimate_cache_bytes
+from anytext2.cache.encoders import (
+    EncodeCaptions,
+    EncodeImages,
+    context_bytes,
+    make_caption_encoder,
+    make_image_encoder,
+)
 from anytext2.cache.header import CacheHeader
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
@@ -58,7 +64,7 @@ class Encoders:
     latent_bytes: of one picture of a size (H, W); caption_bytes: of one caption's context.
     """
 
-    encode: Encode | None = None
+    encode: EncodeImages | None = None
     latents: str | None = None
     latent_bytes: Callable[[Size], int] = lambda size: 0
     encode_captions: EncodeCaptions | None = None
@@ -90,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     for size, indices in records_by_size(dataset, recipe.data).items():
         part = dataset.select(indices)
         header = header_of(recipe.data, size, dataset.fonts, sources, encoders.latents, encoders.captions)
-        estimate = estimated_bytes(part, size, encoders.latent_bytes(size), encoders.caption_bytes)
+        estimate = estimate_cache_bytes(part, size, encoders.latent_bytes(size), encoders.caption_bytes)
         stores.append(Store(store_path(args.out, size, recipe.data), header, part, estimate))
     most = round(args.map_size * _GIB) if args.map_size else shutil.disk_usage(_existing(args.out)).free
     _announce(args, stores, most)
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _build(store: Store, workers: int, most: int, encoders: Encoders) -> None:
     with tqdm(total=len(store.dataset), unit="picture", mininterval=1.0) as bar:
-        done = build(
+        done = build_cache(
             store.path,
             store.dataset,
             store.header,
@@ -147,7 +153,7 @@ def _encoders(args: argparse.Namespace, recipe: Recipe) -> Encoders:
     if args.latents:
         found = replace(
             found,
-            encode=encoder_of(model.posterior, next(model.parameters()).device),
+            encode=make_image_encoder(model.posterior, next(model.parameters()).device),
             latents=weights_hash(model.first_stage_model),
             latent_bytes=lambda size: 6 * torch.Size(model.latent_shape(*size)).numel(),
         )
@@ -155,7 +161,7 @@ def _encoders(args: argparse.Namespace, recipe: Recipe) -> Encoders:
         encoder = model.cond_stage_model
         found = replace(
             found,
-            encode_captions=caption_encoder_of(encoder),
+            encode_captions=make_caption_encoder(encoder),
             captions=weights_hash(encoder),
             caption_bytes=partial(context_bytes, width=encoder.cfg.width),
         )

@@ -79,7 +79,7 @@ def draw(args: argparse.Namespace, opened: SamplingModel) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shown: list[GridRow] = []
     for first in range(0, len(samples), args.batch):
-        batch = collate(samples[first : first + args.batch]).to(opened.device).floating()
+        batch = collate(samples[first : first + args.batch]).to(opened.device).normalized()
         scene = prepare_sampling(opened.roles, batch, args.seed, negative)
         originals = to_uint8(pixels(batch.image))
         hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]

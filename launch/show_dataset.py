@@ -1,8 +1,8 @@
-"""Shows what goes in: `python launch/show_dataset.py data.json --out runs/sheet [--count 24] [key=value ...]`.
+"""Shows the model's inputs: `python launch/show_dataset.py data.json --out runs/sheet [--count 24] [key=value ...]`.
 
-Writes `index.html`, a page to browse (it works without a server), with every map that the model is given of some
-samples, spread evenly over the data; `contact_sheet.png`, the same in one picture; and `images/`. Exit code 0: done;
-2: the command, a file or a value is wrong, or no picture can be read.
+Writes `index.html`, which works without a server, with all inputs of some samples, spread evenly over the data. Also
+writes `contact_sheet.png`, the same in one picture, and the pictures to `images/`. Exit code 0: done; 2: the command, a
+file or a value is wrong, or no picture can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distill.viz.contact_sheet import OVERVIEW, evenly_spaced, write_page
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Show samples of a dataset as the model is given them.")
+    parser = argparse.ArgumentParser(description="Show samples of a dataset as the model gets them.")
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Writes the page and says where it is; returns 0. Raises ValueError in one line."""
+    """Writes the page and prints its path. Returns 0. Raises ValueError, in one line, for a user's mistake."""
     if args.count < 1:
         raise ValueError(f"--count {args.count}: must be at least 1")
     size = [] if args.resolution is None else [f"resolution={args.resolution}"]

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from anytext2.core.files import sync
+from anytext2.core.files import fsync
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -137,13 +137,13 @@ def write_text_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _publish(temporary: Path, target: Path) -> None:
             shutil.rmtree(aside)
         os.rename(target, aside)
     os.rename(temporary, target)
-    sync(target.parent)
+    fsync(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
 
@@ -178,10 +178,10 @@ def _write_manifest(folder: Path, step: int) -> None:
         raise ValueError(f"{folder}: nothing was written into the checkpoint")
     entries = {}
     for path in paths:
-        sync(path)
+        fsync(path)
         entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     for subfolder in (path for path in folder.rglob("*") if path.is_dir()):
-        sync(subfolder)
+        fsync(subfolder)
     write_text_atomically(folder / MANIFEST, json.dumps({"format": 1, "step": step, "files": entries}, indent=1) + "\n")
 
 

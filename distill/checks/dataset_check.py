@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from anytext2.core.batch import Record, Sample, collate
 from anytext2.data.annotations import LoadReport, load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs
-from anytext2.data.geometry import is_outside, placed
+from anytext2.data.geometry import is_outside_image, scale_record
 from anytext2.glyphs.fonts import load_font_table
 from distill.checks.batch_checks import Finding, check_batch
 from distill.checks.dataset_report import Colors, Counted, Sizes, SourceCheck, Spread, Uncovered
@@ -118,7 +118,7 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
             size = image.size
         found.sizes[size] += 1
         _count_polygons(found, record, size, dataset.config.resolution)
-        _count_findings(found, check_batch(collate([sample]).floating()))
+        _count_findings(found, check_batch(collate([sample]).normalized()))
     return found
 
 
@@ -155,11 +155,11 @@ def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) 
 
 def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int], side: int) -> None:
     """size: width and height of the file; side: of the sample, which has only lines that it shows something of."""
-    shown = placed(record, (size[1], size[0]), (side, side))
+    shown = scale_record(record, (size[1], size[0]), (side, side))
     for line, seen in zip(record.lines, shown.lines, strict=True):
         beyond = np.maximum(-line.polygon, line.polygon - np.array(size, np.float32)).max()
         if beyond > _EDGE:
-            kind = WHOLLY_OUTSIDE if is_outside(seen.polygon, (side, side)) else PARTLY_OUTSIDE
+            kind = WHOLLY_OUTSIDE if is_outside_image(seen.polygon, (side, side)) else PARTLY_OUTSIDE
             corners = ", ".join(f"({x:g}, {y:g})" for x, y in line.polygon.tolist())
             example = f"{record.name}, {size[0]} x {size[1]}: {line.text!r} at {corners}"
             found.note("polygons", kind, example)

@@ -23,50 +23,52 @@ THIN_INK = 1.0 / 255.0
 
 def glyph_page_all_ink(model: AnyText2) -> None:
     """The glyph page was drawn on white, and the WriteNet takes everything that is not zero for ink."""
-    told = model.condition
+    original = model.encode_conditions
 
-    def condition(*args: Any, **kwargs: Any) -> Conditions:
-        conditions = told(*args, **kwargs)
+    def encode_conditions(*args: Any, **kwargs: Any) -> Conditions:
+        conditions = original(*args, **kwargs)
         return replace(conditions, glyph=torch.ones_like(conditions.glyph))
 
-    model.condition = condition  # type: ignore[method-assign]
+    model.encode_conditions = encode_conditions  # type: ignore[method-assign]
 
 
 def glyph_lines_thin(model: AnyText2) -> None:
     """The lines for the OCR features came from a picture of 0 and 1, divided by 255 as if it were one of 0 to 255."""
-    told = model.condition
+    original = model.encode_conditions
 
-    def condition(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
-        return told(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * THIN_INK), *args, **kwargs)
+    def encode_conditions(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
+        return original(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * THIN_INK), *args, **kwargs)
 
-    model.condition = condition  # type: ignore[method-assign]
+    model.encode_conditions = encode_conditions  # type: ignore[method-assign]
 
 
 def placeholders_lost(model: AnyText2) -> None:
     """Placeholders were joined with a comma right behind them, which is another token: only the last one was found,
     and it took the first line's embedding."""
     encoder = model.cond_stage_model
-    encode = encoder.encode_texts
+    encode = encoder.encode_text_captions
 
-    def encode_texts(captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]) -> Tensor:
+    def encode_text_captions(
+        captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
+    ) -> Tensor:
         firsts = [first for first, n in zip(accumulate([0, *n_lines]), n_lines, strict=False) if n]
         joined = [caption.replace("* ,", "*,") for caption in captions]
         return encode(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
 
-    encoder.encode_texts = encode_texts  # type: ignore[method-assign]
+    encoder.encode_text_captions = encode_text_captions  # type: ignore[method-assign]
 
 
 def writenet_sees_noise(model: AnyText2) -> None:
     """The WriteNet was fed the noisy latent and the time, although it is trained with zeros for both."""
     predict = model.predict_noise
 
-    def write(conditions: Conditions) -> tuple[Tensor, ...]:
+    def control_maps(conditions: Conditions) -> tuple[Tensor, ...]:
         return conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
 
     def predict_noise(x: Tensor, t: Tensor, context: Tensor, control: tuple[Tensor, ...], *more: Any) -> Tensor:
         return predict(x, t, context, model.control_model(*control, x, t), *more)
 
-    model.write, model.predict_noise = write, predict_noise  # type: ignore[method-assign, assignment]
+    model.control_maps, model.predict_noise = control_maps, predict_noise  # type: ignore[method-assign, assignment]
 
 
 FAULT_INJECTIONS: dict[str, Callable[[AnyText2], None]] = {

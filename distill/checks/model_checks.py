@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from anytext2.core.batch import Batch, Conditions
 from anytext2.core.line_crop import recognizer_input
 from anytext2.model.anytext2 import AnyText2
-from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
+from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_text_captions
 from distill.checks.batch_checks import Finding, check_batch
 
 __all__ = [
@@ -68,7 +68,7 @@ def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_
     findings.extend(_hints(batch, conditions))
     if findings:
         return findings
-    base = model.condition(batch, conditions.masked_latent)
+    base = model.encode_conditions(batch, conditions.masked_latent)
     for name in ("image_context", "text_context"):
         given, fresh = getattr(conditions, name), getattr(base, name)
         if given.shape != fresh.shape or _distance(given, fresh) > _NOISE:
@@ -97,7 +97,7 @@ def _probe_line(model: AnyText2, batch: Batch, base: Conditions, row: int, line:
     glyphs, colors = batch.glyph_line.clone(), batch.color.clone()
     glyphs[row, line] = 1 - glyphs[row, line]
     colors[row, line] = (255 - colors[row, line]).abs()
-    probed = model.condition(replace(batch, glyph_line=glyphs, color=colors), base.masked_latent)
+    probed = model.encode_conditions(replace(batch, glyph_line=glyphs, color=colors), base.masked_latent)
     change_BT = (probed.text_context.float() - base.text_context.float()).abs().amax(dim=2).cpu()
     where, largest = f"{batch.name[row]}, line {line + 1}", float(change_BT.max())
     if largest <= 1e-6 * float(base.text_context.abs().max()):
@@ -107,7 +107,7 @@ def _probe_line(model: AnyText2, batch: Batch, base: Conditions, row: int, line:
     strays = [batch.name[other] for other in range(batch.size) if other != row and bool(changed_BT[other].any())]
     if strays:
         yield Finding("line embedding", where, f"reaches another sample, {strays[0]}")
-    places = (tokenize_texts([batch.text_caption[row]])[0] == PLACEHOLDER_TOKEN).nonzero()[:, 0].tolist()
+    places = (tokenize_text_captions([batch.text_caption[row]])[0] == PLACEHOLDER_TOKEN).nonzero()[:, 0].tolist()
     wanted = places[line] if line < len(places) else None
     first = int(changed_BT[row].nonzero()[0]) if bool(changed_BT[row].any()) else None
     if first != wanted:
@@ -138,7 +138,7 @@ def check_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> li
     shown: list[Tensor] = []
     handle = model.text_predictor.backbone.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
     try:
-        model.condition(batch, masked_latent)
+        model.encode_conditions(batch, masked_latent)
     finally:
         handle.remove()
     wanted_N = recognizer_input(torch.stack([batch.glyph_line[at] for at in lines]).unsqueeze(1).float())
@@ -190,7 +190,7 @@ def check_control(model: AnyText2, conditions: Conditions) -> list[Finding]:
 def _maps(model: AnyText2, conditions: Conditions) -> list[Finding]:
     device, latent = conditions.masked_latent.device, conditions.masked_latent
     generator = torch.Generator().manual_seed(0)
-    first = model.write(conditions)
+    first = model.control_maps(conditions)
     kept = tuple(level.clone() for level in first)
     findings: list[Finding] = []
     for timestep in (999, 19):
@@ -200,7 +200,7 @@ def _maps(model: AnyText2, conditions: Conditions) -> list[Finding]:
         touched = [k for k, (now, then) in enumerate(zip(first, kept, strict=True)) if not torch.equal(now, then)]
         if touched:
             findings.append(Finding("WriteNet", f"map {touched[0]}", "was changed in place by the UNet's call"))
-        again = model.write(conditions)
+        again = model.control_maps(conditions)
         moved = [k for k, (now, then) in enumerate(zip(again, kept, strict=True)) if _distance(now, then) > 1e-4]
         if moved:
             message = f"depends on x_t or t: another value after the UNet was called at t = {timestep}"

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from anytext2.core.rng import hash_rng, numpy_rng, pick
+from anytext2.core.rng import choice, hash_rng, numpy_rng
 from anytext2.data.geometry import Size
 
 
@@ -113,7 +113,7 @@ class BucketBatchSampler:
     def batch(self, number: int, size: int) -> list[SampleKey]:
         chosen, turn = self._turn(number)
         bucket = self._buckets[chosen]
-        shown = bucket.sizes[pick(hash_rng(self.seed, 0, number, "size of a batch"), len(bucket.sizes))]
+        shown = bucket.sizes[choice(hash_rng(self.seed, 0, number, "size of a batch"), len(bucket.sizes))]
         return [replace(key, size=shown) for key in bucket.order.batch(turn, size)]
 
     def _turn(self, number: int) -> tuple[int, int]:

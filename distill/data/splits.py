@@ -133,7 +133,7 @@ def _nearest(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float
 def _file_size(dataset: AnyWordDataset, index: int) -> Size:
     """(H, W) of the picture file; a square where it cannot be read, which is counted when the sample is."""
     record = dataset.record(index)
-    cached = dataset.cache.size_of(record) if dataset.cache is not None else None
+    cached = dataset.cache.file_size(record) if dataset.cache is not None else None
     return cached or file_size(record.image_path) or (1, 1)
 
 

@@ -116,7 +116,7 @@ def prepare_sampling(
     model = roles.model
     with roles.teacher():
         masked = model.masked_latents(batch)
-        conditions = model.condition(batch, masked)
+        conditions = model.encode_conditions(batch, masked)
         unconditional = None if negative_prompt is None else model.unconditional(conditions, batch, negative_prompt)
     draws = Draws(seed, (epoch,) * batch.size, batch.index)
     return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, unconditional)
@@ -138,7 +138,7 @@ def sample_batch(
         key = (role, with_text)
         if key not in maps:
             began = _now(device)
-            value = roles.model.write(conditions)
+            value = roles.model.control_maps(conditions)
             maps[key] = value, _now(device) - began
         return maps[key]
 

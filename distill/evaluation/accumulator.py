@@ -85,7 +85,7 @@ class ScoreAccumulator:
         self._reference = None
         first = len(self.truth)
         originals = to_uint8(pixels(batch.image))
-        written = batch.written
+        written = batch.nonblank_lines
         self.truth += [[line.text for line in lines] for lines in written]
         self._groups += [[groups_of(line) for line in lines] for lines in written]
         self.not_scored += sum(map(len, batch.texts)) - sum(map(len, written))
@@ -121,7 +121,7 @@ class ScoreAccumulator:
     def _look(self, key: str, batch: Batch, images: np.ndarray) -> None:
         """Reads the lines of a batch's pictures [B, H, W, 3], and compares their strokes with the glyphs."""
         pages = batch.glyph.to(torch.uint8).cpu().numpy()
-        for image, page, written in zip(images, pages, batch.written, strict=True):
+        for image, page, written in zip(images, pages, batch.nonblank_lines, strict=True):
             lines = [line.polygon for line in written]
             read: list[str] | None = None
             if self._embedder is not None:

@@ -117,8 +117,8 @@ class Benchmark:
 
     def _keep(self, samples: Sequence[Sample], first_shown: int) -> None:
         for sample in samples[: max(0, first_shown + self._most_shown - len(self.shown))]:
-            image = to_uint8(pixels(collate([sample]).floating().image))[0]
-            texts = tuple(line.text for line in sample.written)
+            image = to_uint8(pixels(collate([sample]).normalized().image))[0]
+            texts = tuple(line.text for line in sample.nonblank_lines)
             hint = hint_picture(sample.position, sample.glyph)
             self.shown.append(GridRow(sample.name, image, hint, {}, sample.image_caption, texts))
 
@@ -134,7 +134,7 @@ class Benchmark:
         """Draws some prompts in every way; `number` is the place of the first one among those shown."""
         device = next(self._roles.model.parameters()).device
         copies = PICTURES_OF_A_PROMPT
-        batch = collate([sample for sample in samples for _ in range(copies)]).to(device).floating()
+        batch = collate([sample for sample in samples for _ in range(copies)]).to(device).normalized()
         scene = prepare_sampling(self._roles, batch, SEED, self._negative)
         scene = replace(scene, draws=Draws(SEED, tuple(range(copies)) * len(samples), batch.index))
         for painting in sample_batch(self._roles, scene, self._rows, self._schedule, self._options):
@@ -161,7 +161,7 @@ class Benchmark:
         counts.pictures += len(images)
         if self._reader is None:
             return []
-        lines = sample.written
+        lines = sample.nonblank_lines
         read = [self._reader.read_lines(image, [line.polygon for line in lines]) for image in images]
         pairs = [(found, line.text) for texts in read for found, line in zip(texts, lines, strict=True)]
         counts.hits.append(sum(found == truth for found, truth in pairs))

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from anytext2.core.batch import Record, Sample, TextLine
-from anytext2.data.annotation_items import LeftOutError, read_item
+from anytext2.data.annotation_items import SkippedError, parse_item
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.glyphs.render import position_mask
@@ -81,11 +81,11 @@ def _records(file: Path) -> list[Record]:
             if isinstance(annotation, dict):
                 annotation.setdefault("language", _language(str(annotation.get("text", ""))))
         try:
-            found = read_item(item, 1.0, False)
-        except LeftOutError as error:
+            found = parse_item(item, 1.0, False)
+        except SkippedError as error:
             raise ValueError(f"{file}: data_list[{number}]: {error}") from error
         lines = list(found.lines())
-        ignored = [line.polygon for line in lines if isinstance(line, LeftOutError) and line.polygon is not None]
+        ignored = [line.polygon for line in lines if isinstance(line, SkippedError) and line.polygon is not None]
         places = (file.parent / root / found.name, file.parent / "imgs" / Path(found.name).name)
         place = next((path for path in places if path.is_file()), places[1])
         written = tuple(line for line in lines if isinstance(line, TextLine))

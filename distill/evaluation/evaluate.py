@@ -146,7 +146,7 @@ def evaluate(
     negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in sampled) else None
     with evaluating(roles.model):
         for first in range(0, len(samples), config.batch):
-            batch = collate(samples[first : first + config.batch]).to(device).floating()
+            batch = collate(samples[first : first + config.batch]).to(device).normalized()
             scene = prepare_sampling(roles, batch, config.seed, negative)
             with roles.teacher():
                 rebuilt = pixels(roles.model.decode(roles.model.encode(batch.image)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytext2.data.image_file import ImageError, read_image
-from anytext2.model.weights import read_state
+from anytext2.model.weights import read_state_dict
 from distill.evaluation.fid_kid import frechet_distance, kernel_distance
 from distill.evaluation.scores import NetworkScores, mean_interval
 
@@ -73,7 +73,7 @@ class ClipScore:
 
         if model not in open_clip.list_models():
             raise ValueError(f"--clip-model {model}: unknown to open_clip, as {CLIP_MODEL} is not")
-        state = read_state(weights)
+        state = read_state_dict(weights)
         network = open_clip.create_model(model, pretrained=None)
         _load(network, state, f"--clip-weights {weights}", f"state of open_clip's {model}")
         self._network = network.to(device).eval().requires_grad_(False)
@@ -100,7 +100,7 @@ class InceptionPool:
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torchvision.models import inception_v3
 
-        state = read_state(weights)
+        state = read_state_dict(weights)
         classes = len(state.get("fc.bias", ()))
         if classes != INCEPTION_CLASSES:
             raise ValueError(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from anytext2.core.line_crop import crop_line, quad_of_points, recognizer_input
-from anytext2.model.recognizer import Recognizer, decode, load_charset
+from anytext2.core.line_crop import crop_line, quad_from_points, recognizer_input
+from anytext2.model.recognizer import Recognizer, ctc_greedy_decode, load_charset
 from distill.config.recipes import objective_config
 from distill.config.schema import Recipe
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr
@@ -85,7 +85,7 @@ class ModelOcr:
         if not inputs:
             return [""] * len(crops)
         device = self._recognizer.head.fc.weight.device
-        read = iter(decode(self._recognizer(torch.cat(inputs).to(device)).logits, self._charset))
+        read = iter(ctc_greedy_decode(self._recognizer(torch.cat(inputs).to(device)).logits, self._charset))
         return ["" if crop is None else next(read) for crop in crops]
 
     def can_write(self, text: str) -> bool:
@@ -117,7 +117,7 @@ def _chw(image: np.ndarray) -> torch.Tensor:
 
 
 def _crops(image: torch.Tensor, polygons: Sequence[np.ndarray]) -> list[torch.Tensor | None]:
-    return [crop_line(image, quad_of_points(polygon)) for polygon in polygons]
+    return [crop_line(image, quad_from_points(polygon)) for polygon in polygons]
 
 
 def _one_line(error: Exception) -> str:

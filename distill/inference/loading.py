@@ -19,7 +19,7 @@ from anytext2.core.batch import Sample
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.glyphs.fonts import load_font_table
-from anytext2.model.weights import load_parts
+from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import load_student
 from distill.adapters.roles import AdapterRoles, Roles
@@ -118,7 +118,7 @@ def load_sampling_model(
         require_supported_steps(recipe, steps, "student steps", sampler)
     model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
-        load_parts(model, [folder / MODEL_WEIGHTS])
+        load_partial_weights(model, [folder / MODEL_WEIGHTS])
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
     wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
     run_dir = folder.parent if folder is not None and beside is not None and beside.is_file() else None

@@ -8,9 +8,9 @@ import torch
 
 from anytext2.model.anytext2 import AnyText2, build_model
 from anytext2.model.config import AnyText2Config, load_model_config
-from anytext2.model.pseudo_weights import fill_by_name
+from anytext2.model.pseudo_weights import fill_with_pseudo_weights
 from anytext2.model.recognizer import load_charset
-from anytext2.model.weights import EMBEDDED_WEIGHTS, load_parts, load_weights, names_in, official_state
+from anytext2.model.weights import TINY_WEIGHTS, load_partial_weights, load_weights, official_state_dict, tensor_names
 from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.checkpoint.store import find_checkpoint
 from distill.checks.fault_injection import FAULT_INJECTIONS
@@ -34,16 +34,16 @@ def make_model(section: ModelConfig, seed: int) -> AnyText2:
         model = build_model(config, "meta", activation_checkpointing=section.activation_checkpointing)
         model = model.to_empty(device="cpu")
         if section.weights == "filled":
-            fill_by_name(official_state(model))
+            fill_with_pseudo_weights(official_state_dict(model))
         elif section.weights != "embedded":
             load_weights(model, Path(section.weights))
         elif section.config == "tiny":
-            load_weights(model, EMBEDDED_WEIGHTS)
+            load_weights(model, TINY_WEIGHTS)
         else:
             raise ValueError(
                 f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file"
             )
-    loaded = load_parts(model, [_part_file(Path(p)) for p in section.parts])
+    loaded = load_partial_weights(model, [_part_file(Path(p)) for p in section.parts])
     if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
@@ -62,7 +62,7 @@ def require_recognizer(recipe: Recipe) -> None:
     section, reading = recipe.model, terms_needing(terms, "needs_recognizer")
     if reading and section.weights in ("scratch", "filled"):
         files = [_part_file(Path(part)) for part in section.parts]
-        if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in names_in(file)):
+        if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in tensor_names(file)):
             raise ValueError(
                 f"objective.terms.{reading[0]}: reads with the model's own recogniser, which model.weights="
                 f"{section.weights} leaves untrained; name a run of objective recognize, or a file with "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytext2.model.recognizer import BLANK, Recognizer, ctc_targets, load_charset
+from anytext2.model.recognizer import CTC_BLANK, Recognizer, ctc_targets, load_charset
 
 
 def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Tensor:
@@ -29,7 +29,7 @@ def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) 
         targets.to(logits.device),
         columns,
         lengths,
-        blank=BLANK,
+        blank=CTC_BLANK,
         reduction="none",
         zero_infinity=True,
     )

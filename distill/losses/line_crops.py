@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anytext2.core.batch import Batch
-from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_points
+from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_sampling_grid
 from anytext2.core.rng import Draws
 
 MARGIN = 3
@@ -68,7 +68,7 @@ def choose_lines(batch: Batch, draws: Draws, max_lines: int, size: tuple[int, in
         found = [
             LinePlace(row, number, _window(points, size, step), points)
             for number, quad in enumerate(quads)
-            if quad is not None and (points := recognizer_points(quad, size)) is not None
+            if quad is not None and (points := recognizer_sampling_grid(quad, size)) is not None
         ]
         places += sorted(found, key=lambda place: keys[place.row][place.number])[:max_lines]
     return sorted(places, key=_window_size)

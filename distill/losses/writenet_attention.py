@@ -52,14 +52,14 @@ def write(model: AnyText2, conditions: Conditions, attending: bool) -> tuple[Con
     What was taken is of the call's own kind: with its graph, or an inference tensor.
     """
     if not attending:
-        return model.write(conditions), None
+        return model.control_maps(conditions), None
     layers = [
         module
         for name, module in model.control_model.named_modules()
         if isinstance(module, CrossAttention) and name.rsplit(".", 1)[-1] in _CROSS
     ]
     with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
-        control = model.write(conditions)
+        control = model.control_maps(conditions)
     return control, tuple(Attention(outputs[layer.to_q], outputs[layer.to_k], layer.heads) for layer in layers)
 
 

@@ -117,9 +117,9 @@ class Denoise:
         schedule = self.schedule.to(latent.device)
         noisy = schedule.add_noise(latent, seen, t)
 
-        conditions = model.condition(item.batch, masked_latent_of(model, item))
+        conditions = model.encode_conditions(item.batch, masked_latent_of(model, item))
         conditions = self._drop_context(model, conditions, item)
-        control = model.write(conditions)
+        control = model.control_maps(conditions)
         weight = schedule.velocity_weight(t, self.config.velocity_cap)
         # decided on the CPU: a batch without any pays for nothing
         rolled = (item.draws.uniform("denoise/rollout", 0.0, 1.0) < self.config.rollout).nonzero().flatten()

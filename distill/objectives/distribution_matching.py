@@ -81,7 +81,7 @@ class DistributionMatching:
         if self.turn(item.update) == STUDENT:
             return self._student_turn(roles, item, teacher, latent, schedule)
         with torch.no_grad():
-            control = roles.model.write(teacher.conditions)
+            control = roles.model.control_maps(teacher.conditions)
             x0, _ = self._generate(roles, item, teacher.conditions, control, latent, schedule)
         return self._fake_turn(roles, item, teacher.conditions, x0, schedule)
 
@@ -120,7 +120,7 @@ class DistributionMatching:
         noisy = schedule.add_noise(x0.detach(), noise, t)
         real, _ = teacher(noisy, t)
         with torch.no_grad(), roles.using(FAKE_SCORE):
-            eps = predict_noise(roles.model, noisy, t, teacher.conditions, roles.model.write(teacher.conditions))
+            eps = predict_noise(roles.model, noisy, t, teacher.conditions, roles.model.control_maps(teacher.conditions))
             fake = schedule.eps_to_x0(noisy, eps, t)
             # DMD, equation 8: scaled so that steps are alike whatever the noise
             scale = (x0.detach() - real).abs().flatten(1).mean(dim=1).clamp_min(1e-6)
@@ -137,7 +137,7 @@ class DistributionMatching:
         t = self._draw_time(item, "distribution_matching/fake_t", 0.0, 1.0).to(x0.device)
         noise = item.draws.normal("distribution_matching/fake_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
         with roles.using(FAKE_SCORE):
-            control = roles.model.write(conditions)
+            control = roles.model.control_maps(conditions)
             eps = predict_noise(roles.model, schedule.add_noise(x0, noise, t), t, conditions, control)
         per_sample = distances.l2(eps, noise)
         return loss_output(per_sample, loss_fake=per_sample.mean())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytext2.core.batch import Batch
-from anytext2.core.line_crop import crop_line, quad_of_points, recognizer_input
+from anytext2.core.line_crop import crop_line, quad_from_points, recognizer_input
 from anytext2.core.rng import Draws
 from anytext2.glyphs.fonts import Font, FontTable, load_font_table
 from anytext2.glyphs.rasters import glyph_line_font
@@ -167,7 +167,7 @@ class Recognize:
 
     def _photo(self, batch: Batch, row: int, line: int, jitter: Tensor) -> Tensor | None:
         """The line as it stands in the picture, upright [3, h, w] in [0, 1]; its corners a little off."""
-        quad = quad_of_points(batch.polygons[row][line])
+        quad = quad_from_points(batch.polygons[row][line])
         height = float(((quad[0] - quad[3]) ** 2).sum() ** 0.5)
         shift = jitter.clamp(-2, 2).numpy() * 0.04 * height * self.config.augment
         return crop_line((batch.image[row].float() + 1) / 2, quad + shift.astype(quad.dtype))

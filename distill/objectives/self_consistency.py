@@ -92,7 +92,7 @@ class SelfConsistency:
             with roles.target():
                 # A target that is the student itself has nothing new to hear from the WriteNet.
                 maps = (
-                    roles.model.write(teacher.conditions)
+                    roles.model.control_maps(teacher.conditions)
                     if self.config.target_ema
                     else tuple(m.detach() for m in control)
                 )

@@ -74,13 +74,13 @@ class GuidedTeacher:
         self._w = guidance_of(item.draws, config)
         attending = bool(terms_needing(config.terms, "needs_attention", item.update))
         with roles.teacher():
-            conditions = model.condition(item.batch, masked_latent_of(model, item))
+            conditions = model.encode_conditions(item.batch, masked_latent_of(model, item))
             control, attention = write(model, conditions, attending)
             self._given = conditions, control
             self._without: tuple[Conditions, Control] | None = None
             if not config.unguided:
                 without = model.unconditional(conditions, item.batch, config.negative_prompt)
-                self._without = without, model.write(without)
+                self._without = without, model.control_maps(without)
         # An inference tensor may not be saved for backward; clones made out here are normal ones.
         self.conditions = conditions.map(torch.clone)
         self.attention = cloned(attention)

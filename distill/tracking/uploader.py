@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anytext2.core.files import sync
+from anytext2.core.files import fsync
 from distill.checkpoint.run_folder import parent_of
 from distill.tracking.journal import Journal, metric_record, one_line
 from distill.tracking.upload_state import UploadState
@@ -203,7 +203,7 @@ class Uploader:
                 records, end, broken = journal.read(begin, _LINES_AT_ONCE)
                 if end == begin:
                     break
-                sync(journal.path)  # after a power cut, MLflow must not know more than the journal
+                fsync(journal.path)  # after a power cut, MLflow must not know more than the journal
                 self._mlflow.send(name, records)
                 self._sent[name] = end
                 self._state.store(self._uri, self.run_id, self._sent)

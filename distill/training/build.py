@@ -100,7 +100,7 @@ def make_trainer(
     model = make_model(recipe.model, recipe.seed)
     dataset = make_data(recipe, world, model)
     sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
-    if dataset.latents and not objective.needs_latents:
+    if dataset.read_latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])

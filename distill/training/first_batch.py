@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytext2.data.dataset import AnyWordDataset
-from anytext2.model.anytext2 import BLANK_IMAGE
+from anytext2.model.anytext2 import BLANK_PIXEL
 from distill.adapters.roles import FAKE_SCORE, STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
@@ -48,7 +48,7 @@ def check_first_batch(
     purpose (model.planted) the findings are only printed.
     """
     item = inputs(batches.first_of(progress.batches), progress.updates)
-    if batches.dataset.latents:
+    if batches.dataset.read_latents:
         item = _with_pictures(item, batches, progress, engine.world.device)
     if engine.world.is_main:
         path = recipe.run_dir / AUDIT_PICTURE
@@ -77,10 +77,10 @@ def check_first_batch(
 def _with_pictures(item: StepInput, batches: MicroBatches, progress: Progress, device: torch.device) -> StepInput:
     """The same item with the pictures that stored latents were made of."""
     loaded = batches.first_of(progress.batches, from_files(batches.dataset))
-    pictures = loaded.batch.floating().to(device)
+    pictures = loaded.batch.normalized().to(device)
     # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
     editing = torch.tensor(item.batch.editing, device=device).reshape(-1, 1, 1, 1)
-    masked = torch.where(editing, pictures.masked_image, BLANK_IMAGE)
+    masked = torch.where(editing, pictures.masked_image, BLANK_PIXEL)
     return replace(item, batch=replace(item.batch, image=pictures.image, masked_image=masked))
 
 
@@ -99,7 +99,7 @@ def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Ite
     model = roles.model
     with torch.inference_mode():
         assert item.masked_latent is not None
-        conditions = model.condition(item.batch, item.masked_latent)
+        conditions = model.encode_conditions(item.batch, item.masked_latent)
     yield from model_checks.check_conditions(model, item.batch, conditions)
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)

@@ -44,7 +44,7 @@ class StepInputs:
 
     def __call__(self, loaded: LoadedBatch, updates: int) -> StepInput:
         """updates: finished optimizer updates."""
-        batch = loaded.batch.to(self._device, non_blocking=True).floating()
+        batch = loaded.batch.to(self._device, non_blocking=True).normalized()
         draws = loaded.draws(self._seed)
         if self._latents is None:
             return StepInput(batch, draws, update=updates)

@@ -104,4 +104,4 @@ def readable(dataset: AnyWordDataset, indices: Iterable[int]) -> Iterator[Sample
 
 
 def _first_samples(dataset: AnyWordDataset, count: int) -> Batch:
-    return collate(list(islice(readable(from_files(dataset), range(len(dataset))), count))).floating()
+    return collate(list(islice(readable(from_files(dataset), range(len(dataset))), count))).normalized()

@@ -109,11 +109,11 @@ class SpellingValidation:
         """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
         sums = dict.fromkeys(SUMS, 0.0)
         for first in range(0, len(self._samples), BATCH):
-            batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).floating()
+            batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).normalized()
             inputs = prepare_sampling(self._roles, batch, self._recipe.seed, None)
             (sampled,) = sample_batch(self._roles, inputs, [self._spec], self._schedule, self._options)
             images, glyphs = to_uint8(sampled.image), batch.glyph.to(torch.uint8).cpu().numpy()
-            for image, glyph, lines in zip(images, glyphs, batch.written, strict=True):
+            for image, glyph, lines in zip(images, glyphs, batch.nonblank_lines, strict=True):
                 texts = self._ocr.read_lines(image, [line.polygon for line in lines])
                 for line, text in zip(lines, texts, strict=True):
                     _add_line(sums, line, text, line_structure(image, line.polygon, glyph[0]))
@@ -173,7 +173,7 @@ def make_validation(
             samples.append(dataset.sample(index, 0))
         except SampleError:
             unreadable += 1
-    counts = engine.total(torch.tensor([sum(bool(s.written) for s in samples), unreadable], device=world.device))
+    counts = engine.total(torch.tensor([sum(bool(s.nonblank_lines) for s in samples), unreadable], device=world.device))
     with_lines, unreadable = counts.tolist()
     if not with_lines:
         raise ValueError("eval: no held-out picture with a line can be read; name others in eval.data")

@@ -59,7 +59,7 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4, panel: int = 240)
 
 def _alone(sample: Sample) -> Batch:
     """A batch of this sample only, because the others may have other sizes."""
-    return collate([sample]).floating()
+    return collate([sample]).normalized()
 
 
 def _tile(batch: Batch, panel: int) -> Image.Image:

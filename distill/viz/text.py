@@ -18,7 +18,7 @@ TEXT_SIZE = 15
 @lru_cache(maxsize=16)
 def font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont:
     """The face of all labels: it has Latin and Chinese characters."""
-    return load_font_table().default.at(size)
+    return load_font_table().default.face(size)
 
 
 def line_height() -> int:

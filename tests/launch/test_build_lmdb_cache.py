@@ -69,7 +69,7 @@ def recipe_of(source: Path, store: Path, *more: str) -> Recipe:
 def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
     cached = make_data(recipe_of(source, store, "data.latents=cache"), WORLD, model)
     online = make_data(recipe_of(source, store, "data.cache=null", "data.latents=encode"), WORLD, model)
-    batch, seen = (collate([data.sample(i, 2) for i in range(6)]).floating() for data in (cached, online))
+    batch, seen = (collate([data.sample(i, 2) for i in range(6)]).normalized() for data in (cached, online))
     assert batch.image.shape == (6, 3, 0, 0) and seen.image.shape == (6, 3, 64, 64)
     draws = Draws(1, (2,) * 6, batch.index)
     latents = LatentSource(model, remember=False)
@@ -91,8 +91,8 @@ def test_a_run_takes_its_contexts_from_the_store(source: Path, store: Path, mode
     batch = collate([replace(samples[0], image_context=None), *samples[1:]])
     assert batch.context_chunks[0] == 0 and min(batch.context_chunks[1:]) == 1
     with torch.no_grad():
-        online = model.cond_stage_model.encode_images(batch.image_caption)
-        stored = model.condition(batch.floating(), model.masked_latents(batch.floating())).image_context
+        online = model.cond_stage_model.encode_image_captions(batch.image_caption)
+        stored = model.encode_conditions(batch.normalized(), model.masked_latents(batch.normalized())).image_context
     torch.testing.assert_close(stored, online, atol=4e-3, rtol=2e-3)
     assert not torch.equal(stored, online), "these are rounded to float16"
 
@@ -164,7 +164,7 @@ def test_buckets_have_a_store_for_each_size(
     found = records_by_size(online, recipe_of(wide, out, *buckets).data)
     assert {size: len(indices) for size, indices in found.items()} == {(64, 64): 4, (64, 128): 2}
     for size, indices in found.items():
-        store = cached.cache.at(size)
+        store = cached.cache.for_size(size)
         for index in indices.tolist():
             ours, theirs = cached.sample(index, 1, size), online.sample(index, 1, size)
             assert store.entry(cached.record(index)) is not None and ours.image.shape[1:] == size

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from anytext2.data.annotations import load_records
-from anytext2.model.weights import read_state, save_weights
+from anytext2.model.weights import read_state_dict, save_weights
 from distill.checkpoint.formats import load_tensors
 from distill.checkpoint.store import CheckpointError
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
@@ -158,7 +158,7 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
         path = tmp_path / f"evil{suffix}"
         torch.save({"b": Evil(tmp_path / "it_ran")}, path, _use_new_zipfile_serialization=zipped)
         with pytest.raises(ValueError, match=rf"evil{suffix}: refused: .*system") as caught:
-            read_state(path)
+            read_state_dict(path)
         assert "\n" not in str(caught.value) and "weights_only=False" not in str(caught.value)
     assert not (tmp_path / "it_ran").exists()
 
@@ -185,13 +185,13 @@ def test_a_pickle_under_a_safe_name_is_refused(evil: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors") as caught:
         load_tensors(disguised)
     with pytest.raises(ValueError, match=r"optimizer\.safetensors: not a readable weights file"):
-        read_state(disguised)
+        read_state_dict(disguised)
     assert "\n" not in str(caught.value) and not (tmp_path / "it_ran").exists()
 
 
 def test_an_honest_file_is_still_read(tmp_path: Path) -> None:
     save_weights(mini_model(), tmp_path / "w.ckpt")
-    assert read_state(tmp_path / "w.ckpt")
+    assert read_state_dict(tmp_path / "w.ckpt")
 
 
 def test_yaml_in_recipes_and_model_configs_makes_no_objects(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
+from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_text_captions
 from distill.losses.terms.base import TermConfig, TermInput
 from distill.losses.text_mask import text_share
 from distill.losses.writenet_attention import Attention
@@ -46,7 +46,7 @@ def token_groups(captions: Sequence[str]) -> Tensor:
 
     A text caption's k-th placeholder is its k-th line; captions with fewer have empty groups.
     """
-    is_placeholder = tokenize_texts(captions) == PLACEHOLDER_TOKEN
+    is_placeholder = tokenize_text_captions(captions) == PLACEHOLDER_TOKEN
     line = is_placeholder.cumsum(dim=1)
     n_lines = int(line.max())
     groups = F.one_hot(torch.where(is_placeholder, line - 1, n_lines), n_lines + 1)

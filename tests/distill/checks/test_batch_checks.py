@@ -28,7 +28,7 @@ def batch(dataset: AnyWordDataset) -> Batch:
 
 def test_real_batches_pass(dataset: AnyWordDataset) -> None:
     for epoch in range(3):
-        assert check_batch(collate([dataset.sample(i, epoch) for i in range(len(dataset))]).floating()) == []
+        assert check_batch(collate([dataset.sample(i, epoch) for i in range(len(dataset))]).normalized()) == []
 
 
 def _changed(tensor: torch.Tensor, at: Any, value: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from statistics import median
 
 import psutil
 
-from anytext2.cache.build import build
+from anytext2.cache.build import build_cache
 from anytext2.cache.header import header_for
 from anytext2.cache.store import FeatureCache
 from anytext2.data.annotations import load_records
@@ -39,7 +39,7 @@ def memory_by_epoch(folder: Path) -> list[int]:
     records, fonts = load_records(folder / "data.json")[0], load_font_table()
     config = DatasetConfig(resolution=128)
     header = header_for(config, fonts, [folder / "data.json"])
-    build(folder / "features.lmdb", AnyWordDataset(records, config, 0, fonts), header, workers=0)
+    build_cache(folder / "features.lmdb", AnyWordDataset(records, config, 0, fonts), header, workers=0)
     dataset = AnyWordDataset(records, config, 0, fonts, FeatureCache.open(folder / "features.lmdb", header))
     batches = micro_batches(ShuffledBatchSampler(PICTURES, 0), BatchPlan(4, 4, 1), 0, 0)
     found: list[int] = []

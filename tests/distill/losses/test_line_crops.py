@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from anytext2.core.batch import Batch, Sample, collate
-from anytext2.core.line_crop import recognizer_points
+from anytext2.core.line_crop import recognizer_sampling_grid
 from anytext2.core.rng import Draws
 from distill.config.schema import ModelConfig
 from distill.inference.model import make_model
@@ -79,7 +79,7 @@ def test_lines_equal_those_of_the_whole_picture_where_the_decoder_is_local(step:
     for place in places:
         quad = batch.quads[place.row][place.number]
         assert quad is not None
-        points = recognizer_points(quad, SIZE)
+        points = recognizer_sampling_grid(quad, SIZE)
         assert points is not None
         crop = plain_bilinear((decode(latent[place.row : place.row + 1])[0] + 1) / 2, points).clamp(0, 1)
         wanted.append(F.pad(2 * crop - 1, (0, 320 - points.shape[1])))

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from anytext2.core.batch import Batch, collate
-from anytext2.core.line_crop import recognizer_points
+from anytext2.core.line_crop import recognizer_sampling_grid
 from anytext2.model.anytext2 import AnyText2
 from distill.losses.line_crops import choose_lines
 from distill.losses.step import StepInput
@@ -60,7 +60,7 @@ def plain_line(model: AnyText2, latent: torch.Tensor, batch: Batch, row: int, nu
     """The recogniser's input [3, 48, 320] of one line, its window worked out from the polygon's corners."""
     quad = batch.quads[row][number]
     assert quad is not None
-    points = recognizer_points(quad, SIZE)
+    points = recognizer_sampling_grid(quad, SIZE)
     assert points is not None
     slices = []
     for axis, cells in ((1, CELLS[0]), (0, CELLS[1])):
@@ -171,7 +171,7 @@ def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> N
         student, clean = (plain_line(model, latent, batch, row, number) for latent in (given.x0, given.clean))
         quad = batch.quads[row][number]
         assert quad is not None
-        points = recognizer_points(quad, SIZE)
+        points = recognizer_sampling_grid(quad, SIZE)
         assert points is not None
         width = points.shape[1]
         student, clean = student[..., :width], clean[..., :width].detach()

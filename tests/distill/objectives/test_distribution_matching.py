@@ -35,17 +35,17 @@ class AdapterRoles(StubRoles):
 
     def eps(self, item, z: torch.Tensor, t: torch.Tensor, who: str) -> torch.Tensor:  # type: ignore[no-untyped-def]
         model = self.model
-        cond = model.condition(item.batch, model.masked_latents(item.batch))
+        cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
         if who == "real":
             uncond = model.unconditional(cond, item.batch)
             with self.teacher():
-                eps_c = model.predict_noise(z, t, cond.image_context, model.write(cond))
-                eps_u = model.predict_noise(z, t, uncond.image_context, model.write(uncond))
+                eps_c = model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
+                eps_u = model.predict_noise(z, t, uncond.image_context, model.control_maps(uncond))
             return (eps_c + 3.0 * (eps_c - eps_u)).clone()
         if who == FAKE_SCORE:
             with self.using(FAKE_SCORE):
-                return model.predict_noise(z, t, cond.image_context, model.write(cond))
-        return model.predict_noise(z, t, cond.image_context, model.write(cond))
+                return model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
+        return model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
 
 
 def own_x0(roles: Roles, item) -> torch.Tensor:  # type: ignore[no-untyped-def]

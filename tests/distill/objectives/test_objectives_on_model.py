@@ -141,10 +141,10 @@ def test_attention_is_taken_with_the_lora_and_leaves_nothing_behind(model: AnyTe
     roles, lora = student_of(model)
     assert item.masked_latent is not None
     with torch.no_grad():
-        conditions = model.condition(item.batch, item.masked_latent.clone())
+        conditions = model.encode_conditions(item.batch, item.masked_latent.clone())
         control, attention = write(model, conditions, attending=True)
         assert write(model, conditions, attending=False)[1] is None
-        for ours, plain in zip(control, model.write(conditions), strict=True):
+        for ours, plain in zip(control, model.control_maps(conditions), strict=True):
             assert torch.equal(ours, plain)
         with roles.teacher():
             _, teachers = write(model, conditions, attending=True)

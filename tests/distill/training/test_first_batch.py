@@ -141,7 +141,7 @@ def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
 
 
 def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict, write = AnyText2.predict_noise, AnyText2.write
+    predict, write = AnyText2.predict_noise, AnyText2.control_maps
     times: list[torch.Tensor] = []
 
     def remembering(self: AnyText2, x: torch.Tensor, t: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypat
         return tuple(maps + (times[-1] if times else 0.0) for maps in write(self, conditions))
 
     monkeypatch.setattr(AnyText2, "predict_noise", remembering)
-    monkeypatch.setattr(AnyText2, "write", leaking)
+    monkeypatch.setattr(AnyText2, "control_maps", leaking)
     with pytest.raises(FirstBatchError, match="audit:"):
         parts.check()
 

@@ -61,7 +61,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def batch(samples: list[Sample]) -> Batch:
-    return collate(samples).floating()
+    return collate(samples).normalized()
 
 
 @pytest.fixture(scope="module")
