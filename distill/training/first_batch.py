@@ -15,14 +15,14 @@ from torch import Tensor
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.model.anytext2 import BLANK_IMAGE
-from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
+from distill.adapters.roles import STUDENT, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
-from distill.config.recipes import sampling_options, student_sampler
+from distill.config.schema import Recipe
 from distill.data.loader import loader, micro_batches
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.losses.step import StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.viz import batch_pictures
 from distill.viz.contact_sheet import contact_sheet, evenly_spaced
 
@@ -61,11 +61,12 @@ def check_first_batch(session: Session) -> None:
     with without_dropout(session):
         everywhere = engine.gather(list(_findings(session, item)))
     findings = [finding for rank in everywhere for finding in rank]
-    if recipe.model.planted:
+    if recipe.model.fault_injection:
         if engine.world.is_main:
             found = "; ".join(map(str, findings[:3])) or "nothing"
             print(
-                f"warning: model.planted={recipe.model.planted}: a fault on purpose. The audit found {found}",
+                f"warning: model.fault_injection={recipe.model.fault_injection}: a fault on purpose. The audit found "
+                f"{found}",
                 flush=True,
             )
         return
@@ -124,18 +125,17 @@ def _findings(session: Session, item: StepInput) -> Iterator[model_checks.Findin
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
     if session.objective.trains == "lora":
-        turns = _first_turns(session.objective)
+        turns = _first_turns(session.objective, session.recipe)
         for adapter, update in turns.items():
             loss = partial(_loss, session.objective, session.roles, replace(item, update=update))
             beside = [other for other in turns if other != adapter]
             yield from model_checks.check_adapters(session.roles.wrapped, loss, adapter, beside)
 
 
-def _first_turns(objective: Objective) -> dict[str, int]:
+def _first_turns(objective: Objective, recipe: Recipe) -> dict[str, int]:
     """The adapters that the objective trains, with the first update of each."""
-    if not isinstance(objective, AlternatingObjective):
-        return {STUDENT: 0}
-    return {adapter: next(n for n in count() if objective.turn(n) == adapter) for adapter in (STUDENT, FAKE_SCORE)}
+    trained = [STUDENT, *(second.name for second in recipe.objective_config.second_adapters if second.trained)]
+    return {adapter: next(n for n in count() if objective.trained_adapter(n) == adapter) for adapter in trained}
 
 
 def _loss(objective: Objective, roles: Roles, item: StepInput) -> Tensor:
@@ -173,17 +173,17 @@ def _first_samples(session: Session) -> Batch:
 
 @torch.no_grad()
 def _predictions(session: Session, batch: Batch) -> dict[str, Tensor]:
-    roles, steps = session.roles, session.recipe.log.preview_steps
+    roles, steps, learned = session.roles, session.recipe.log.preview_steps, session.recipe.student
     if session.objective.trains == "vae":
         return {"reconstruction": roles.model.decode(roles.model.encode(batch.image)).float().cpu()}
     if session.objective.trains == "recognizer":
         return {}
     student = session.objective.trains == "lora"
     spec = (
-        SamplingSpec("student", student_sampler(session.recipe), steps)
+        SamplingSpec("student", learned.sampler, steps)
         if student
         else SamplingSpec("teacher", "ddim", steps, TEACHER_PREVIEW_GUIDANCE)
     )
     scene = prepare_sampling(roles, batch, session.recipe.seed, None if student else "")
-    painting = next(sample_batch(roles, scene, [spec], session.schedule, sampling_options(session.recipe)))
+    painting = next(sample_batch(roles, scene, [spec], session.schedule, learned.options))
     return {spec.label: painting.image.cpu() * 2.0 - 1.0}

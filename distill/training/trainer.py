@@ -11,7 +11,7 @@ from torch import nn
 
 from anytext2.core.rng import seed_for
 from anytext2.data.dataset import AnyWordDataset
-from distill.adapters.roles import STUDENT, AdapterRoles, Roles
+from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
 from distill.config.schema import Recipe, ema_decay, learning_rate
@@ -20,7 +20,7 @@ from distill.data.latents import LatentSource
 from distill.data.loader import LoadedBatch, loader, micro_batches
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.step import LossOutput, StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
 from distill.runtime.watchdog import Phase, Watchdog
 from distill.tracking.tracker import Tracker
@@ -105,8 +105,7 @@ class Session:
     @property
     def turn(self) -> str:
         """The adapter that the present update trains."""
-        objective = self.objective
-        return objective.turn(self.progress.updates) if isinstance(objective, AlternatingObjective) else STUDENT
+        return self.objective.trained_adapter(self.progress.updates)
 
     def beat(self, phase: Phase = "training") -> None:
         """Tells the watchdog that there is progress, and what comes next."""

@@ -18,14 +18,13 @@ from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
 from distill.data.build import HELD_OUT_FIRST
 from distill.data.splits import part_of
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.samplers import SamplerOptions
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
-from distill.objectives import OBJECTIVES
 from distill.runtime.world import World
 from distill.training.first_batch import without_dropout
 from distill.viz.contact_sheet import evenly_spaced
@@ -64,7 +63,7 @@ class Validator:
     def _read(self, session: Session) -> dict[str, float]:
         """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
         recipe, device = session.recipe, session.engine.world.device
-        spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
+        spec = SamplingSpec("student", recipe.student.sampler, recipe.eval.steps)
         sums = dict.fromkeys(SUMS, 0.0)
         for first in range(0, len(self._samples), TOGETHER):
             batch = collate(self._samples[first : first + TOGETHER]).to(device).floating()
@@ -108,7 +107,7 @@ def make_validator(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> 
     """
     if not recipe.eval.every:
         return None
-    if OBJECTIVES[recipe.objective["name"]].trains != "lora":
+    if recipe.objective_config.student is None:
         raise ValueError(
             f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
         )
@@ -132,7 +131,7 @@ def make_validator(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> 
     if world.is_main:
         left_out = f"; {skipped} more cannot be read" if skipped else ""
         print(f"eval: {readable} held-out pictures every {recipe.eval.every} updates{left_out}", flush=True)
-    return Validator(samples, reader, sampling_options(recipe))
+    return Validator(samples, reader, recipe.student.options)
 
 
 def patience_is_exhausted(recipe: Recipe, progress: Progress) -> bool:

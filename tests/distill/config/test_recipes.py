@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config.recipes import DEFAULT_RECIPE, default_steps, dump_recipe, load_recipe, objective_config
+from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
 from distill.config.schema import Recipe, TrainConfig, ema_decay, learning_rate
 from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import ConsistencyConfig
@@ -47,7 +47,7 @@ def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path:
     assert (recipe.train.max_steps, recipe.train.micro_batch, recipe.train.effective_batch) == (7, 3, 48)
     assert recipe.data.sources == ["a.json", "b.json"] and recipe.name == "a=b"
     assert recipe.run_dir == Path("runs/a=b")
-    assert objective_config(recipe) == ConsistencyConfig(w_min=3.0, w_max=4.0)
+    assert recipe.objective_config == ConsistencyConfig(w_min=3.0, w_max=4.0)
 
 
 def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def test_the_average_s_memory_grows_to_its_decay() -> None:
 )
 def test_where_nothing_is_said_a_student_is_drawn_in_steps_that_it_has_learned(objective: str, steps: int) -> None:
     recipe = load_recipe(DEFAULT_RECIPE, [f"objective={objective}", "log.preview_every=0"])
-    assert default_steps(recipe) == steps
+    assert recipe.student.default_steps(recipe.eval.steps) == steps

@@ -8,8 +8,8 @@ import torch
 from anytext2.core.batch import collate
 from anytext2.core.rng import Draws
 from distill.diffusion import sampling
-from distill.diffusion.samplers import sample_consistency, sample_ddim, sample_phased
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.samplers import SamplerOptions, sample_consistency, sample_ddim, sample_phased
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from tests.helpers.stub_roles import TEACHER_GAIN, StubRoles, make_sample
 
