@@ -77,7 +77,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gamma", type=float, default=defaults.gamma, help="of the student's trajectory sampler")
     parser.add_argument("--batch", type=int, default=defaults.batch, metavar="N", help="pictures drawn together")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the noise")
-    parser.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help="rows of the grid")
+    parser.add_argument(
+        "--grid-rows", dest="shown", type=int, default=defaults.shown, metavar="N", help="pictures in grid.png"
+    )
+    # The option's old name.
+    parser.add_argument("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s"
     )

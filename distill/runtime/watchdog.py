@@ -44,7 +44,8 @@ class WatchdogConfig:
     """Limits in GiB, times in seconds; 0 switches a limit off.
 
     soft_available, hard_available: memory left on the host, or in the cgroup where it has a limit (null: 4 and 1.5, or
-    a tenth and a twenty-fifth of all of it, if that is less). tree: resident memory of the run on one host.
+    a tenth and a twenty-fifth of all of it, if that is less). max_memory: resident memory of the run's processes on
+    one host.
     gpu_free: free on any of the GPUs. disk_free: free for the run folder; below 1 GiB there is a warning in any case.
     All but hard_available are soft limits. stall, start_stall, evaluation_stall: how long nothing may move during
     training, the start and previews, before the run is given up.
@@ -54,7 +55,7 @@ class WatchdogConfig:
     interval: float = 1.0
     soft_available: float | None = None
     hard_available: float | None = None
-    tree: float = 0.0
+    max_memory: float = 0.0
     gpu_free: float = 0.0
     disk_free: float = 0.0
     stall: float = 1800.0
@@ -91,8 +92,10 @@ def exceeded_limit(section: WatchdogConfig, readings: HostReadings) -> Verdict |
         return Verdict("hard", f"{left}, less than watchdog.hard_available={hard:.3g}")
     if memory.available < soft:
         return Verdict("soft", f"{left}, less than watchdog.soft_available={soft:.3g}")
-    if section.tree and readings.tree > section.tree:
-        return Verdict("soft", f"{readings.tree:.2f} GiB held by the run, more than watchdog.tree={section.tree:.3g}")
+    if section.max_memory and readings.tree > section.max_memory:
+        return Verdict(
+            "soft", f"{readings.tree:.2f} GiB held by the run, more than watchdog.max_memory={section.max_memory:.3g}"
+        )
     if readings.gpu_free is not None and readings.gpu_free < section.gpu_free:
         return Verdict(
             "soft", f"{readings.gpu_free:.2f} GiB of GPU memory free, watchdog.gpu_free={section.gpu_free:.3g}"

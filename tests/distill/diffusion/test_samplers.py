@@ -68,9 +68,8 @@ def test_trajectory_equals_diffusers_and_phased_is_it_without_noise(
     x = start()
     for t in reference.timesteps:
         x = reference.step(predict(x, t.expand(2)), t, x, eta=gamma).prev_sample
-    ours = samplers.sample_trajectory(
-        predict, start(), n_steps, SCHEDULE, noises.__getitem__, SamplerOptions(gamma=gamma)
-    )
+    options = SamplerOptions(gamma=gamma)
+    ours = samplers.sample_trajectory(predict, start(), n_steps, SCHEDULE, noises.__getitem__, options)
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
     if gamma == 0.0:
         torch.testing.assert_close(samplers.sample_phased(predict, start(), n_steps, SCHEDULE), ours)

@@ -148,9 +148,22 @@ def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edg
     )
 
 
-def test_a_phase_taken_whole_needs_no_target() -> None:
+@pytest.mark.parametrize("edges_only", [False, True])
+def test_a_whole_phase_is_an_interval_beyond_every_phase(edges_only: bool) -> None:
+    item = step_input(8, seed=3)
+    losses = [
+        Phased(PhasedConfig(teacher_interval=k, teacher_steps=2, edges_only=edges_only), SCHEDULE).loss(
+            StubRoles(), item
+        )
+        for k in (1000, "phase")
+    ]
+    assert torch.equal(losses[0].per_sample, losses[1].per_sample)
+
+
+@pytest.mark.parametrize("interval", [1000, "phase"])
+def test_a_phase_taken_whole_needs_no_target(interval: int | str) -> None:
     roles = StubRoles()
-    config = PhasedConfig(teacher_interval=1000, teacher_steps=3, edges_only=True)
+    config = PhasedConfig(teacher_interval=interval, teacher_steps=3, edges_only=True)
     Phased(config, SCHEDULE).loss(roles, step_input())
     assert roles.model.calls.count("unet") == 2 * 3 + 1
 
@@ -363,7 +376,7 @@ def test_impossible_options_are_named(config: type, options: dict[str, Any], nam
         (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
         (
             lambda: Consistency(ConsistencyConfig(teacher_interval=30), SCHEDULE),
-            "teacher_interval = 30.*multiple of 20",
+            "interval = 30.*multiple of 20",
         ),
         (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver steps: 2000"),
         (lambda: X0Regression(X0RegressionConfig(grid="coarse"), SCHEDULE), "solver_steps = 50.*4, 6, 8"),

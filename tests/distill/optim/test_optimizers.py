@@ -264,8 +264,6 @@ def test_a_rate_that_is_none_for_this_optimizer(optimizer: str, rate: float) -> 
 
 
 def test_the_removed_optimizer_is_named_with_those_there_are() -> None:
-    words = (
-        r"^train.optimizer='adamw8bit': one of adamw, prodigy; adamw8bit was removed because it saves 54 MB of 24 GB$"
-    )
+    words = r"^train.optimizer='adamw8bit': one of adamw, prodigy; adamw8bit was removed because .* 54 MB of 24 GB$"
     with pytest.raises(ValueError, match=words):
         TrainConfig(optimizer="adamw8bit")
