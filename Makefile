@@ -11,7 +11,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo test lint test-official test-adamw8bit test-slurm smoke-official bench-data torture clean
+.PHONY: setup lock demo test lint test-official test-slurm smoke-official bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -52,11 +52,6 @@ lint: setup
 test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
-# In a folder of its own: where bitsandbytes can be imported PEFT does so, and on a CPU it then looks for a hub.
-test-adamw8bit: setup
-	$(BIN)/pip install --quiet --no-deps --upgrade --target .adamw8bit 'bitsandbytes>=0.46'
-	PYTHONPATH=.adamw8bit $(BIN)/python -m pytest -n 0 -m adamw8bit tests/distill/optim/test_optimizers.py
-
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
@@ -71,4 +66,4 @@ bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
 
 clean:
-	rm -rf .adamw8bit runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

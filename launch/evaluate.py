@@ -22,7 +22,6 @@ import torch
 
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.store import write_text_atomically
-from distill.config.recipes import default_steps, supported_steps
 from distill.diffusion.samplers import SAMPLERS
 from distill.evaluation.benchmark import PROTOCOL, Benchmark, benchmark_rows, benchmark_table
 from distill.evaluation.benchmark_data import SEED, find_sets, open_set
@@ -78,7 +77,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gamma", type=float, default=defaults.gamma, help="of the student's trajectory sampler")
     parser.add_argument("--batch", type=int, default=defaults.batch, metavar="N", help="pictures drawn together")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the noise")
-    parser.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help="rows of the grid")
+    parser.add_argument(
+        "--grid-rows", dest="shown", type=int, default=defaults.shown, metavar="N", help="pictures in grid.png"
+    )
+    # The option's old name.
+    parser.add_argument("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s"
     )
@@ -108,7 +111,7 @@ def section(args: argparse.Namespace, opened: SamplingModel) -> EvaluationConfig
     if not opened.has_student:
         given["student_steps"] = []
     elif args.student_steps is None:
-        given["student_steps"] = supported_steps(opened.recipe, EvaluationConfig().student_steps)
+        given["student_steps"] = opened.recipe.student.supported_steps(EvaluationConfig().student_steps)
     return EvaluationConfig(**given)
 
 
@@ -157,10 +160,11 @@ def measure(args: argparse.Namespace, opened: SamplingModel, kit: NetworkKit | N
     samples, skipped = read_samples(dataset, range(args.first, min(args.first + count, len(dataset))))
     print(report)
     print(f"measuring {len(samples)} samples; {sum(skipped.values())} more cannot be read {dict(skipped)}", flush=True)
-    if args.reference is not None and opened.recipe.model.planted and not args.reference.is_file():
+    fault = opened.recipe.model.fault_injection
+    if args.reference is not None and fault and not args.reference.is_file():
         raise ValueError(
-            f"--reference {args.reference}: model.planted={opened.recipe.model.planted} is no teacher to compare with; "
-            "make the file with a sound model first"
+            f"--reference {args.reference}: model.fault_injection={fault} is no teacher to compare with; make the file "
+            "with a sound model first"
         )
     networks = None if kit is None else Networks(kit)
     schedule = make_schedule(opened.roles.model.cfg)
@@ -193,7 +197,7 @@ def measure_benchmark(args: argparse.Namespace, opened: SamplingModel, kit: Netw
     """Draws and judges AnyText-benchmark, prints the table, and writes and records the results."""
     options = section(args, opened)
     reader, _ = open_engines(args, opened, options.ocr_threads)
-    steps = (args.student_steps or [default_steps(opened.recipe)]) if opened.has_student else []
+    steps = (args.student_steps or [opened.default_steps]) if opened.has_student else []
     rows = benchmark_rows(steps, options.student_sampler, options.gamma)
     out = args.out or opened.run_dir or Path("runs/evaluate")
     benchmark = Benchmark(

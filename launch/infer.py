@@ -15,7 +15,6 @@ from pathlib import Path
 from PIL import Image
 
 from anytext2.core.batch import collate
-from distill.config.recipes import default_steps
 from distill.diffusion.samplers import SAMPLERS
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
@@ -58,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def rows(args: argparse.Namespace, opened: SamplingModel) -> tuple[SamplingSpec, ...]:
     """The ways of sampling that the command asks for."""
     sampler = args.sampler or opened.student_sampler
-    steps = sorted(set(args.steps or [default_steps(opened.recipe)])) if opened.has_student else []
+    steps = sorted(set(args.steps or [opened.default_steps])) if opened.has_student else []
     students = [SamplingSpec("student", sampler, n, args.student_guidance, args.gamma) for n in steps]
     guidance = opened.guidance if args.guidance is None else args.guidance
     teachers = [SamplingSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []

@@ -1,8 +1,7 @@
-"""Faults of earlier attempts, to be put in on purpose (`model.planted`) and one at a time: what does each of them cost?
+"""Faults of earlier attempts, for measuring the cost of each: `model.fault_injection` injects one on purpose.
 
-None shows in the loss. Each changes what the networks are told, in training and in sampling alike, of teacher and
-student alike, as it did there. Where one is planted, the audit of the first batch says what it finds and lets the run
-go on.
+None is visible in the loss. Each changes the networks' inputs in training and in sampling, for teacher and student, as
+it did there. With an injected fault the check of the first batch reports what it finds and does not stop the run.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from anytext2.core.batch import Sample, collate
 from anytext2.core.rng import Draws
 from anytext2.data.image_file import read_image
 from distill.adapters.roles import Roles
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.samplers import SamplerOptions
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.benchmark_data import SEED, as_told, file_names
 from distill.evaluation.image_networks import NetworkKit, Networks
@@ -70,7 +71,7 @@ class _BenchmarkCounts:
 
 def benchmark_rows(student_steps: Sequence[int], sampler: str, gamma: float) -> list[SamplingSpec]:
     """The teacher as published, and the student at its numbers of steps."""
-    student = [SamplingSpec("student", sampler, n, gamma=gamma) for n in student_steps]  # type: ignore[arg-type]
+    student = [SamplingSpec("student", sampler, n, gamma=gamma) for n in student_steps]
     return [SamplingSpec("teacher", "ddim", STEPS, GUIDANCE), *student]
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from anytext2.core.batch import Sample, collate
 from distill.adapters.roles import Roles
-from distill.diffusion.samplers import SamplerName
-from distill.diffusion.sampling import LCM_OPTIONS, SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.samplers import LCM_OPTIONS, SamplerOptions
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.accumulator import ScoreAccumulator
 from distill.evaluation.image_networks import Networks
@@ -45,7 +45,7 @@ class EvaluationConfig:
     teacher_steps: list[int] = field(default_factory=lambda: [50, 20])
     undistilled_steps: list[int] = field(default_factory=lambda: [4])
     student_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    student_sampler: SamplerName = "consistency"
+    student_sampler: str = "consistency"
     gamma: float = 0.3
     seed: int = 0
     shown: int = 8

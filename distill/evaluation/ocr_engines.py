@@ -11,10 +11,9 @@ import torch
 
 from anytext2.core.line_crop import crop_line, quad_from_points, recognizer_input
 from anytext2.model.recognizer import Recognizer, ctc_greedy_decode, load_charset
-from distill.config.recipes import objective_config
 from distill.config.schema import Recipe
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr
-from distill.losses.terms import terms_needing
+from distill.losses.terms import terms_with_recognizer
 
 ENGINES = ("rapidocr", "duguang", "own")
 DUGUANG = "damo/cv_convnextTiny_ocr-recognition-general_damo"
@@ -108,8 +107,8 @@ def make_ocr_engine(name: str, recipe: Recipe, recognizer: Recognizer, threads: 
 
 
 def trained_against(recipe: Recipe) -> bool:
-    """Whether the recipe's objective has a term that the model's own recogniser computes."""
-    return bool(terms_needing(getattr(objective_config(recipe), "terms", {}), "needs_recognizer"))
+    """Whether the recipe's objective has a loss term that uses the model's own recogniser."""
+    return bool(terms_with_recognizer(recipe.student.terms))
 
 
 def _chw(image: np.ndarray) -> torch.Tensor:

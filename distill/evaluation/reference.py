@@ -68,7 +68,7 @@ class Reference:
 def origin_of(model: AnyText2, samples: Sequence[Sample], spec: SamplingSpec, seed: int, negative_prompt: str) -> str:
     """A hash of everything that the row's latents are made of (the base weights by their small tensors).
 
-    A planted fault (`model.planted`) is not part of it: what it costs is measured against the sound teacher.
+    An injected fault (`model.fault_injection`) is not part of it: what it costs is measured against the sound teacher.
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -26,18 +26,10 @@ from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO
 from distill.checkpoint.store import MANIFEST, find_checkpoint
-from distill.config.recipes import (
-    DEFAULT_RECIPE,
-    load_recipe,
-    objective_config,
-    require_supported_steps,
-    sampling_options,
-    student_sampler,
-)
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import HELD_OUT_FIRST
-from distill.diffusion.samplers import SamplerName
-from distill.diffusion.sampling import SamplerOptions
+from distill.diffusion.samplers import SamplerOptions
 from distill.inference.model import make_model
 
 DEFAULT_GUIDANCE = 7.5
@@ -62,17 +54,21 @@ class SamplingModel:
 
     @property
     def consistency(self) -> SamplerOptions:
-        return sampling_options(self.recipe)
+        return self.recipe.student.options
 
     @property
-    def student_sampler(self) -> SamplerName:
-        return student_sampler(self.recipe)
+    def student_sampler(self) -> str:
+        return self.recipe.student.sampler
+
+    @property
+    def default_steps(self) -> int:
+        """The student's steps where none are asked for."""
+        return self.recipe.student.default_steps(self.recipe.eval.steps)
 
     @property
     def guidance(self) -> float:
         """The teacher's scale where none is asked for: AnyText2's 7.5, or the middle of the range distilled from."""
-        trained = objective_config(self.recipe)
-        low, high = (getattr(trained, name, DEFAULT_GUIDANCE - 1.0) + 1.0 for name in ("w_min", "w_max"))
+        low, high = self.recipe.student.guidance
         return DEFAULT_GUIDANCE if low <= DEFAULT_GUIDANCE <= high else (low + high) / 2.0
 
     def run_info(self) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def load_sampling_model(
     recipe = load_recipe(path, overrides)
     has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
     for steps in student_steps if has_student else ():
-        require_supported_steps(recipe, steps, "student steps", sampler)
+        recipe.student.require_steps(steps, "student steps", sampler)
     model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
         load_partial_weights(model, [folder / MODEL_WEIGHTS])

@@ -14,10 +14,9 @@ from anytext2.model.weights import TINY_WEIGHTS, load_partial_weights, load_weig
 from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.checkpoint.store import find_checkpoint
 from distill.checks.fault_injection import FAULT_INJECTIONS
-from distill.config.recipes import objective_config
 from distill.config.schema import ModelConfig, Recipe
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.terms import terms_needing
+from distill.losses.terms import terms_with_charset, terms_with_recognizer
 
 GLYPH_RECOGNISER = "text_predictor."
 FONT_RECOGNISER = "embedding_manager.font_predictor."
@@ -47,8 +46,8 @@ def make_model(section: ModelConfig, seed: int) -> AnyText2:
     if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
-    if section.planted:
-        FAULT_INJECTIONS[section.planted](model)
+    if section.fault_injection:
+        FAULT_INJECTIONS[section.fault_injection](model)
     return model
 
 
@@ -58,8 +57,8 @@ def _part_file(path: Path) -> Path:
 
 def require_recognizer(recipe: Recipe) -> None:
     """Loss terms that read need a recogniser that can. Looks at names in files alone; raises ValueError in one line."""
-    terms = getattr(objective_config(recipe), "terms", {})
-    section, reading = recipe.model, terms_needing(terms, "needs_recognizer")
+    section, terms = recipe.model, recipe.student.terms
+    reading = terms_with_recognizer(terms)
     if reading and section.weights in ("scratch", "filled"):
         files = [_part_file(Path(part)) for part in section.parts]
         if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in tensor_names(file)):
@@ -68,7 +67,7 @@ def require_recognizer(recipe: Recipe) -> None:
                 f"{section.weights} leaves untrained; name a run of objective recognize, or a file with "
                 f"{GLYPH_RECOGNISER}* keys, in model.parts"
             )
-    if spelling := terms_needing(terms, "needs_charset"):
+    if spelling := terms_with_charset(terms):
         recognizer = load_model_config(section.config).recognizer
         try:
             load_charset(recognizer.charset, recognizer.n_classes)

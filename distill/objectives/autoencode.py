@@ -22,14 +22,14 @@ from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses import distances
 from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
-from distill.objectives.base import Trains, named_parameters_of
+from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 
 if TYPE_CHECKING:
     from anytext2.model.anytext2 import AnyText2
 
 
 @dataclass
-class AutoencodeConfig:
+class AutoencodeConfig(ObjectiveConfig):
     """``crop`` is the side of a text crop in pixels; ``crop_prob`` the share of samples that are cropped."""
 
     l1_weight: float = 1.0
@@ -47,11 +47,11 @@ class AutoencodeConfig:
             raise ValueError("autoencode: l1_weight, sobel_weight and kl_weight must be >= 0")
 
 
-class Autoencode:
+class Autoencode(FullWeightObjective):
     """Reconstructs ``batch.image`` through a sampled posterior."""
 
     Config = AutoencodeConfig
-    trains: Trains = "vae"
+    trains = "vae"
     needs_latents = False
 
     def __init__(self, config: AutoencodeConfig, schedule: NoiseSchedule) -> None:

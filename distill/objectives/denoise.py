@@ -23,7 +23,7 @@ from distill.diffusion.solver import ddim_step
 from distill.losses import distances
 from distill.losses.step import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
 from distill.losses.text_mask import not_ignored, text_share
-from distill.objectives.base import Trains, named_parameters_of
+from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 
 if TYPE_CHECKING:
     from anytext2.model.anytext2 import AnyText2
@@ -37,7 +37,7 @@ SCOPES = {
 
 
 @dataclass
-class DenoiseConfig:
+class DenoiseConfig(ObjectiveConfig):
     """``context_dropout``: share of samples whose two captions are replaced by the unconditional ones.
 
     ``text_weight``: extra weight of the cells inside the text boxes (0: none, as AnyText2).
@@ -83,12 +83,11 @@ class DenoiseConfig:
             raise ValueError(f"denoise.scope = '{self.scope}': choose one of {', '.join(SCOPES)}")
 
 
-class Denoise:
+class Denoise(FullWeightObjective):
     """Predicts the noise in ``latent`` at t ~ U{0..T-1}."""
 
     Config = DenoiseConfig
-    trains: Trains = "teacher"
-    needs_latents = True
+    trains = "teacher"
 
     def __init__(self, config: DenoiseConfig, schedule: NoiseSchedule) -> None:
         self.config = config

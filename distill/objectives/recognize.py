@@ -30,7 +30,7 @@ from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.ctc import charset_of, columns_needed, text_loss
 from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
-from distill.objectives.base import Trains, named_parameters_of
+from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 from distill.objectives.ctc_alignment import glyph_line_columns
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _RANDOM_LENGTH = 6  # so many Chinese characters fill a glyph line at the size a
 
 
 @dataclass
-class RecognizeConfig:
+class RecognizeConfig(ObjectiveConfig):
     """``glyph_weight`` and ``photo_weight``: of the two views. ``recolor_prob``: share of the glyph lines that get
     random ink and paper instead of white on black. ``augment``: strength of noise, blur, contrast and crop jitter (0:
     none, 1: strong but readable). ``align_weight``: of a cross-entropy with the known place of each character of a
@@ -81,11 +81,11 @@ class LineView:
     font: Font | None = None
 
 
-class Recognize:
+class Recognize(FullWeightObjective):
     """Reads every line of the batch twice: as a glyph line and in the picture."""
 
     Config = RecognizeConfig
-    trains: Trains = "recognizer"
+    trains = "recognizer"
     needs_latents = False
 
     def __init__(self, config: RecognizeConfig, schedule: NoiseSchedule) -> None:

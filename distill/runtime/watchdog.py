@@ -42,7 +42,8 @@ class WatchdogConfig:
     """Limits in GiB, times in seconds; 0 switches a limit off.
 
     soft_available, hard_available: memory left on the host, or in the cgroup where it has a limit (null: 4 and 1.5, or
-    a tenth and a twenty-fifth of all of it, if that is less). tree: resident memory of the run on one host.
+    a tenth and a twenty-fifth of all of it, if that is less). max_memory: resident memory of the run's processes on
+    one host.
     gpu_free: free on any of the GPUs. disk_free: free for the run folder; below 1 GiB there is a warning in any case.
     All but hard_available are soft limits. stall, start_stall, evaluation_stall: the longest time without progress in
     training, at the start and in previews. interval: between two readings.
@@ -52,7 +53,7 @@ class WatchdogConfig:
     interval: float = 1.0
     soft_available: float | None = None
     hard_available: float | None = None
-    tree: float = 0.0
+    max_memory: float = 0.0
     gpu_free: float = 0.0
     disk_free: float = 0.0
     stall: float = 1800.0
@@ -89,7 +90,10 @@ def exceeded_limit(config: WatchdogConfig, now: HostResources) -> Alert | None:
         return Alert("hard", f"{left}hard_available={hard:.3g}")
     soft_limits = (
         (memory.available < soft, f"{left}soft_available={soft:.3g}"),
-        (0 < config.tree < now.tree, f"{now.tree:.2f} GiB held by the run, more than watchdog.tree={config.tree:.3g}"),
+        (
+            0 < config.max_memory < now.tree,
+            f"{now.tree:.2f} GiB held by the run, more than watchdog.max_memory={config.max_memory:.3g}",
+        ),
         (gpu < config.gpu_free, f"{gpu:.2f} GiB of GPU memory free, watchdog.gpu_free={config.gpu_free:.3g}"),
         (disk < config.disk_free, f"{disk:.2f} GiB of disk free, watchdog.disk_free={config.disk_free:.3g}"),
     )

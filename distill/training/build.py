@@ -14,13 +14,13 @@ from torch import nn
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
-from distill.adapters.roles import EMA, FAKE_SCORE, STUDENT, AdapterRoles
+from distill.adapters.roles import EMA, STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
 from distill.adapters.warm_start import load_warm_start, read_warm_start
 from distill.checkpoint.run_folder import RUN_INFO
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
-from distill.config.recipes import dump_recipe, objective_config
+from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import BatchSampler
 from distill.data.build import make_data
@@ -30,8 +30,7 @@ from distill.data.splits import make_batch_sampler
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule, require_recognizer
 from distill.objectives import OBJECTIVES
-from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
-from distill.optim.optimizers import require_available
+from distill.objectives.base import FullWeightObjective, Objective
 from distill.runtime.signals import StopRequests
 from distill.runtime.watchdog import Watchdog
 from distill.runtime.world import World, on_main
@@ -50,7 +49,7 @@ from distill.training.validation import make_validation
 
 
 def make_objective(recipe: Recipe, schedule: NoiseSchedule) -> Objective:
-    return OBJECTIVES[recipe.objective["name"]](objective_config(recipe), schedule)
+    return OBJECTIVES[recipe.objective["name"]](recipe.objective_config, schedule)
 
 
 def make_roles(
@@ -62,11 +61,10 @@ def make_roles(
         student = add_student(model, recipe.lora, recipe.seed)
         wrapped: nn.Module = student
         params = adapter_parameters(student, STUDENT)
-        if getattr(objective_config(recipe), "target_ema", False):
-            add_adapter(student, EMA, trained=False, seed=recipe.seed)
-        if isinstance(objective, AlternatingObjective):
-            add_adapter(student, FAKE_SCORE, trained=True, seed=recipe.seed)
-            params += adapter_parameters(student, FAKE_SCORE)
+        for second in recipe.objective_config.second_adapters:
+            add_adapter(student, second.name, second.trained, recipe.seed)
+            if second.trained:
+                params += adapter_parameters(student, second.name)
     else:
         assert isinstance(objective, FullWeightObjective)
         wrapped, params = model, list(objective.trainable(model))
@@ -77,7 +75,7 @@ def make_roles(
 
 def check_adapter(recipe: Recipe) -> None:
     """Raises ValueError where `lora.targets` does not fit the network; a second without weights tells."""
-    if OBJECTIVES[recipe.objective["name"]].trains == "lora":
+    if recipe.objective_config.student is not None:
         lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
 
 
@@ -91,7 +89,6 @@ def make_trainer(
     """Builds every part of a run and resumes where there is something to resume. Collective."""
     require_recognizer(recipe)
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
-    require_available(recipe.train.optimizer, world.device)
     on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))

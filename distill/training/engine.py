@@ -134,7 +134,7 @@ class Engine:
     def optimizer_report(self) -> dict[str, float]:
         """What the optimizer has to tell about itself: Prodigy its `d`."""
         inner, master = self._optimizer.optimizer, self._shards.masters[0]
-        return {name: self._kind.scalar(inner, master, name) for name in self._kind.told}
+        return {name: self._kind.scalar(inner, master, name) for name in self._kind.logged}
 
     def forward(self, item: Any) -> Any:
         return self._engine(item)

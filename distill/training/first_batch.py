@@ -12,12 +12,12 @@ from torch import Tensor
 
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import BLANK_PIXEL
-from distill.adapters.roles import FAKE_SCORE, STUDENT, AdapterRoles, Roles
+from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
 from distill.config.schema import Recipe
 from distill.losses.step import StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
 from distill.training.null import RunTracker
@@ -45,7 +45,7 @@ def check_first_batch(
 
     Rank 0 draws its own to `audit.png`, and samples from all over the data to `data_samples.png`. Raises
     FirstBatchError, on every rank, where any rank finds something that cannot be right; with a fault that was put in on
-    purpose (model.planted) the findings are only printed.
+    purpose (model.fault_injection) the findings are only printed.
     """
     item = inputs(batches.first_of(progress.batches), progress.updates)
     if batches.dataset.read_latents:
@@ -56,13 +56,14 @@ def check_first_batch(
         tracker.artifact(path)
         _draw_samples(recipe, batches.dataset, tracker)
     with without_dropout(roles.wrapped):
-        everywhere = engine.gather(list(_findings(objective, roles, item)))
+        everywhere = engine.gather(list(_findings(recipe, objective, roles, item)))
     findings = [finding for rank in everywhere for finding in rank]
-    if recipe.model.planted:
+    if recipe.model.fault_injection:
         if engine.world.is_main:
             found = "; ".join(map(str, findings[:3])) or "nothing"
             print(
-                f"warning: model.planted={recipe.model.planted}: a fault on purpose. The audit found {found}",
+                f"warning: model.fault_injection={recipe.model.fault_injection}: a fault on purpose. The audit found "
+                f"{found}",
                 flush=True,
             )
         return
@@ -92,7 +93,9 @@ def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> 
         tracker.artifact(path)
 
 
-def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Iterator[model_checks.Finding]:
+def _findings(
+    recipe: Recipe, objective: Objective, roles: AdapterRoles, item: StepInput
+) -> Iterator[model_checks.Finding]:
     yield from check_batch(item.batch)
     if not objective.needs_latents:
         return
@@ -104,18 +107,17 @@ def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Ite
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
     if objective.trains == "lora":
-        first_updates = _first_updates(objective)
+        first_updates = _first_updates(objective, recipe)
         for adapter, update in first_updates.items():
             loss = partial(_loss, objective, roles, replace(item, update=update))
             others = [other for other in first_updates if other != adapter]
             yield from model_checks.check_adapters(roles.wrapped, loss, adapter, others)
 
 
-def _first_updates(objective: Objective) -> dict[str, int]:
+def _first_updates(objective: Objective, recipe: Recipe) -> dict[str, int]:
     """The adapters that the objective trains, each with the first update that trains it."""
-    if not isinstance(objective, AlternatingObjective):
-        return {STUDENT: 0}
-    return {adapter: next(n for n in count() if objective.turn(n) == adapter) for adapter in (STUDENT, FAKE_SCORE)}
+    trained = [STUDENT, *(second.name for second in recipe.objective_config.second_adapters if second.trained)]
+    return {adapter: next(n for n in count() if objective.trained_adapter(n) == adapter) for adapter in trained}
 
 
 def _loss(objective: Objective, roles: Roles, item: StepInput) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from anytext2.core.rng import seed_for
-from distill.adapters.roles import STUDENT, AdapterRoles, Roles
+from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.run_lock import RunLock
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import SampleKey
 from distill.data.loader import LoadedBatch
 from distill.losses.step import LossOutput, StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
 from distill.runtime.watchdog import Watchdog
 from distill.training.checkpointing import Checkpoints
@@ -90,7 +90,7 @@ class Trainer:
 
         Returns why the ranks stop afterwards; empty where they go on.
         """
-        progress, engine = self.progress, self.engine
+        progress, engine, objective = self.progress, self.engine, self.objective
         for loaded in islice(stream, engine.plan.accumulation):
             self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
@@ -101,7 +101,9 @@ class Trainer:
             self.samples.add(loaded.keys)
         reasons = self.guard.before_update(progress.updates + 1)
         rate = learning_rate(self.recipe.train, progress.updates)
-        result = engine.step(rate, ema_decay(self.recipe.train, progress.updates), self._trained_adapter())
+        result = engine.step(
+            rate, ema_decay(self.recipe.train, progress.updates), objective.trained_adapter(progress.updates)
+        )
         progress.batches += 1
         self.samples.end_batch(progress.batches)
         self.guard.after_update(progress, result)
@@ -130,11 +132,6 @@ class Trainer:
         """Every update is made, or the scores have not improved for eval.patience evaluations."""
         updates = self.progress.updates
         return updates >= self.recipe.train.max_steps or self.validation.is_out_of_patience(self.progress)
-
-    def _trained_adapter(self) -> str:
-        """The adapter that the present update trains."""
-        objective = self.objective
-        return objective.turn(self.progress.updates) if isinstance(objective, AlternatingObjective) else STUDENT
 
     def _seed_dropout(self, first: SampleKey) -> None:
         """Dropout draws from torch's global generators; micro-batches are the same whatever the world size."""

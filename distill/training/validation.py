@@ -19,7 +19,6 @@ from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.roles import AdapterRoles
-from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
 from distill.data.build import HELD_OUT_FIRST
 from distill.data.splits import part_of
@@ -27,7 +26,6 @@ from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_ba
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
-from distill.objectives import OBJECTIVES
 from distill.runtime.world import World
 from distill.training.engine import Engine
 from distill.training.inputs import without_dropout
@@ -87,8 +85,8 @@ class SpellingValidation:
     ) -> None:
         self._recipe, self._samples, self._ocr = recipe, samples, ocr
         self._roles, self._schedule, self._engine, self._heartbeat = roles, schedule, engine, heartbeat
-        self._spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
-        self._options = sampling_options(recipe)
+        self._spec = SamplingSpec("student", recipe.student.sampler, recipe.eval.steps)
+        self._options = recipe.student.options
 
     def is_due(self, updates: int, last: bool) -> bool:
         return last or updates % self._recipe.eval.every == 0
@@ -157,7 +155,7 @@ def make_validation(
     """
     if not recipe.eval.every:
         return NullValidation()
-    if OBJECTIVES[recipe.objective["name"]].trains != "lora":
+    if recipe.objective_config.student is None:
         raise ValueError(
             f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
         )

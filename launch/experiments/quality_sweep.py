@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from distill.config.recipes import load_recipe, require_supported_steps
+from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
 from launch.experiments.quality_page import require_marks, write_page
 from launch.experiments.quality_results import Quality, curve_of, read_quality, rows_of
@@ -118,7 +118,7 @@ def _check(plan: Plan, variant: Variant, where: str) -> None:
     try:
         recipe = load_recipe(Path(plan.recipe), [*plan.common, *variant.values])
         for steps in plan.steps:
-            require_supported_steps(recipe, steps, "steps", variant.sampler)
+            recipe.student.require_steps(steps, "steps", variant.sampler)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distill.config.recipes import load_recipe, objective_config
+from distill.config.recipes import load_recipe
 from launch.experiments import plot_quality
 from launch.experiments import quality_sweep as launch_quality
 from launch.experiments.quality_page import costs, everything, goals, students, write_page
@@ -209,7 +209,7 @@ def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
     for variants in found.values():
         for own in variants.values():
             for run in own:
-                objective_config(load_recipe(ROOT / plan.recipe, [*plan.common, *run.values]))
+                assert load_recipe(ROOT / plan.recipe, [*plan.common, *run.values]).objective_config
     assert found["causes"]["none"] == [found["objectives"]["phased"][0]], "measured once"
     assert found["causes"]["x0_regression"][0].folder == found["objectives"]["x0_regression"][0].folder, "trained once"
     folders = [run.folder for variants in found.values() for own in variants.values() for run in own]

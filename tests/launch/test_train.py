@@ -34,7 +34,7 @@ SMALL_BATCH = ["train.effective_batch=8", "train.micro_batch=4"]
 SIX_UPDATES = [*SMALL_BATCH, "lora.dropout=0.1", "train.ema_decay=0.5", "train.max_steps=6"]
 POISONED = (2, 3)  # global batches; the shipped fp16 configuration forgives one overflow before it halves the scale
 
-OBJECTIVE = "{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}"
+OBJECTIVE = "{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, teacher_interval: 100}"
 RECIPE = f"""
 name: mini
 data:

@@ -81,5 +81,5 @@ def test_gradients_pass_through_every_fault() -> None:
 
 
 def test_an_unknown_fault_names_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="model.planted='typo': one of glyph_page_all_ink, glyph_lines_thin"):
-        ModelConfig(planted="typo")
+    with pytest.raises(ValueError, match="model.fault_injection='typo': one of glyph_page_all_ink, glyph_lines_thin"):
+        ModelConfig(fault_injection="typo")

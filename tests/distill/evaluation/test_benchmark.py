@@ -19,7 +19,7 @@ from distill.checkpoint.formats import TrainerState, portable_name, write_adapte
 from distill.checkpoint.store import save_checkpoint
 from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
 from distill.config.schema import Recipe
-from distill.diffusion.sampling import LCM_OPTIONS
+from distill.diffusion.samplers import LCM_OPTIONS
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.benchmark import Benchmark, benchmark_rows, published_ned
 from distill.evaluation.benchmark_data import as_told, file_names, find_sets, open_set

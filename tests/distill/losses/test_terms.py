@@ -17,10 +17,10 @@ from anytext2.core.line_crop import recognizer_sampling_grid
 from anytext2.model.anytext2 import AnyText2
 from distill.losses.line_crops import choose_lines
 from distill.losses.step import StepInput
-from distill.losses.terms import TERMS, TermInput, terms_needing
+from distill.losses.terms import TERMS, TermInput, terms_with_attention, terms_with_charset, terms_with_recognizer
 from distill.losses.terms.attention_mass import token_groups
 from distill.losses.terms.lines import decoded_lines
-from distill.losses.writenet_attention import Attention
+from distill.losses.writenet_attention import Attention, AttentionRecorder
 from tests.distill.losses.test_line_crops import SIZE, draws, plain_bilinear, sample
 from tests.helpers import stub_model
 from tests.helpers.mini_model import mini_model
@@ -244,7 +244,8 @@ def test_attention_mass_equals_the_formula_in_value_and_gradient(autocast: bool)
 
     levels = [CELLS, (CELLS[0] // 2, CELLS[1] // 2)]
     student, teacher = (tuple(attention(level) for level in levels) for _ in range(2))
-    given = replace(compared(None, batch), attention=student, wanted_attention=teacher)
+    recorder = AttentionRecorder(active=True, recorded={"student": student, "teacher": teacher})
+    given = replace(compared(None, batch), attention=recorder)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours = TERMS["attention_mass"](TERMS["attention_mass"].Config(weight=1.0))(given)
     # START, two words, then a placeholder at every other token
@@ -283,8 +284,9 @@ def plain_mass(attention: Attention, row: int, cell: int, places: list[int], hea
 
 def test_terms_say_what_they_need() -> None:
     terms = {name: TERMS[name].Config(weight=1.0, after=3 * (name == "attention_mass")) for name in TERMS}
-    assert terms_needing(terms, "needs_recognizer") == ["ocr_features", "ocr_ctc"]
-    assert terms_needing(terms, "needs_attention", update=2) == [] and terms_needing(terms, "needs_attention", update=3)
+    assert terms_with_recognizer(terms) == ["ocr_features", "ocr_ctc"] and terms_with_charset(terms) == ["ocr_ctc"]
+    assert terms_with_attention(terms) == terms_with_attention(terms, update=3) == ["attention_mass"]
+    assert terms_with_attention(terms, update=2) == []
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_the_fakes_turn_predicts_noise_on_the_students_pictures() -> None:
 
 def test_the_fake_score_has_its_updates_before_each_of_the_students() -> None:
     objective = DistributionMatching(DistributionMatchingConfig(fake_updates=2), SCHEDULE)
-    assert [objective.turn(n) for n in range(6)] == [FAKE_SCORE, FAKE_SCORE, STUDENT, FAKE_SCORE, FAKE_SCORE, STUDENT]
+    assert [objective.trained_adapter(n) for n in range(6)] == [FAKE_SCORE, FAKE_SCORE, STUDENT] * 2
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.denoise import Denoise, DenoiseConfig
 from distill.objectives.phased import Phased, PhasedConfig
-from distill.objectives.self_consistency import SelfConsistencyConfig
-from distill.objectives.trajectory import Trajectory
+from distill.objectives.trajectory import Trajectory, TrajectoryConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
 from tests.helpers.stub_model import ABAR, CELLS, SCHEDULE, SIZE, Stub, StubRoles, coefficients, sample, step_input
 
@@ -126,7 +125,7 @@ def plain_trajectory(model: Stub, item: StepInput, k: int, hops: int) -> torch.T
 @pytest.mark.parametrize(("k", "hops"), [(20, 1), (100, 2)])
 def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int) -> None:
     roles, item = StubRoles(), step_input(16, seed=5)
-    ours = Trajectory(SelfConsistencyConfig(lcm_step=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
+    ours = Trajectory(TrajectoryConfig(teacher_interval=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
     plain = plain_trajectory(roles.model, item, k, hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
@@ -140,7 +139,7 @@ def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int)
 )
 def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edges_only: bool, name: str) -> None:
     roles, item = StubRoles(), step_input(8, seed=3)
-    config = PhasedConfig(lcm_step=k, teacher_steps=hops, edges_only=edges_only, loss=name)
+    config = PhasedConfig(teacher_interval=k, teacher_steps=hops, edges_only=edges_only, loss=name)
     ours = Phased(config, SCHEDULE).loss(roles, item)
     plain = plain_phased(roles.model, item, k, hops, edges_only, name == "l2")
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
@@ -149,9 +148,22 @@ def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edg
     )
 
 
-def test_a_phase_taken_whole_needs_no_target() -> None:
+@pytest.mark.parametrize("edges_only", [False, True])
+def test_a_whole_phase_is_an_interval_beyond_every_phase(edges_only: bool) -> None:
+    item = step_input(8, seed=3)
+    losses = [
+        Phased(PhasedConfig(teacher_interval=k, teacher_steps=2, edges_only=edges_only), SCHEDULE).loss(
+            StubRoles(), item
+        )
+        for k in (1000, "phase")
+    ]
+    assert torch.equal(losses[0].per_sample, losses[1].per_sample)
+
+
+@pytest.mark.parametrize("interval", [1000, "phase"])
+def test_a_phase_taken_whole_needs_no_target(interval: int | str) -> None:
     roles = StubRoles()
-    config = PhasedConfig(lcm_step=1000, teacher_steps=3, edges_only=True)
+    config = PhasedConfig(teacher_interval=interval, teacher_steps=3, edges_only=True)
     Phased(config, SCHEDULE).loss(roles, step_input())
     assert roles.model.calls.count("unet") == 2 * 3 + 1
 
@@ -159,7 +171,7 @@ def test_a_phase_taken_whole_needs_no_target() -> None:
 @pytest.mark.parametrize(("k", "hops", "name"), [(20, 1, "huber"), (20, 1, "l2"), (100, 1, "huber"), (240, 3, "huber")])
 def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, hops: int, name: str) -> None:
     roles, item = StubRoles(), step_input()
-    ours = Consistency(ConsistencyConfig(lcm_step=k, teacher_steps=hops, loss=name), SCHEDULE).loss(roles, item)
+    ours = Consistency(ConsistencyConfig(teacher_interval=k, teacher_steps=hops, loss=name), SCHEDULE).loss(roles, item)
     plain = plain_consistency(roles.model, item, k, name == "l2", hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.loss, plain.mean(), rtol=1e-9, atol=1e-12)
@@ -200,7 +212,7 @@ def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
     for objective in (
         Consistency(ConsistencyConfig(), SCHEDULE),
         Phased(PhasedConfig(), SCHEDULE),
-        Trajectory(SelfConsistencyConfig(), SCHEDULE),
+        Trajectory(TrajectoryConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
         Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0, rollout=0.5), SCHEDULE),
     ):
@@ -341,7 +353,7 @@ def test_reports_are_detached_scalars() -> None:
         (ConsistencyConfig, {"huber_c": 0.0}, "huber_c = 0.0"),
         (ConsistencyConfig, {"sigma_data": 0.0}, "sigma_data = 0.0"),
         (PhasedConfig, {"phases": 51}, "phases = 51.*solver_steps = 50"),
-        (PhasedConfig, {"lcm_step": 0}, "lcm_step = 0"),
+        (PhasedConfig, {"teacher_interval": 0}, "teacher_interval = 0"),
         (PhasedConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
         (ConsistencyConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
         (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
@@ -362,7 +374,10 @@ def test_impossible_options_are_named(config: type, options: dict[str, Any], nam
     ("build", "named"),
     [
         (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
-        (lambda: Consistency(ConsistencyConfig(lcm_step=30), SCHEDULE), "lcm_step = 30.*multiple of 20"),
+        (
+            lambda: Consistency(ConsistencyConfig(teacher_interval=30), SCHEDULE),
+            "interval = 30.*multiple of 20",
+        ),
         (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver steps: 2000"),
         (lambda: X0Regression(X0RegressionConfig(grid="coarse"), SCHEDULE), "solver_steps = 50.*4, 6, 8"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
 
-from distill.diffusion.samplers import sample_consistency, sampling_timesteps
+from distill.diffusion.samplers import SamplerOptions, sample_consistency, sampling_timesteps
 from distill.diffusion.schedule import solver_grid
 from distill.diffusion.solver import ddim_step, heun_step
 from distill.losses.step import LossOutput, StepInput
@@ -191,7 +191,7 @@ def test_coarse_grids_are_sampled_entry_by_entry() -> None:
         return x * 0
 
     noise = torch.zeros(1, 1, 2, 2)
-    sample_consistency(predict, noise, 4, SCHEDULE, lambda step: noise, solver_steps=4, grid="coarse")
+    sample_consistency(predict, noise, 4, SCHEDULE, lambda step: noise, SamplerOptions(4, "coarse"))
     assert asked == [999, 599, 299, 50]
     assert sampling_timesteps(2, solver_grid("coarse", 8, SCHEDULE)).tolist() == [999, 599]
     for steps in (4, 6, 8, 16):

@@ -49,7 +49,7 @@ def with_memory(available: float, total: float = 64.0) -> HostResources:
         ({}, with_memory(0.3, total=8.0), "hard", "hard_available=0.32"),
         ({"soft_available": 50.0}, FINE, "soft", "soft_available=50"),
         ({"soft_available": 0.0, "hard_available": 0.0}, with_memory(0.1), None, ""),
-        ({"tree": 19.0}, FINE, "soft", "20.00 GiB held by the run, more than watchdog.tree=19"),
+        ({"max_memory": 19.0}, FINE, "soft", "20.00 GiB held by the run, more than watchdog.max_memory=19"),
         ({"gpu_free": 2.0}, FINE, None, ""),
         ({"gpu_free": 2.0}, replace(FINE, gpu_free=1.0), "soft", "1.00 GiB of GPU memory free, watchdog.gpu_free=2"),
         ({}, replace(FINE, disk_free=0.0), None, ""),

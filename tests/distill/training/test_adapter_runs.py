@@ -93,7 +93,7 @@ def test_another_adapter_or_optimizer_cannot_go_on(trained: Workplace) -> None:
 def test_what_cannot_be_trained_is_refused_before_weights_are_read(place: Workplace, tmp_path: Path) -> None:
     missing = f"model.weights={tmp_path / 'nowhere.ckpt'}"  # would be an error of its own
     others = {
-        "train.optimizer=adamw8bit": ["train.optimizer=adamw8bit needs a GPU"],
+        "train.optimizer=adamw8bit": ["train.optimizer='adamw8bit': one of adamw, prodigy", "54 MB"],
         "lora.targets=nowhere": ["lora.targets='nowhere' is no preset (paper, decoder, all)"],
         f"lora.targets={tmp_path / 'none.txt'}": ["none.txt: No such file"],
     }

@@ -136,7 +136,7 @@ def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
     parts_of(planted).check()
     told = capsys.readouterr().out
-    assert "model.planted=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
+    assert "model.fault_injection=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
     assert "are sound" not in told
 
 

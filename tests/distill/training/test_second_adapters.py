@@ -93,7 +93,7 @@ def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(place: Workpl
             ["model.activation_checkpointing", "two adapters"],
         ),
         (
-            ["model.planted=writenet_sees_noise", "objective.terms.attention_mass.weight=1"],
+            ["model.fault_injection=writenet_sees_noise", "objective.terms.attention_mass.weight=1"],
             ["objective.terms.attention_mass", "writenet_sees_noise"],
         ),
         ([*VARIANTS["fake"], "eval.every=1", "eval.steps=3"], ["eval.steps=3", "2 phases"]),

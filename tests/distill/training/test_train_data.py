@@ -31,7 +31,7 @@ RECIPE = """
 data:
   workers: 1
   options: {resolution: 64, max_lines: 2, mask_img_prob: 0.0, font_hint_randaug: false}
-objective: {name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}
+objective: {name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, teacher_interval: 100}
 lora: {rank: 2, alpha: 4}
 train: {effective_batch: 4, micro_batch: 2, max_steps: 2, learning_rate: 2.0e-3, threads: 1}
 log: {every: 1}
