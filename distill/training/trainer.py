@@ -90,7 +90,7 @@ class Trainer:
 
         Returns why the ranks stop afterwards; empty where they go on.
         """
-        progress, engine, objective = self.progress, self.engine, self.objective
+        progress, engine = self.progress, self.engine
         for loaded in islice(stream, engine.plan.accumulation):
             self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
@@ -101,9 +101,11 @@ class Trainer:
             self.samples.add(loaded.keys)
         reasons = self.guard.before_update(progress.updates + 1)
         rate = learning_rate(self.recipe.train, progress.updates)
-        result = engine.step(
-            rate, ema_decay(self.recipe.train, progress.updates), objective.trained_adapter(progress.updates)
+        decay, adapter = (
+            ema_decay(self.recipe.train, progress.updates),
+            self.objective.trained_adapter(progress.updates),
         )
+        result = engine.step(rate, decay, adapter)
         progress.batches += 1
         self.samples.end_batch(progress.batches)
         self.guard.after_update(progress, result)

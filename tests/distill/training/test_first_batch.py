@@ -133,7 +133,7 @@ def test_a_planted_fault_in_the_batch_stops_the_run(
 def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
+    planted = replace(recipe, model=replace(recipe.model, fault_injection="glyph_page_all_ink"))
     parts_of(planted).check()
     told = capsys.readouterr().out
     assert "model.fault_injection=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
