@@ -62,7 +62,9 @@ class Started:
         results = [_result(self._path, rank, process.exitcode) for rank, process in enumerate(self._processes)]
         self._folder.cleanup()
         if late:
-            raise TimeoutError(f"{len(late)} of {len(results)} ranks still ran after {timeout} s\n{told(results)}")
+            raise TimeoutError(
+                f"{len(late)} of {len(results)} ranks still ran after {timeout} s\n{all_output(results)}"
+            )
         return results
 
 
@@ -78,11 +80,11 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Rank
 
 def returned(results: Sequence[RankResult]) -> list[Any]:
     """Every rank's return value, after a check that none failed."""
-    assert all(result.exit_code == 0 for result in results), told(results)
+    assert all(result.exit_code == 0 for result in results), all_output(results)
     return [result.value for result in results]
 
 
-def told(results: Sequence[RankResult]) -> str:
+def all_output(results: Sequence[RankResult]) -> str:
     """Everything that the ranks printed, for a failure's message."""
     return "\n".join(f"--- rank {i}: exit code {r.exit_code}\n{r.stdout}{r.stderr}" for i, r in enumerate(results))
 

@@ -15,7 +15,8 @@ from distill.optim.optimizers import check_rate
 from distill.optim.prodigy import Prodigy
 from distill.runtime.world import World
 from distill.training.engine import StepResult, init_world
-from tests.distill.training.test_engine import (
+from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.toy_engine import (
     TRAIN,
     State,
     Toy,
@@ -25,7 +26,6 @@ from tests.distill.training.test_engine import (
     rows,
     train_one,
 )
-from tests.helpers.ranks import returned, run_ranks
 
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40
