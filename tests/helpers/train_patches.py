@@ -21,6 +21,18 @@ def before_run(prepare: Callable[[Any], None]) -> None:
     Trainer.run = run  # type: ignore[method-assign]
 
 
+def after_run(look: Callable[[Any], None]) -> None:
+    """Calls `look(trainer)` when the loop has ended without an error."""
+    original = Trainer.run
+
+    def run(trainer: Any) -> Any:
+        result = original(trainer)
+        look(trainer)
+        return result
+
+    Trainer.run = run  # type: ignore[method-assign]
+
+
 def after_each_update(act: Callable[[Any], None]) -> None:
     """Calls `act(trainer)` when an update and what follows it (log lines, checkpoints) are done."""
     original = Trainer._after_update

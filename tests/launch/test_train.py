@@ -19,10 +19,10 @@ from distill.checkpoint.run_folder import RUN_INFO
 from distill.checkpoint.store import find_checkpoint
 from distill.config.recipes import load_recipe
 from distill.inference.model import make_model
-from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import CPU_ONLY, RankResult, all_output, free_port, returned, run_ranks, start_ranks
+from tests.helpers.train_patches import after_run, before_run, overflow_in
 from tests.helpers.training_runs import OBJECTIVE, RECIPE, SMALL_BATCH, TrainingFolder, assert_one_error, train_command
 
 PICTURES = 60
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
 
 
 @dataclass(frozen=True)
-class Watched:
+class Observed:
     """changed: names of the parameters and buffers that the run has changed; all: of all that there are (none where it
     failed); rates: global batch and learning rate of each optimizer step."""
 
@@ -50,38 +50,32 @@ class Watched:
     rates: list[tuple[int, float]]
 
 
-def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
+def observe(argv: list[str], overflows: tuple[int, ...] = ()) -> Observed:
     """The command, with a look at the weights before and after, and at the learning rate of each optimizer step.
 
-    poisoned: global batches in which the last rank's loss has an infinite gradient.
+    overflows: global batches in which the last rank's loss has an infinite gradient.
     """
-    seen: dict[str, Any] = {"rates": []}
-    original_run = Trainer.run
+    before: dict[str, torch.Tensor] = {}
+    after: dict[str, torch.Tensor] = {}
+    rates: list[tuple[int, float]] = []
 
-    def run(trainer: Any) -> None:
-        objective, engine, progress = trainer.objective, trainer.engine, trainer.progress
-        original_loss, original_step = objective.loss, engine.step
-
-        def loss(roles: Any, item: Any) -> Any:
-            output = original_loss(roles, item)
-            hit = progress.batches in poisoned and engine.world.rank == engine.world.size - 1
-            return replace(output, loss=output.loss * float("inf")) if hit else output
+    def prepare(trainer: Any) -> None:
+        engine, original = trainer.engine, trainer.engine.step
 
         def step(rate: float, *rest: float) -> Any:
-            result = original_step(rate, *rest)
-            seen["rates"].append((progress.batches, rate))
+            result = original(rate, *rest)
+            rates.append((trainer.progress.batches, rate))
             return result
 
-        objective.loss, engine.step = loss, step
-        before = {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
-        original_run(trainer)
-        after = engine.module.state_dict()
-        seen["changed"] = {name for name in before if not torch.equal(before[name], after[name])}
-        seen["all"] = set(before)
+        engine.step = step
+        overflow_in(trainer, overflows)
+        before.update({name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()})
 
-    Trainer.run = run  # type: ignore[method-assign]  # this process is forked for one call
+    before_run(prepare)
+    after_run(lambda trainer: after.update(trainer.engine.module.state_dict()))
     exit_code = train.main(argv)
-    return Watched(exit_code, seen.get("changed", set()), seen.get("all", set()), seen["rates"])
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    return Observed(exit_code, changed, set(after), rates)
 
 
 # --- the same run on any number of ranks ---
@@ -142,13 +136,13 @@ def test_each_run_says_what_it_is(runs: TrainingFolder, curves: dict[int, list[R
 
 
 @pytest.fixture(scope="module")
-def straight(runs: TrainingFolder) -> tuple[RankResult, Watched]:
+def straight(runs: TrainingFolder) -> tuple[RankResult, Observed]:
     """Six updates without a break."""
-    (result,) = run_ranks(1, watched, runs.argv("straight", *SIX_UPDATES))
+    (result,) = run_ranks(1, observe, runs.argv("straight", *SIX_UPDATES))
     return result, returned([result])[0]
 
 
-def test_every_lora_tensor_changes_and_nothing_else(straight: tuple[RankResult, Watched]) -> None:
+def test_every_lora_tensor_changes_and_nothing_else(straight: tuple[RankResult, Observed]) -> None:
     _, seen = straight
     assert seen.exit_code == 0
     lora = {name for name in seen.all if ".lora_" in name}
@@ -156,18 +150,18 @@ def test_every_lora_tensor_changes_and_nothing_else(straight: tuple[RankResult, 
     assert seen.changed == lora
 
 
-def test_an_unusual_batch_is_warned_of(straight: tuple[RankResult, Watched]) -> None:
+def test_an_unusual_batch_is_warned_of(straight: tuple[RankResult, Observed]) -> None:
     assert "warning: train.effective_batch=8 is outside 32-64" in straight[0].stdout
 
 
-def test_the_rate_warms_up_update_by_update(runs: TrainingFolder, straight: tuple[RankResult, Watched]) -> None:
+def test_the_rate_warms_up_update_by_update(runs: TrainingFolder, straight: tuple[RankResult, Observed]) -> None:
     assert straight[1].rates == [(batch, 2e-3 * min(1.0, (batch + 1) / 4)) for batch in range(6)]
 
 
 # --- the end (tests/distill/training/test_resume.py stops runs and goes on with them) ---
 
 
-def test_a_finished_run_stays_as_it_is(runs: TrainingFolder, straight: tuple[RankResult, Watched]) -> None:
+def test_a_finished_run_stays_as_it_is(runs: TrainingFolder, straight: tuple[RankResult, Observed]) -> None:
     before = (runs.run_dir("straight") / "metrics.jsonl").read_bytes()
     returned(run_ranks(1, train_command, runs.argv("straight", *SIX_UPDATES)))
     assert (runs.run_dir("straight") / "metrics.jsonl").read_bytes() == before
@@ -180,7 +174,7 @@ def test_trained_weights_are_written_and_lie_over_others(runs: TrainingFolder) -
     recipe = runs.folder / "teacher.yaml"
     recipe.write_text(RECIPE.replace(OBJECTIVE, "{name: denoise, scope: official}"))
     argv = [*runs.argv("teacher", *SMALL_BATCH, "train.max_steps=1"), "--config", str(recipe)]
-    (seen,) = returned(run_ranks(1, watched, argv))
+    (seen,) = returned(run_ranks(1, observe, argv))
     changed = {name.removeprefix("net.") for name in seen.changed}
     assert any(name.startswith("control_model.") for name in changed)
     assert not any(name.startswith(("first_stage_model.", "text_predictor.", "cond_stage_model.")) for name in changed)
@@ -198,7 +192,7 @@ def test_an_overflow_advances_neither_schedule_nor_counter(runs: TrainingFolder,
     name = f"fp16-{world}"
     batch = ["train.effective_batch=4", "train.micro_batch=2"]
     argv = runs.argv(name, *batch, "train.max_steps=4", "train.fp16_on_cpu=true", "train.ema_decay=0.5")
-    results = run_ranks(world, watched, argv, POISONED)
+    results = run_ranks(world, observe, argv, POISONED)
     for seen in returned(results):
         assert seen.exit_code == 0
         # Batches 2 and 3 overflow: the rate of the third update, 3/4 of the full one, is tried three times.
@@ -215,7 +209,7 @@ def test_an_overflow_advances_neither_schedule_nor_counter(runs: TrainingFolder,
 
 def test_in_fp32_a_gradient_that_is_not_finite_ends_the_run(runs: TrainingFolder) -> None:
     argv = runs.argv("nan", *SMALL_BATCH, "train.max_steps=4")
-    (result,) = run_ranks(1, watched, argv, POISONED)
+    (result,) = run_ranks(1, observe, argv, POISONED)
     assert returned([result])[0].exit_code == 1, all_output([result])
     assert "error: update 3: the gradient is not finite in fp32; last samples of this rank: " in result.stderr
     assert not any(runs.run_dir("nan").glob("checkpoint-*"))
@@ -296,7 +290,9 @@ def test_mistakes_in_the_files_are_one_line(runs: TrainingFolder) -> None:
     assert_one_error(results, f"--deepspeed {broken}: zero_optimization.stage=None")
 
 
-def test_a_checkpoint_of_another_run_is_not_resumed(runs: TrainingFolder, straight: tuple[RankResult, Watched]) -> None:
+def test_a_checkpoint_of_another_run_is_not_resumed(
+    runs: TrainingFolder, straight: tuple[RankResult, Observed]
+) -> None:
     folder = runs.run_dir("straight") / "checkpoint-6"
     results = run_ranks(1, train_command, runs.argv("g", f"checkpoint.resume={folder}", *SMALL_BATCH, "seed=5"))
     assert_one_error(results, str(folder), "seed=0", "5")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from distill.evaluation.strokes import LineStructure
 from distill.runtime.world import World
 from distill.training import validation
 from distill.training.state import Progress
-from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.ranks import all_output, returned, run_ranks, start_ranks
+from tests.helpers.train_patches import after_run
 from tests.helpers.training_runs import TrainingFolder
 
 SMALL = ("train.effective_batch=6", "train.micro_batch=1", "train.ema_decay=0.5", "checkpoint.keep=1")
@@ -90,14 +89,7 @@ def weights_of_last_validation(argv: list[str]) -> tuple[dict[str, torch.Tensor]
 
     validation.SpellingValidation._read = read  # type: ignore[method-assign]
     after: dict[str, torch.Tensor] = {}
-    run = Trainer.run
-
-    def watched(trainer: Any) -> Any:
-        result = run(trainer)
-        after.update({name: p.detach().clone() for name, p in trainer.engine.params})
-        return result
-
-    Trainer.run = watched  # type: ignore[method-assign]
+    after_run(lambda trainer: after.update({name: p.detach().clone() for name, p in trainer.engine.params}))
     assert train.main(argv) == 0
     return seen, after
 
