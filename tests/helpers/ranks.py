@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.ports import free_port
 
 PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -87,12 +88,6 @@ def returned(results: Sequence[RankResult]) -> list[Any]:
 def all_output(results: Sequence[RankResult]) -> str:
     """Everything that the ranks printed, for a failure's message."""
     return "\n".join(f"--- rank {i}: exit code {r.exit_code}\n{r.stdout}{r.stderr}" for i, r in enumerate(results))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _server() -> multiprocessing.context.ForkServerContext:

@@ -163,6 +163,7 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
     assert not (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.process
 def test_commands_refuse_it_with_one_line(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.safetensors"
     assert export_weights.main(["--weights", str(evil), "--out", str(out)]) == 2

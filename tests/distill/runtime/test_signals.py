@@ -22,7 +22,8 @@ from distill.checkpoint.store import find_checkpoint
 from distill.runtime.processes import ProcessId, describe_exit, find_launchers, identify
 from distill.runtime.signals import FAILED, STOPPED, Stopped, summarize_reasons
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import CPU_ONLY, all_output, free_port, returned, run_ranks
+from tests.helpers.ports import free_port
+from tests.helpers.ranks import CPU_ONLY, all_output, returned, run_ranks
 from tests.helpers.train_patches import before_run, change_loss
 from tests.helpers.training_runs import SMALL_BATCH, ZERO2, TrainingFolder, last_error_line, train_command
 

@@ -179,6 +179,7 @@ def test_little_disk_is_said_once(tmp_path: Path, stop: StopRequests, capsys: py
     assert not stop.reason
 
 
+@pytest.mark.process
 def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
     launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     identity = identify(launcher.pid)
@@ -202,6 +203,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
     return TrainingFolder.create(tmp_path_factory.mktemp("watchdog"), 12)
 
 
+@pytest.mark.process
 def test_a_run_short_of_memory_stops_with_a_checkpoint(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "watchdog.interval=0.2", "data.workers=1"]
     (result,) = run_ranks(1, train_command, runs.argv("soft", *endless, "watchdog.soft_available=100000"))
@@ -211,6 +213,7 @@ def test_a_run_short_of_memory_stops_with_a_checkpoint(runs: TrainingFolder) -> 
     assert (runs.run_dir("soft") / REPORT_FILE).is_file()
 
 
+@pytest.mark.process
 def test_a_run_out_of_memory_is_killed_with_the_reason_left_behind(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "data.workers=1"]
     results = run_ranks(2, train_command, runs.argv("hard", *endless, "watchdog.hard_available=100000"))

@@ -13,6 +13,8 @@ from tests.helpers.ranks import returned, run_ranks, start_ranks
 from tests.helpers.train_patches import after_each_update
 from tests.helpers.training_runs import SMALL_BATCH, TrainingFolder, assert_one_error, train_command
 
+pytestmark = pytest.mark.process
+
 UPDATES = 4
 FOUR = [*SMALL_BATCH, f"train.max_steps={UPDATES}", "data.part=all", "data.workers=1"]
 DAY = 86400.0

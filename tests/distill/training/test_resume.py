@@ -22,6 +22,8 @@ from tests.helpers.ranks import RankResult, all_output, returned, run_ranks, sta
 from tests.helpers.train_patches import train_with_overflows
 from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
 
+pytestmark = pytest.mark.process
+
 PICTURES = 30
 LAST = 5
 STOP = 3  # between the log lines of updates 2 and 4

@@ -18,6 +18,8 @@ from tests.helpers.ranks import returned, run_ranks
 from tests.helpers.train_patches import train_with_overflows
 from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
 
+pytestmark = pytest.mark.process
+
 LAST, STOP = 5, 3
 VARIANTS = {
     "fake": [

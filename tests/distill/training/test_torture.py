@@ -13,6 +13,8 @@ from tests.helpers.ranks import Started, all_output, start_ranks
 from tests.helpers.torture import Attempt, Report, torture
 from tests.helpers.training_runs import train_command
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 
 class Forked:
     """An attempt whose ranks are forked from the tests' server: there in no time, and without a launcher."""

@@ -89,6 +89,7 @@ def changes(folder: Path, name: str, *more: str) -> list[str]:
     return [f"data.sources=[{folder / 'data' / 'data.json'}]", "data.part=all", f"name={name}", *more]
 
 
+@pytest.mark.process
 def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     store = f"data.cache={folder / 'features.lmdb'}"
     runs = {
@@ -118,6 +119,7 @@ def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     assert losses["online"] != pytest.approx(losses["sizes"], rel=1e-2), "or this would say nothing"
 
 
+@pytest.mark.process
 def test_the_audit_sees_the_edits_of_stored_latents(folder: Path) -> None:
     """With more lines than a sample holds a picture is edited when drawn, and is not when its latents are stored."""
     options = ["data.options.max_lines=1", "data.options.mask_img_prob=1.0"]
@@ -134,6 +136,7 @@ def _losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.process
 def test_contexts_of_a_text_tower_that_is_trained_are_refused(folder: Path) -> None:
     store = f"data.cache={folder / 'features.lmdb'}"
     recipe = load_recipe(folder / "recipe.yaml", changes(folder, "refused", store, "data.captions=cache"))

@@ -22,6 +22,8 @@ from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import all_output, returned, run_ranks
 
+pytestmark = pytest.mark.process
+
 STEPS = 4
 CABLE = "cable"
 CLONE_NEWNET = 0x40000000

@@ -45,6 +45,7 @@ def train_with_scripted_readings(argv: list[str]) -> int:
     return train.main(argv)
 
 
+@pytest.mark.process
 def test_the_best_speller_is_kept_and_patience_ends_the_run(runs: TrainingFolder) -> None:
     command = runs.argv("scripted", *SMALL, "train.max_steps=50", "eval.every=1", "eval.patience=2", "eval.samples=4")
     results = run_ranks(2, train_with_scripted_readings, command)
@@ -70,6 +71,7 @@ def test_the_best_speller_is_kept_and_patience_ends_the_run(runs: TrainingFolder
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.process
 def test_a_run_killed_before_its_best_was_marked_marks_it(runs: TrainingFolder) -> None:
     command = runs.argv("marked", *SMALL, "train.max_steps=2", "eval.every=1", "eval.samples=4")
     returned(run_ranks(1, train_with_scripted_readings, command))
@@ -94,6 +96,7 @@ def weights_of_last_validation(argv: list[str]) -> tuple[dict[str, torch.Tensor]
     return seen, after
 
 
+@pytest.mark.process
 def test_what_is_read_is_the_average_that_is_kept_and_ranks_share_the_reading(runs: TrainingFolder) -> None:
     """With the real OCR engine and pictures of the `val` part."""
     pytest.importorskip("rapidocr_onnxruntime")
