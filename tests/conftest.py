@@ -15,7 +15,7 @@ LONGEST_FIRST = (
     "test_torture.py",
     "test_readme.py",
     "test_train.py",
-    "test_signals.py",
+    "test_early_end.py",
     "test_resume.py",
     "test_outages.py",
     "test_validation.py",

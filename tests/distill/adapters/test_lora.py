@@ -77,6 +77,7 @@ def test_rank_64_is_504_tensors_with_26_8_million_parameters_in_the_official_siz
 # --- kinds ---
 
 
+@pytest.mark.slow
 def test_dora_of_rank_64_adds_a_length_for_each_row_in_the_official_size() -> None:
     official = build_model(load_model_config("sd15"), "meta")
     rows = {n: m.weight.shape[0] for n, m in official.named_modules() if n in set(lora_targets(official, "paper"))}
