@@ -20,8 +20,9 @@ from typing import Any
 
 from tests.helpers.ports import free_port
 
-PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest"]
+PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest", "tests.helpers.preload"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+SERVER = CPU_ONLY | {"TORCH_WARM_POOL": "0"}  # no processes that compile: a rank needs none, and is forked
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def all_output(results: Sequence[RankResult]) -> str:
 
 def _server() -> multiprocessing.context.ForkServerContext:
     """The fork server, started without a sight of a GPU: there the same tests run on the CPU too."""
-    before = {name: os.environ.get(name) for name in CPU_ONLY}
-    os.environ.update(CPU_ONLY)
+    before = {name: os.environ.get(name) for name in SERVER}
+    os.environ.update(SERVER)
     try:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
