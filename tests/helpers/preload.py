@@ -7,6 +7,7 @@ seconds of a rank's time for an optimizer that no run uses.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 
 from PIL import Image
@@ -23,3 +24,4 @@ for name in LATE_IMPORTS:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 Image.init()
+gc.freeze()  # what is imported is never searched for garbage again, in no rank
