@@ -29,7 +29,7 @@ from launch.experiments.quality_results import (
 )
 from tests.helpers.paths import ROOT
 
-PLAN = ROOT / "launch" / "quality.yaml"
+PLAN = ROOT / "launch" / "experiments" / "quality.yaml"
 
 
 def group(score: float, lines: int = 10) -> dict[str, Any]:
