@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from distill.tracking.tracker import Tracker
-from distill.tracking.upload_lock import LOCK
+from distill.tracking.upload_state import LOCK
 from distill.tracking.uploader import Timing
 from launch.sync_tracking import main
 
