@@ -51,6 +51,7 @@ class Autoencode(FullWeightObjective):
     """Reconstructs ``batch.image`` through a sampled posterior."""
 
     Config = AutoencodeConfig
+    config: AutoencodeConfig
     trains = "vae"
     needs_latents = False
 

@@ -87,6 +87,7 @@ class Denoise(FullWeightObjective):
     """Predicts the noise in ``latent`` at t ~ U{0..T-1}."""
 
     Config = DenoiseConfig
+    config: DenoiseConfig
     trains = "teacher"
 
     def __init__(self, config: DenoiseConfig, schedule: NoiseSchedule) -> None:

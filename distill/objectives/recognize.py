@@ -85,6 +85,7 @@ class Recognize(FullWeightObjective):
     """Reads every line of the batch twice: as a glyph line and in the picture."""
 
     Config = RecognizeConfig
+    config: RecognizeConfig
     trains = "recognizer"
     needs_latents = False
 

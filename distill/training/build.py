@@ -61,7 +61,7 @@ def make_roles(
         student = add_student(model, recipe.lora, recipe.seed)
         wrapped: nn.Module = student
         params = adapter_parameters(student, STUDENT)
-        for second in recipe.objective_config.second_adapters:
+        for second in objective.config.second_adapters:
             add_adapter(student, second.name, second.trained, recipe.seed)
             if second.trained:
                 params += adapter_parameters(student, second.name)

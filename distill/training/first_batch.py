@@ -116,7 +116,7 @@ def _findings(
 
 def _first_updates(objective: Objective, recipe: Recipe) -> dict[str, int]:
     """The adapters that the objective trains, each with the first update that trains it."""
-    trained = [STUDENT, *(second.name for second in recipe.objective_config.second_adapters if second.trained)]
+    trained = [STUDENT, *(second.name for second in objective.config.second_adapters if second.trained)]
     return {adapter: next(n for n in count() if objective.trained_adapter(n) == adapter) for adapter in trained}
 
 
