@@ -31,9 +31,9 @@ from distill.runtime.processes import identify
 from distill.runtime.rendezvous import is_main_process
 from distill.runtime.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
 from distill.runtime.world import World, gather, is_lost_connection, shutdown
-from distill.training.build import make_session
+from distill.training.build import make_trainer
 from distill.training.engine import init_world
-from distill.training.trainer import Session, run
+from distill.training.trainer import Trainer
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     main_rank = is_main_process(os.environ)
     watchdog: Watchdog | None = None
-    session: Session | None = None
+    trainer: Trainer | None = None
     try:
         recipe = load_recipe(args.config or DEFAULT_RECIPE, args.overrides)
         if args.config is None and main_rank:
@@ -63,19 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
         if main_rank:
             print(line, flush=True)
-        session = make_session(recipe, ds_config, world)
-        session.stop, session.watchdog = stop, watchdog
-        watchdog.on_failure = lambda: finish_tracking(session, "FAILED")
-        return end(session, watchdog, run(session))
+        trainer = make_trainer(recipe, ds_config, world, stop, watchdog)
+        watchdog.on_failure = lambda: finish_tracking(trainer, "FAILED")
+        return end(trainer, watchdog, trainer.run())
     except (ValueError, FloatingPointError) as error:
         if watchdog is not None:
             watchdog.finish()  # the other ranks meet the same error, and end a little sooner or later
         if main_rank or isinstance(error, UnreadableError):  # every rank meets the others; one line is enough
             print(f"error: {error}", file=sys.stderr, flush=True)
-        finish_tracking(session, "FAILED")
+        finish_tracking(trainer, "FAILED")
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
-        finish_tracking(session, "FAILED")
+        finish_tracking(trainer, "FAILED")
         if watchdog is None or not is_lost_connection(error):
             raise
         # A rank of this host that has ended is named by the watchdog, which also ends this one.
@@ -83,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
         signals.end_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
     except Exception:
-        finish_tracking(session, "FAILED")
+        finish_tracking(trainer, "FAILED")
         raise
     finally:
         shutdown()
@@ -102,19 +101,19 @@ def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> 
     return watchdog.start()
 
 
-def end(session: Session, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
+def end(trainer: Trainer, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
     """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
-    finish_tracking(session, "KILLED" if stopped else "FINISHED")
-    if stopped and session.engine.world.is_main:
+    finish_tracking(trainer, "KILLED" if stopped else "FINISHED")
+    if stopped and trainer.engine.world.is_main:
         print(stopped, flush=True)
     watchdog.finish()
-    session.engine.barrier()
+    trainer.engine.barrier()
     return signals.STOPPED if stopped else signals.FINISHED
 
 
-def finish_tracking(session: Session | None, status: str) -> None:
-    if session is not None and session.tracker is not None:
-        session.tracker.finish(status, 60.0 if status == "FINISHED" else TRACKING_SECONDS)
+def finish_tracking(trainer: Trainer | None, status: str) -> None:
+    if trainer is not None:
+        trainer.tracker.finish(status, 60.0 if status == "FINISHED" else TRACKING_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a recipe to a session that is ready to train: data, model, roles, engine, tracking, resume, audit."""
+"""From a recipe to a trainer: data, model, roles, engine, tracking, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from torch import nn
 
+from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import EMA, FAKE_SCORE, STUDENT, AdapterRoles
@@ -21,6 +22,7 @@ from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
 from distill.config.recipes import dump_recipe, objective_config
 from distill.config.schema import Recipe
+from distill.data.batch_sampler import BatchSampler
 from distill.data.build import make_data
 from distill.data.latents import LatentSource
 from distill.data.loader import BatchPlan
@@ -30,12 +32,21 @@ from distill.inference.model import make_model, make_schedule, require_recognize
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
 from distill.optim.optimizers import require_available
+from distill.runtime.signals import StopRequests
+from distill.runtime.watchdog import Watchdog
 from distill.runtime.world import World, on_main
 from distill.tracking.tracker import Tracker, environment
-from distill.training import checkpointing
+from distill.training.checkpointing import Checkpoints, restore, resume_from
 from distill.training.engine import Engine
-from distill.training.trainer import Progress, Session, TrainingStep
-from distill.training.validation import make_validator
+from distill.training.inputs import MicroBatches, StepInputs
+from distill.training.metrics import Gauge, MetricsLog, MetricsWindow
+from distill.training.null import NullTracker, NullWatchdog, NullWriter, RunTracker, SnapshotWriter
+from distill.training.previews import NullPreviews, Previews, SamplePreviews
+from distill.training.sample_log import JournalSampleLog, NullSampleLog
+from distill.training.state import Progress, Restored
+from distill.training.step_guard import StepGuard
+from distill.training.trainer import Trainer, TrainingStep
+from distill.training.validation import make_validation
 
 
 def make_objective(recipe: Recipe, schedule: NoiseSchedule) -> Objective:
@@ -70,8 +81,14 @@ def check_adapter(recipe: Recipe) -> None:
         lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
 
 
-def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
-    """Builds everything and resumes where there is something to resume. Collective."""
+def make_trainer(
+    recipe: Recipe,
+    ds_config: dict[str, Any],
+    world: World,
+    stop: StopRequests | None = None,
+    watchdog: Watchdog | NullWatchdog | None = None,
+) -> Trainer:
+    """Builds every part of a run and resumes where there is something to resume. Collective."""
     require_recognizer(recipe)
     plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     require_available(recipe.train.optimizer, world.device)
@@ -82,52 +99,110 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
     objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
     model = make_model(recipe.model, recipe.seed)
     dataset = make_data(recipe, world, model)
-    order = make_batch_sampler(dataset, recipe.data, recipe.seed)
+    sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
     if dataset.read_latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
-    if world.is_main and objective.trains == "lora" and not 32 <= plan.effective <= 64:
-        print(
-            f"warning: train.effective_batch={plan.effective} is outside 32-64, where distillation is known to work",
-            flush=True,
-        )
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
     if recipe.lora.weights and resume is None:
         _start_warm(recipe, objective, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
-    progress, tracking_id = Progress(), ""
+    restored = Restored(Progress())
     if resume is not None:
-        progress, tracking_id = checkpointing.load(resume, recipe, engine, order.length)
+        restored = restore(resume, recipe, engine, sampler.length)
         if world.is_main:
-            print(f"resuming from {resume} at update {progress.updates}", flush=True)
+            print(f"resuming from {resume} at update {restored.progress.updates}", flush=True)
     if isinstance(roles.wrapped, PeftModel):
         engine.copy_ema_to([p for _, p in adapter_parameters(roles.wrapped, EMA)])
-    facts = run_info(engine, params, isinstance(roles.wrapped, PeftModel))
-    tracker, writer, lock = None, None, None
+    info = run_info(engine, params, isinstance(roles.wrapped, PeftModel))
     if world.is_main:
-        writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
-        lock = locks[0]
-        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters(recipe, engine, facts), tracking_id)
-        (recipe.run_dir / RUN_INFO).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        _announce(recipe, objective, info)
+    return _assemble(
+        recipe,
+        objective,
+        roles,
+        engine,
+        dataset,
+        sampler,
+        schedule,
+        restored,
+        info,
+        stop or StopRequests(),
+        watchdog or NullWatchdog(),
+        locks,
+    )
+
+
+def _assemble(
+    recipe: Recipe,
+    objective: Objective,
+    roles: AdapterRoles,
+    engine: Engine,
+    dataset: AnyWordDataset,
+    sampler: BatchSampler,
+    schedule: NoiseSchedule,
+    restored: Restored,
+    info: dict[str, Any],
+    stop: StopRequests,
+    watchdog: Watchdog | NullWatchdog,
+    locks: list[RunLock],
+) -> Trainer:
+    """The trainer around a finished engine. Rank 0 alone tracks, writes and draws. Collective."""
+    progress, world = restored.progress, engine.world
+    tracker: RunTracker = NullTracker()
+    writer: SnapshotWriter = NullWriter()
+    previews: Previews = NullPreviews()
+    gauges: list[Gauge] = []
+    if world.is_main:
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters(recipe, engine, info), restored.tracking_run_id)
+        main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
+        writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
+        if recipe.log.preview_every:
+            previews = SamplePreviews(recipe, objective, roles, schedule, dataset, world.device, tracker)
+    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory") if objective.needs_latents else None
+    return Trainer(
+        recipe=recipe,
+        engine=engine,
+        objective=objective,
+        roles=roles,
+        batches=MicroBatches(dataset, sampler, engine.plan, world, recipe.data.workers),
+        inputs=StepInputs(recipe.seed, world.device, latents),
+        progress=progress,
+        guard=StepGuard(engine, stop, recipe.run_dir),
+        metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
+        checkpoints=Checkpoints(recipe, engine, roles, writer, sampler.length, tracker.run_id),
+        validation=make_validation(recipe, dataset, roles, schedule, engine, watchdog.beat),
+        previews=previews,
+        samples=JournalSampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else NullSampleLog(),
+        tracker=tracker,
+        watchdog=watchdog,
+        stop=stop,
+        lock=locks[0] if locks else None,
+    )
+
+
+def _announce(recipe: Recipe, objective: Objective, info: dict[str, Any]) -> None:
+    """Writes run.json and says what is trained. Rank 0 only."""
+    (recipe.run_dir / RUN_INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    if objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
         print(
-            f"training {facts['trained_parameters']:,} parameters in {facts['trained_tensors']} tensors; optimizer "
-            f"{' + '.join(f'{b:,}' for b in facts['optimizer_bytes_per_rank'])} bytes on {world.size} rank(s); "
-            f"effective batch {plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
+            f"warning: train.effective_batch={info['effective_batch']} is outside 32-64, where distillation is known "
+            "to work",
             flush=True,
         )
-    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory")
-    session = Session(
-        recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock
+    print(
+        f"training {info['trained_parameters']:,} parameters in {info['trained_tensors']} tensors; optimizer "
+        f"{' + '.join(f'{b:,}' for b in info['optimizer_bytes_per_rank'])} bytes on {info['ranks']} rank(s); "
+        f"effective batch {info['effective_batch']} = {info['micro_batch']} x {info['accumulation']} x {info['ranks']}",
+        flush=True,
     )
-    session.judge = make_validator(recipe, world, dataset)
-    return session
 
 
 def _take_folder(recipe: Recipe, locks: list[RunLock]) -> Path | None:
     """Locks the run folder, writes the recipe into it, and says which checkpoint to go on from. Rank 0 only."""
     locks.append(RunLock(recipe.run_dir))
-    resume = checkpointing.resume_from(recipe)
+    resume = resume_from(recipe)
     try:
         dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
     except OSError as error:

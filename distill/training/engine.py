@@ -142,21 +142,21 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         """Scales, divides by the accumulation, and hands the gradient to its owner's shard."""
         self._engine.backward(loss)
+        if not self.is_at_boundary:
+            self._engine.step()  # only counts the micro-batch
 
-    def step(self, learning_rate: float, ema_decay: float = 0.0, adapter: str = "") -> StepResult | None:
-        """After every micro-batch. None inside an accumulation; at its end, the update (or fp16's skipping of it).
+    def step(self, learning_rate: float, ema_decay: float = 0.0, adapter: str = "") -> StepResult:
+        """The update after the last micro-batch of a global batch, or fp16's skipping of it.
 
         ema_decay: how much of the average of the weights survives this update, where an average is kept. adapter: where
         several are trained, the one whose turn it is; the others, their moments and averages stay as they are.
         """
-        boundary = self.is_at_boundary
+        assert self.is_at_boundary, "a global batch has plan.accumulation micro-batches"
         for name, group in zip(self._group_names, self._optimizer.param_groups, strict=True):
             group["lr"], group[PAUSED] = learning_rate, len(self._group_names) > 1 and name != adapter
         skipped_before = self._engine.skipped_steps
         scale = self.loss_scale
         self._engine.step()
-        if not boundary:
-            return None
         skipped = self._engine.skipped_steps > skipped_before
         if skipped:
             return StepResult(True, math.nan, scale)
@@ -173,7 +173,7 @@ class Engine:
 
     @property
     def is_at_boundary(self) -> bool:
-        """Whether the micro-batch of now is the last of its update: the next `step` is one."""
+        """Whether the present micro-batch is the last of its global batch."""
         return bool(self._engine.is_gradient_accumulation_boundary())
 
     @property

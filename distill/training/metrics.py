@@ -1,21 +1,24 @@
-"""What is logged between two lines: sums on the device, samples that could not be read, memory."""
+"""Training metrics: sums on the device between two log lines, samples that could not be read, memory."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import psutil
 import torch
 
+from distill.config.schema import Recipe
 from distill.tracking.tracker import progress_line
 from distill.training.engine import Engine, StepResult
+from distill.training.null import RunTracker
+from distill.training.state import Progress
 
-if TYPE_CHECKING:
-    from distill.training.trainer import Session
+Gauge = Callable[[], dict[str, float]]
+"""Values that are read at every log line."""
 
 
 class MetricsWindow:
@@ -25,19 +28,24 @@ class MetricsWindow:
     """
 
     def __init__(self, engine: Engine, shares: Sequence[dict[str, Any]] = ()) -> None:
-        """shares: what the ranks of the run that is resumed had in their windows."""
+        """shares: `share` of every rank of the run that is resumed."""
         self._engine = engine
         self.seconds_per_batch: float | None = None
-        self._reset()
+        self.reset()
         if shares and shares[0]["batches"]:
             self._resume(shares)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Begins a new window now."""
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: Counter[str] = Counter()  # micro-batches that reported the name: some only begin or take turns
         self._micro_batches = 0
         self._resumed = 0  # micro-batches of another process, which say nothing about speed
-        self._unreadable: Counter[str] = Counter()
+        self.unreadable: Counter[str] = Counter()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Measures the speed of the window from now on."""
         self._since = time.perf_counter()
 
     def share(self) -> dict[str, Any]:
@@ -49,7 +57,7 @@ class MetricsWindow:
             "micro_batches": self._micro_batches,
             "counts": dict(self._counts),
             "sums": {n: v if math.isfinite(v) else str(v) for n, v in zip(names, values, strict=True)},
-            "unreadable": dict(self._unreadable),
+            "unreadable": dict(self.unreadable),
         }
 
     def _resume(self, shares: Sequence[dict[str, Any]]) -> None:
@@ -62,71 +70,92 @@ class MetricsWindow:
             sums = [float(share["sums"][name]) for share in shares]
             mine = sums[world.rank] if same else sum(sums) / (len(sums) * before) * self._micro_batches
             # A name belongs to whole global batches, so that this is a whole number.
-            reported = shares[0].get("counts", {}).get(name, before)  # older checkpoints count none
-            self._counts[name] = reported * self._micro_batches // before
+            self._counts[name] = shares[0]["counts"][name] * self._micro_batches // before
             self._sums[name] = torch.tensor(mine, dtype=torch.float32, device=world.device)
         if world.is_main:
             for share in shares:
-                self._unreadable.update(share["unreadable"])
+                self.unreadable.update(share["unreadable"])
 
-    def add(self, report: dict[str, torch.Tensor], unreadable: Counter[str]) -> None:
+    def add(self, report: Mapping[str, torch.Tensor], unreadable: Counter[str]) -> None:
+        """Adds a micro-batch: its scalars on the device, and its unreadable samples by reason."""
         for name, value in report.items():
             self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float().clone()
             self._counts[name] += 1
         self._micro_batches += 1
-        self._unreadable.update(unreadable)
+        self.unreadable.update(unreadable)
 
-    def flush(self, session: Session, result: StepResult, rate: float, scores: Mapping[str, float]) -> None:
-        """Logs the means over the window and over all ranks, and an evaluation's scores beside them. Collective."""
-        recipe, progress, plan = session.recipe, session.progress, self._engine.plan
+    def means(self) -> dict[str, float]:
+        """The means over the window and over all ranks. Collective."""
         names = sorted(self._sums)
         means = self._engine.mean(torch.stack([self._sums[n] / self._counts[n] for n in names]).float()).tolist()
-        count_unreadable(session, self._unreadable)
-        seconds = time.perf_counter() - self._since
-        metrics = dict(zip(names, means, strict=True))
-        measured = self._micro_batches - self._resumed
-        samples_per_s = measured * plan.micro * plan.world / seconds
-        self.seconds_per_batch = plan.effective / samples_per_s
-        metrics |= {"learning_rate": rate, "loss_scale": self._engine.loss_scale, "samples_per_second": samples_per_s}
+        return dict(zip(names, means, strict=True))
+
+    def samples_per_second(self) -> float:
+        """Over all ranks, since the clock was started."""
+        plan, seconds = self._engine.plan, time.perf_counter() - self._since
+        speed = (self._micro_batches - self._resumed) * plan.micro * plan.world / seconds
+        self.seconds_per_batch = plan.effective / speed
+        return speed
+
+
+class MetricsLog:
+    """Logs the window's means and the gauges' values, and stops a run that cannot read its data."""
+
+    def __init__(
+        self, recipe: Recipe, engine: Engine, tracker: RunTracker, window: MetricsWindow, gauges: Sequence[Gauge] = ()
+    ) -> None:
+        self.window = window
+        self._recipe, self._engine, self._tracker, self._gauges = recipe, engine, tracker, gauges
+
+    def flush(self, progress: Progress, result: StepResult, rate: float, scores: Mapping[str, float]) -> None:
+        """Logs the window, with the scores of an evaluation, and begins a new one. Collective.
+
+        Raises ValueError where more samples could not be read than data.max_unreadable allows.
+        """
+        metrics = self.window.means()
+        self._count_unreadable(progress)
+        speed = self.window.samples_per_second()
+        metrics |= {"learning_rate": rate, "loss_scale": self._engine.loss_scale, "samples_per_second": speed}
         metrics |= {"skipped_updates": float(progress.skipped_updates), **_memory(self._engine)}
         metrics |= {f"optimizer/{name}": value for name, value in self._engine.optimizer_report.items()}
-        if session.writer is not None:
-            metrics["checkpoint_failures"] = float(session.writer.failures)
-        if session.watchdog is not None and session.tracker is not None:
-            metrics |= session.watchdog.metrics()
+        for gauge in self._gauges:
+            metrics |= gauge()
         if math.isfinite(result.grad_norm):
             metrics["grad_norm"] = result.grad_norm
         metrics |= scores
-        if session.tracker is not None:
-            session.tracker.log(metrics, progress.updates)
-            left = (recipe.train.max_steps - progress.updates) * plan.effective / samples_per_s
-            line = progress_line(progress.updates, recipe.train.max_steps, metrics["loss"], rate, samples_per_s, left)
-            spelling = f"  spelling {scores['eval/exact_match']:.3f}" if scores else ""
-            print(line + spelling, flush=True)
-        self._reset()
+        self._tracker.log(metrics, progress.updates)
+        if self._engine.world.is_main:
+            self._print(progress.updates, metrics, speed, scores)
+        self.window.reset()
 
+    def _print(self, updates: int, metrics: Mapping[str, float], speed: float, scores: Mapping[str, float]) -> None:
+        last = self._recipe.train.max_steps
+        left = (last - updates) * self._engine.plan.effective / speed
+        line = progress_line(updates, last, metrics["loss"], metrics["learning_rate"], speed, left)
+        spelling = f"  spelling {scores['eval/exact_match']:.3f}" if scores else ""
+        print(line + spelling, flush=True)
 
-def count_unreadable(session: Session, found: Counter[str]) -> None:
-    """Adds up over ranks what could not be read, and stops the run where it is too much. Collective."""
-    progress, engine = session.progress, session.engine
-    new = int(engine.total(torch.tensor(float(sum(found.values())), device=engine.world.device)).item())
-    if new == 0:
-        return
-    for reasons in engine.gather(dict(found)):
-        progress.unreadable.update(reasons)
-    seen = progress.batches * engine.plan.effective
-    total = progress.unreadable.total()
-    if session.tracker is not None:
-        print(
-            f"data: {total} of {seen} samples could not be read and were replaced ({dict(progress.unreadable)})",
-            flush=True,
-        )
-    limit = session.recipe.data.max_unreadable
-    if total > 10 and total > limit * seen:
-        raise ValueError(
-            f"data.sources: {total} of {seen} samples could not be read, more than data.max_unreadable={limit} allows; "
-            "check that data_root of the annotation files points to whole images"
-        )
+    def _count_unreadable(self, progress: Progress) -> None:
+        """Adds up over the ranks what could not be read. Collective."""
+        engine, found = self._engine, self.window.unreadable
+        new = int(engine.total(torch.tensor(float(found.total()), device=engine.world.device)).item())
+        if new == 0:
+            return
+        for reasons in engine.gather(dict(found)):
+            progress.unreadable.update(reasons)
+        seen = progress.batches * engine.plan.effective
+        total = progress.unreadable.total()
+        if engine.world.is_main:
+            print(
+                f"data: {total} of {seen} samples could not be read and were replaced ({dict(progress.unreadable)})",
+                flush=True,
+            )
+        limit = self._recipe.data.max_unreadable
+        if total > 10 and total > limit * seen:
+            raise ValueError(
+                f"data.sources: {total} of {seen} samples could not be read, more than data.max_unreadable={limit} "
+                "allows; check that data_root of the annotation files points to whole images"
+            )
 
 
 def _memory(engine: Engine) -> dict[str, float]:

@@ -10,18 +10,34 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from distill.data.batch_sampler import SampleKey
 from distill.tracking.journal import Journal
-
-if TYPE_CHECKING:
-    from distill.training.engine import Engine
+from distill.training.engine import Engine
 
 NAME = "samples-{}.jsonl"
 
 
-class SampleLog:
+class SampleLog(Protocol):
+    def add(self, keys: Sequence[SampleKey]) -> None:
+        """Adds a micro-batch."""
+
+    def end_batch(self, batch: int) -> None:
+        """Writes the samples since the last call; `batch` counts from 1."""
+
+
+class NullSampleLog:
+    """Records nothing: log.samples=false."""
+
+    def add(self, keys: Sequence[SampleKey]) -> None:
+        pass
+
+    def end_batch(self, batch: int) -> None:
+        pass
+
+
+class JournalSampleLog:
     """Records this rank's share of each global batch."""
 
     def __init__(self, run_dir: Path, engine: Engine, after: int) -> None:
@@ -31,12 +47,10 @@ class SampleLog:
         self._journal.append({"session": session, "world": engine.world.size, "after": after})
         self._samples: list[list[int]] = []
 
-    def see(self, keys: Sequence[SampleKey]) -> None:
-        """Notes a micro-batch."""
+    def add(self, keys: Sequence[SampleKey]) -> None:
         self._samples.extend([key.epoch, key.index] for key in keys)
 
     def end_batch(self, batch: int) -> None:
-        """Writes what was seen since the last call; `batch` counts from 1."""
         self._journal.append({"batch": batch, "samples": self._samples})
         self._samples = []
 

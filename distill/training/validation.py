@@ -1,14 +1,14 @@
-"""Reads what the student writes while it is trained: the checkpoint that spells best is the one to keep.
+"""Validation: reads what the student writes during training; the checkpoint that spells best is kept.
 
-Loss says nothing about words (docs/LOG.md), so it decides nothing. Every rank draws and reads its share of the held-out
-pictures; all know the verdict.
+The loss says nothing about words (docs/LOG.md), so it decides nothing. Every rank samples and reads its share of the
+held-out pictures; all ranks know the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,21 +18,23 @@ from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.adapters.roles import AdapterRoles
 from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
 from distill.data.build import HELD_OUT_FIRST
 from distill.data.splits import part_of
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
 from distill.objectives import OBJECTIVES
 from distill.runtime.world import World
-from distill.training.first_batch import without_dropout
+from distill.training.engine import Engine
+from distill.training.inputs import without_dropout
+from distill.training.null import Heartbeat
+from distill.training.state import Progress
 from distill.viz.contact_sheet import evenly_spaced
 from distill.viz.grids import to_uint8
-
-if TYPE_CHECKING:
-    from distill.training.trainer import Progress, Session
 
 HELD_OUT = "held_out"
 """Folder of drawn held-out pictures in the run folder."""
@@ -42,45 +44,85 @@ LANGUAGES = ("Latin", "Chinese")
 
 SUMS = ("lines", "hits", "ned", "strokes", "structure", *(f"{n} {of}" for n in LANGUAGES for of in ("lines", "hits")))
 
-TOGETHER = 8
-"""Pictures drawn at once."""
+BATCH = 8
+"""Pictures sampled at once."""
 
 
-class Validator:
+class Validation(Protocol):
+    def is_due(self, updates: int, last: bool) -> bool:
+        """Whether the run is evaluated after this update; last: the run ends with it."""
+
+    def run(self, progress: Progress) -> dict[str, float]:
+        """The scores by their metric names; `progress` remembers the best ones. Collective."""
+
+    def is_out_of_patience(self, progress: Progress) -> bool:
+        """Whether eval.patience evaluations have passed without a better score."""
+
+
+class NullValidation:
+    """Evaluates nothing: eval.every=0."""
+
+    def is_due(self, updates: int, last: bool) -> bool:
+        return False
+
+    def run(self, progress: Progress) -> dict[str, float]:
+        return {}
+
+    def is_out_of_patience(self, progress: Progress) -> bool:
+        return False
+
+
+class SpellingValidation:
     """Scores the student at `eval.steps` steps on this rank's share of the held-out pictures."""
 
-    def __init__(self, samples: Sequence[Sample], reader: OcrEngine, options: SamplerOptions) -> None:
-        self._samples, self._reader, self._options = samples, reader, options
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: Sequence[Sample],
+        ocr: OcrEngine,
+        roles: AdapterRoles,
+        schedule: NoiseSchedule,
+        engine: Engine,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self._recipe, self._samples, self._ocr = recipe, samples, ocr
+        self._roles, self._schedule, self._engine, self._heartbeat = roles, schedule, engine, heartbeat
+        self._spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
+        self._options = sampling_options(recipe)
 
-    def __call__(self, session: Session) -> dict[str, float]:
-        """The scores by their names in the tracker; keeps the best ones in `session.progress`. Collective."""
-        with without_dropout(session), session.engine.averaged(), torch.no_grad():
-            own = self._read(session)
-        sums = session.engine.total(torch.tensor(list(own.values()), device=session.engine.world.device))
-        found = _scores(dict(zip(own, sums.tolist(), strict=True)))
-        _keep_best(session.progress, (found["eval/exact_match"], found["eval/ned"]))
-        return found
+    def is_due(self, updates: int, last: bool) -> bool:
+        return last or updates % self._recipe.eval.every == 0
 
-    def _read(self, session: Session) -> dict[str, float]:
+    def is_out_of_patience(self, progress: Progress) -> bool:
+        return 0 < self._recipe.eval.patience <= progress.evaluations_since_best
+
+    def run(self, progress: Progress) -> dict[str, float]:
+        with without_dropout(self._roles.wrapped), self._engine.averaged(), torch.no_grad():
+            own = self._read(progress)
+        device = self._engine.world.device
+        sums = self._engine.total(torch.tensor([own[name] for name in SUMS], device=device))
+        scores = _scores(dict(zip(SUMS, sums.tolist(), strict=True)))
+        progress.keep_best(scores["eval/exact_match"], scores["eval/ned"])
+        return scores
+
+    def _read(self, progress: Progress) -> dict[str, float]:
         """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
-        recipe, device = session.recipe, session.engine.world.device
-        spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
         sums = dict.fromkeys(SUMS, 0.0)
-        for first in range(0, len(self._samples), TOGETHER):
-            batch = collate(self._samples[first : first + TOGETHER]).to(device).normalized()
-            scene = prepare_sampling(session.roles, batch, recipe.seed, None)
-            (painting,) = sample_batch(session.roles, scene, [spec], session.schedule, self._options)
-            images, pages = to_uint8(painting.image), batch.glyph.to(torch.uint8).cpu().numpy()
-            for image, page, lines in zip(images, pages, batch.nonblank_lines, strict=True):
-                read = self._reader.read_lines(image, [line.polygon for line in lines])
-                for line, found in zip(lines, read, strict=True):
-                    _add_line(sums, line, found, line_structure(image, line.polygon, page[0]))
-            session.beat("evaluation")
+        for first in range(0, len(self._samples), BATCH):
+            batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).normalized()
+            inputs = prepare_sampling(self._roles, batch, self._recipe.seed, None)
+            (sampled,) = sample_batch(self._roles, inputs, [self._spec], self._schedule, self._options)
+            images, glyphs = to_uint8(sampled.image), batch.glyph.to(torch.uint8).cpu().numpy()
+            for image, glyph, lines in zip(images, glyphs, batch.nonblank_lines, strict=True):
+                texts = self._ocr.read_lines(image, [line.polygon for line in lines])
+                for line, text in zip(lines, texts, strict=True):
+                    _add_line(sums, line, text, line_structure(image, line.polygon, glyph[0]))
+            self._heartbeat("evaluation")
         return sums
 
 
-def _add_line(sums: dict[str, float], line: TextLine, found: str, strokes: LineStructure | None) -> None:
-    own = {"lines": 1.0, "hits": exact_match(found, line.text), "ned": ned(found, line.text)}
+def _add_line(sums: dict[str, float], line: TextLine, read: str, strokes: LineStructure | None) -> None:
+    own = {"lines": 1.0, "hits": exact_match(read, line.text), "ned": ned(read, line.text)}
     if line.language in LANGUAGES:
         own |= {f"{line.language} lines": 1.0, f"{line.language} hits": own["hits"]}
     if strokes is not None:
@@ -90,7 +132,7 @@ def _add_line(sums: dict[str, float], line: TextLine, found: str, strokes: LineS
 
 
 def _scores(sums: Mapping[str, float]) -> dict[str, float]:
-    """The scores by their names in the tracker. One that no line says anything about is left out."""
+    """The scores by their metric names. One that no line says anything about is left out."""
     ratios = {
         "eval/exact_match": ("hits", "lines"),
         "eval/ned": ("ned", "lines"),
@@ -100,72 +142,65 @@ def _scores(sums: Mapping[str, float]) -> dict[str, float]:
     return {name: sums[over] / sums[under] for name, (over, under) in ratios.items() if sums[under]}
 
 
-def make_validator(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> Validator | None:
-    """None where the recipe asks for none. Collective.
+def make_validation(
+    recipe: Recipe,
+    trained_on: AnyWordDataset,
+    roles: AdapterRoles,
+    schedule: NoiseSchedule,
+    engine: Engine,
+    heartbeat: Heartbeat,
+) -> Validation:
+    """The validation that the recipe asks for. Collective.
 
     Raises ValueError where no student is trained, no pictures are held out, none of them has a line, or there is no OCR
     engine.
     """
     if not recipe.eval.every:
-        return None
+        return NullValidation()
     if OBJECTIVES[recipe.objective["name"]].trains != "lora":
         raise ValueError(
             f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
         )
     try:
-        reader = RapidOcr()
+        ocr = RapidOcr()
     except OcrNotInstalled as error:
         raise ValueError(f"eval.every={recipe.eval.every}: {error}") from error
+    world = engine.world
     dataset, indices = _held_out(recipe, world, trained_on)
-    samples, skipped = [], 0
+    samples, unreadable = [], 0
     for index in indices[world.rank :: world.size]:
         try:
             samples.append(dataset.sample(index, 0))
         except SampleError:
-            skipped += 1
-    counts = torch.tensor([sum(bool(sample.nonblank_lines) for sample in samples), skipped], device=world.device)
-    if world.size > 1:
-        dist.all_reduce(counts)
-    readable, skipped = counts.tolist()
-    if not readable:
+            unreadable += 1
+    counts = engine.total(torch.tensor([sum(bool(s.nonblank_lines) for s in samples), unreadable], device=world.device))
+    with_lines, unreadable = counts.tolist()
+    if not with_lines:
         raise ValueError("eval: no held-out picture with a line can be read; name others in eval.data")
     if world.is_main:
-        left_out = f"; {skipped} more cannot be read" if skipped else ""
-        print(f"eval: {readable} held-out pictures every {recipe.eval.every} updates{left_out}", flush=True)
-    return Validator(samples, reader, sampling_options(recipe))
-
-
-def patience_is_exhausted(recipe: Recipe, progress: Progress) -> bool:
-    """Whether the spelling has not got better for as many evaluations as `eval.patience` allows."""
-    return bool(recipe.eval.every and 0 < recipe.eval.patience <= progress.evaluations_since_best)
-
-
-def _keep_best(progress: Progress, found: tuple[float, float]) -> None:
-    if progress.best_score is None or found > (progress.best_score, progress.best_ned):
-        progress.best_score, progress.best_ned = found
-        progress.best_update, progress.evaluations_since_best = progress.updates, 0
-    else:
-        progress.evaluations_since_best += 1
+        left_out = f"; {unreadable} more cannot be read" if unreadable else ""
+        print(f"eval: {with_lines} held-out pictures every {recipe.eval.every} updates{left_out}", flush=True)
+    return SpellingValidation(recipe, samples, ocr, roles, schedule, engine, heartbeat)
 
 
 def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple[AnyWordDataset, list[int]]:
-    """The dataset to judge on, and which of its pictures: `eval.data`, else the `val` part, else drawn ones."""
-    section, data = recipe.eval, recipe.data
-    sources = [Path(source) for source in section.data]
+    """The dataset to evaluate on, and which of its pictures: `eval.data`, else the `val` part, else drawn ones."""
+    config, data = recipe.eval, recipe.data
+    sources = [Path(source) for source in config.data]
     if not sources and data.sources:
         if data.part != "train":
             raise ValueError(f"eval: data.part={data.part} holds nothing out; name annotation files in eval.data")
         assert isinstance(trained_on.records, Records), "a run's records know their names"
         val = part_of(trained_on.records, data.split, "val")
         dataset = AnyWordDataset(trained_on.records, data.options, recipe.seed, trained_on.fonts)
-        return dataset, [int(index) for index in val[evenly_spaced(len(val), section.samples)]]
+        return dataset, [int(index) for index in val[evenly_spaced(len(val), config.samples)]]
     if not sources:
         folder, drawn = recipe.run_dir / HELD_OUT, SyntheticConfig(size=data.synthetic.size)
         if world.is_main:
-            write_dataset(folder, section.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
+            write_dataset(folder, config.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
         if world.size > 1:
             dist.barrier()
         sources = [folder / "data.json"]
     options = data.options
     records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
-    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced(len(records), section.samples)
+    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced(len(records), config.samples)

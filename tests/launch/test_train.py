@@ -21,6 +21,7 @@ from distill.checkpoint.run_folder import RUN_INFO
 from distill.checkpoint.store import find_checkpoint
 from distill.config.recipes import load_recipe
 from distill.inference.model import make_model
+from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
@@ -110,10 +111,10 @@ def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
     poisoned: global batches in which the last rank's loss has an infinite gradient.
     """
     seen: dict[str, Any] = {"rates": []}
-    original_run = train.run
+    original_run = Trainer.run
 
-    def run(session: Any) -> None:
-        objective, engine, progress = session.objective, session.engine, session.progress
+    def run(trainer: Any) -> None:
+        objective, engine, progress = trainer.objective, trainer.engine, trainer.progress
         original_loss, original_step = objective.loss, engine.step
 
         def loss(roles: Any, item: Any) -> Any:
@@ -123,18 +124,17 @@ def watched(argv: list[str], poisoned: tuple[int, ...] = ()) -> Watched:
 
         def step(rate: float, *rest: float) -> Any:
             result = original_step(rate, *rest)
-            if result is not None:
-                seen["rates"].append((progress.batches, rate))
+            seen["rates"].append((progress.batches, rate))
             return result
 
         objective.loss, engine.step = loss, step
         before = {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
-        original_run(session)
+        original_run(trainer)
         after = engine.module.state_dict()
         seen["changed"] = {name for name in before if not torch.equal(before[name], after[name])}
         seen["all"] = set(before)
 
-    train.run = run  # this process is forked for one call
+    Trainer.run = run  # type: ignore[method-assign]  # this process is forked for one call
     exit_code = train.main(argv)
     return Watched(exit_code, seen.get("changed", set()), seen.get("all", set()), seen["rates"])
 

@@ -22,6 +22,7 @@ from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.runtime.processes import ProcessId, ending, identify, launchers
 from distill.runtime.signals import FAILED, STOPPED, Stopped, summary
+from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
@@ -187,36 +188,36 @@ def test_the_line_says_who_was_asked_by_what() -> None:
 
 
 def disturbed(argv: list[str], rank: int, update: int, act: Callable[[Any], None]) -> int:
-    """The command; on `rank`, `act(session)` is called right after `update`."""
-    original_run = train.run
+    """The command; on `rank`, `act(trainer)` is called right after `update`."""
+    original_run = Trainer.run
 
-    def run(session: Any) -> Any:
-        original_step = session.engine.step
+    def run(trainer: Any) -> Any:
+        original_step = trainer.engine.step
 
         def step(*rest: float) -> Any:
             result = original_step(*rest)
-            if result is not None and session.engine.world.rank == rank and session.progress.updates + 1 == update:
-                act(session)
+            if trainer.engine.world.rank == rank and trainer.progress.updates + 1 == update:
+                act(trainer)
             return result
 
-        session.engine.step = step
-        return original_run(session)
+        trainer.engine.step = step
+        return original_run(trainer)
 
-    train.run = run  # this process is forked for one call
+    Trainer.run = run  # type: ignore[method-assign]  # this process is forked for one call
     raise SystemExit(train.main(argv))
 
 
-def sigusr1(session: Any) -> None:
+def sigusr1(trainer: Any) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(0.5)
 
 
-def sigkill(session: Any) -> None:
+def sigkill(trainer: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(session: Any) -> None:
-    session.recipe.watchdog.stall = 2.0  # not before: on a busy machine an update may take longer
+def hang(trainer: Any) -> None:
+    trainer.recipe.watchdog.stall = 2.0  # not before: on a busy machine an update may take longer
     time.sleep(600)
 
 
@@ -271,32 +272,32 @@ def test_a_rank_that_hangs_is_given_up_with_the_place_where_it_hangs(place: Work
 
 
 def poisoned(argv: list[str], poison: Callable[[Any, Any, Any], Any]) -> None:
-    """The command with `poison(session, item, output)` in the place of each loss."""
-    original_run = train.run
+    """The command with `poison(trainer, item, output)` in the place of each loss."""
+    original_run = Trainer.run
 
-    def run(session: Any) -> Any:
-        original_loss = session.objective.loss
+    def run(trainer: Any) -> Any:
+        original_loss = trainer.objective.loss
 
         def loss(roles: Any, item: Any) -> Any:
-            return poison(session, item, original_loss(roles, item))
+            return poison(trainer, item, original_loss(roles, item))
 
-        session.objective.loss = loss
-        return original_run(session)
+        trainer.objective.loss = loss
+        return original_run(trainer)
 
-    train.run = run
+    Trainer.run = run  # type: ignore[method-assign]
     raise SystemExit(train.main(argv))
 
 
-def nan_in_one_sample(session: Any, item: Any, output: Any) -> Any:
-    if session.progress.batches != 2 or session.engine.world.rank != 1:
+def nan_in_one_sample(trainer: Any, item: Any, output: Any) -> Any:
+    if trainer.progress.batches != 2 or trainer.engine.world.rank != 1:
         return output
     per_sample = output.per_sample.clone()
     per_sample[1] = float("nan")
     return replace(output, loss=per_sample.mean(), per_sample=per_sample)
 
 
-def infinite_gradient(session: Any, item: Any, output: Any) -> Any:
-    return replace(output, loss=output.loss * float("inf")) if session.progress.updates == 1 else output
+def infinite_gradient(trainer: Any, item: Any, output: Any) -> Any:
+    return replace(output, loss=output.loss * float("inf")) if trainer.progress.updates == 1 else output
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(place: Workplace) -> None:

@@ -11,13 +11,15 @@ from typing import Any, cast
 import pytest
 import torch
 
+from distill.adapters.roles import AdapterRoles
 from distill.checkpoint.store import save_checkpoint
 from distill.config.schema import CheckpointConfig, Recipe
 from distill.data.loader import BatchPlan
-from distill.training.checkpointing import resume_from
+from distill.training.checkpointing import Checkpoints, resume_from
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
-from distill.training.trainer import Progress, Session, _checkpoint_is_due
+from distill.training.null import NullWriter
+from distill.training.state import Progress
 
 # --- where it goes on ---
 
@@ -54,13 +56,9 @@ def test_never_and_auto_in_a_fresh_folder(tmp_path: Path) -> None:
 
 
 def due(save_steps: int, save_epochs: int, progress: Progress) -> bool:
-    session = SimpleNamespace(
-        recipe=Recipe(checkpoint=CheckpointConfig(save_steps=save_steps, save_epochs=save_epochs)),
-        progress=progress,
-        engine=SimpleNamespace(plan=BatchPlan(4, 2, 1)),
-        order=SimpleNamespace(length=10),
-    )
-    return _checkpoint_is_due(cast(Session, session))
+    recipe = Recipe(checkpoint=CheckpointConfig(save_steps=save_steps, save_epochs=save_epochs))
+    engine = cast(Engine, SimpleNamespace(plan=BatchPlan(4, 2, 1)))
+    return Checkpoints(recipe, engine, cast(AdapterRoles, None), NullWriter(), 10, "").is_due(progress)
 
 
 def test_a_pass_over_the_data_ends_once() -> None:

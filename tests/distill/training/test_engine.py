@@ -83,10 +83,7 @@ def train_one(engine: Engine, update: int, poison: bool = False, learning_rate: 
         if poison and micro == plan.accumulation - 1 and rank == plan.world - 1:
             loss = loss * math.inf
         engine.backward(loss)
-        result = engine.step(rate(update) if learning_rate is None else learning_rate, TRAIN.ema_decay)
-        assert (result is None) == (micro < plan.accumulation - 1)
-    assert result is not None
-    return result
+    return engine.step(rate(update) if learning_rate is None else learning_rate, TRAIN.ema_decay)
 
 
 # --- the jobs, run by every rank ---
@@ -105,11 +102,10 @@ class Shards:
 def shards_job(world: World, width: int) -> Shards:
     engine = make_engine(world, "zero2_cpu.json", width=width)
     before = engine.optimizer_bytes()
-    for micro in range(engine.plan.accumulation):
+    for _ in range(engine.plan.accumulation):
         engine.backward(engine.forward(rows(0)[:MICRO]))
-        if micro == engine.plan.accumulation - 1:
-            held = [g for group in engine._optimizer.averaged_gradients.values() for g in group or []]
-        engine.step(0.1, TRAIN.ema_decay)
+    held = [g for group in engine._optimizer.averaged_gradients.values() for g in group or []]
+    engine.step(0.1, TRAIN.ema_decay)
     inner = engine._optimizer.optimizer
     masters = [p for group in inner.param_groups for p in group["params"]]
     tensors = masters + [inner.state[m][moment] for m in masters for moment in MOMENTS]

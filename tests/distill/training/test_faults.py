@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.training import trainer
+from distill.training.trainer import Trainer
 from launch import build_lmdb_cache, train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.ranks import returned, run_ranks, start_ranks
@@ -37,26 +37,26 @@ def store_of(place: Workplace) -> Path:
 
 def removing(argv: list[str], store: Path) -> None:
     """The command; the store's file is removed after the second update."""
-    original = trainer._after_update
+    original = Trainer._after_update
 
-    def after_update(session: Any, *rest: Any) -> None:
-        original(session, *rest)
-        if session.progress.updates == 2 and session.engine.world.is_main:
+    def after_update(trainer: Any, *rest: Any) -> None:
+        original(trainer, *rest)
+        if trainer.progress.updates == 2 and trainer.engine.world.is_main:
             store.unlink()
 
-    trainer._after_update = after_update  # this process is forked for one call
+    Trainer._after_update = after_update  # this process is forked for one call
     raise SystemExit(train.main(argv))
 
 
 def jumping(argv: list[str]) -> None:
     """The command; the machine's clock goes a day forward after the first update and two days back after the third."""
-    original, real, shift = trainer._after_update, time.time, [0.0]
+    original, real, shift = Trainer._after_update, time.time, [0.0]
 
-    def after_update(session: Any, *rest: Any) -> None:
-        original(session, *rest)
-        shift[0] = {1: DAY, 3: -DAY}.get(session.progress.updates, shift[0])
+    def after_update(trainer: Any, *rest: Any) -> None:
+        original(trainer, *rest)
+        shift[0] = {1: DAY, 3: -DAY}.get(trainer.progress.updates, shift[0])
 
-    trainer._after_update = after_update
+    Trainer._after_update = after_update
     time.time = lambda: real() + shift[0]
     raise SystemExit(train.main(argv))
 

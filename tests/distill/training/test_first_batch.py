@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,17 +16,22 @@ from anytext2.data.dataset import AnyWordDataset
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.adapters.roles import AdapterRoles
 from distill.checks.model_checks import FirstBatchError
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import ShuffledBatchSampler
 from distill.data.latents import LatentSource
 from distill.data.loader import BatchPlan
+from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule
+from distill.objectives.base import Objective
 from distill.runtime.world import World
 from distill.training.build import make_objective, make_roles
-from distill.training.first_batch import AUDIT_PICTURE, SAMPLES_PICTURE, Previews, check_first_batch
-from distill.training.trainer import Progress, Session
+from distill.training.first_batch import AUDIT_PICTURE, SAMPLES_PICTURE, check_first_batch
+from distill.training.inputs import MicroBatches, StepInputs
+from distill.training.previews import SamplePreviews
+from distill.training.state import Progress
 from tests.helpers.mini_model import write_mini
 
 
@@ -43,13 +48,37 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(DEFAULT_RECIPE, overrides)
 
 
+@dataclass
+class Parts:
+    """What a run holds before its first step; of the engine only what the checks ask for."""
+
+    recipe: Recipe
+    objective: Objective
+    roles: AdapterRoles
+    schedule: NoiseSchedule
+    dataset: AnyWordDataset
+    engine: Any
+    drawn: list[Path]
+
+    @property
+    def tracker(self) -> Any:
+        return SimpleNamespace(artifact=lambda path, folder="": self.drawn.append(path))
+
+    def check(self) -> None:
+        sampler = ShuffledBatchSampler(len(self.dataset), self.recipe.seed)
+        batches = MicroBatches(self.dataset, sampler, self.engine.plan, self.engine.world, 0)
+        inputs = StepInputs(self.recipe.seed, self.engine.world.device, LatentSource(self.roles.model, remember=False))
+        check_first_batch(
+            self.recipe, self.objective, self.roles, self.engine, batches, inputs, self.tracker, Progress()
+        )
+
+
 @pytest.fixture
-def session(recipe: Recipe) -> Session:
-    return session_of(recipe)
+def parts(recipe: Recipe) -> Parts:
+    return parts_of(recipe)
 
 
-def session_of(recipe: Recipe) -> Session:
-    """What a run holds before its first step; of the engine only what the audit asks for."""
+def parts_of(recipe: Recipe) -> Parts:
     recipe.run_dir.mkdir(exist_ok=True)
     records, _ = load_records(recipe.data.sources)
     dataset = AnyWordDataset(records, recipe.data.options, recipe.seed, load_font_table())
@@ -59,13 +88,7 @@ def session_of(recipe: Recipe) -> Session:
     roles, _ = make_roles(model, objective, recipe)
     world = World(0, 0, 1, torch.device("cpu"))
     engine = SimpleNamespace(plan=BatchPlan(4, 4, 1), world=world, gather=lambda value: [value])
-    drawn: list[Path] = []
-    tracker = SimpleNamespace(artifact=lambda path, folder="": drawn.append(path), drawn=drawn)
-    latents = LatentSource(model, remember=False)
-    order = ShuffledBatchSampler(len(dataset), recipe.seed)
-    return Session(
-        recipe, cast(Any, engine), objective, roles, dataset, order, Progress(), cast(Any, tracker), latents, schedule
-    )
+    return Parts(recipe, objective, roles, schedule, dataset, engine, [])
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
@@ -73,16 +96,16 @@ def plant(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     monkeypatch.setattr(AnyWordDataset, "sample", lambda self, *key: replace(sample(self, *key), **changes))
 
 
-def test_a_sound_batch_passes_and_is_drawn(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {name: value.clone() for name, value in session.roles.wrapped.state_dict().items()}
-    check_first_batch(session)
+def test_a_sound_batch_passes_and_is_drawn(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {name: value.clone() for name, value in parts.roles.wrapped.state_dict().items()}
+    parts.check()
     assert "are sound" in capsys.readouterr().out
-    with Image.open(session.recipe.run_dir / AUDIT_PICTURE) as picture:
+    with Image.open(parts.recipe.run_dir / AUDIT_PICTURE) as picture:
         assert picture.width > 500 and picture.height > 500
-    with Image.open(session.recipe.run_dir / SAMPLES_PICTURE) as picture:
+    with Image.open(parts.recipe.run_dir / SAMPLES_PICTURE) as picture:
         assert picture.width > 1500 and picture.height > 500  # the 8 samples of the data, four a row
-    assert cast(Any, session.tracker).drawn == [session.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE)]
-    assert all(torch.equal(before[name], value) for name, value in session.roles.wrapped.state_dict().items())
+    assert parts.drawn == [parts.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE)]
+    assert all(torch.equal(before[name], value) for name, value in parts.roles.wrapped.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -98,11 +121,11 @@ def test_a_sound_batch_passes_and_is_drawn(session: Session, capsys: pytest.Capt
     ],
 )
 def test_a_planted_fault_in_the_batch_stops_the_run(
-    session: Session, changes: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, changes: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, **changes)
     with pytest.raises(ValueError) as caught:
-        check_first_batch(session)
+        parts.check()
     message = str(caught.value)
     assert "\n" not in message and words in message.lower().replace("_", " ").replace("colour", "color"), message
 
@@ -111,13 +134,13 @@ def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
-    check_first_batch(session_of(planted))
+    parts_of(planted).check()
     told = capsys.readouterr().out
     assert "model.planted=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
     assert "are sound" not in told
 
 
-def test_a_writenet_that_looks_at_the_time_stops_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     predict, write = AnyText2.predict_noise, AnyText2.control_maps
     times: list[torch.Tensor] = []
 
@@ -131,19 +154,21 @@ def test_a_writenet_that_looks_at_the_time_stops_the_run(session: Session, monke
     monkeypatch.setattr(AnyText2, "predict_noise", remembering)
     monkeypatch.setattr(AnyText2, "control_maps", leaking)
     with pytest.raises(FirstBatchError, match="audit:"):
-        check_first_batch(session)
+        parts.check()
 
 
-def test_a_base_weight_that_requires_a_gradient_stops_the_run(session: Session) -> None:
-    session.roles.model.model.diffusion_model.out[2].weight.requires_grad_(True)
+def test_a_base_weight_that_requires_a_gradient_stops_the_run(parts: Parts) -> None:
+    parts.roles.model.model.diffusion_model.out[2].weight.requires_grad_(True)
     with pytest.raises(FirstBatchError, match="requires a gradient"):
-        check_first_batch(session)
+        parts.check()
 
 
-def test_previews_show_the_student(session: Session) -> None:
-    session.progress.updates = 7
-    Previews(session)(session)
-    path = session.recipe.run_dir / "previews" / "step-0000007.png"
+def test_previews_show_the_student(parts: Parts) -> None:
+    device = parts.engine.world.device
+    SamplePreviews(
+        parts.recipe, parts.objective, parts.roles, parts.schedule, parts.dataset, device, parts.tracker
+    ).draw(7)
+    path = parts.recipe.run_dir / "previews" / "step-0000007.png"
     with Image.open(path) as picture:
         assert picture.width > 4 * 96
-    assert path in cast(Any, session.tracker).drawn
+    assert path in parts.drawn

@@ -19,7 +19,7 @@ from distill.checkpoint import formats
 from distill.checkpoint.formats import read_adapter, read_optimizer, read_trainer_state
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.store import find_checkpoint
-from distill.training import checkpointing, trainer
+from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.ranks import RankResult, returned, run_ranks, start_ranks, told
@@ -66,29 +66,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def eventful(argv: list[str], poisoned: tuple[int, ...], stop: int) -> None:
     """The command. In some batches the last rank's loss has an infinite gradient; after update `stop` (0: never) the
     run writes a checkpoint and ends, as a signal makes it do."""
-    original_run, original_after = train.run, trainer._after_update
+    original_run, original_after = Trainer.run, Trainer._after_update
 
-    def run(session: Any) -> Any:
-        original_loss, engine = session.objective.loss, session.engine
+    def run(trainer: Any) -> Any:
+        original_loss, engine = trainer.objective.loss, trainer.engine
 
         def loss(roles: Any, item: Any) -> Any:
             output = original_loss(roles, item)
-            hit = session.progress.batches in poisoned and engine.world.rank == engine.world.size - 1
+            hit = trainer.progress.batches in poisoned and engine.world.rank == engine.world.size - 1
             return replace(output, loss=output.loss * float("inf")) if hit else output
 
-        session.objective.loss = loss
-        return original_run(session)
+        trainer.objective.loss = loss
+        return original_run(trainer)
 
-    def after_update(session: Any, *rest: Any) -> None:
-        original_after(session, *rest)
-        if session.progress.updates == stop:
-            checkpointing.save(session)
-            checkpointing.finish(session)
-            session.watchdog.finish()  # the ranks no longer mind that others end
-            session.engine.barrier()
+    def after_update(trainer: Any, *rest: Any) -> None:
+        original_after(trainer, *rest)
+        if trainer.progress.updates == stop:
+            trainer.checkpoints.save(trainer.progress, trainer.metrics.window)
+            trainer.checkpoints.finish()
+            trainer.watchdog.finish()  # the ranks no longer mind that others end
+            trainer.engine.barrier()
             raise SystemExit(0)
 
-    train.run, trainer._after_update = run, after_update  # this process is forked for one call
+    Trainer.run, Trainer._after_update = run, after_update  # type: ignore[method-assign]  # this process is forked for one call
     raise SystemExit(train.main(argv))
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import load_recipe
 from distill.runtime.world import World
-from distill.training.build import make_session
+from distill.training.build import make_trainer
+from distill.training.trainer import Trainer
 from launch import build_lmdb_cache, train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
@@ -50,20 +51,20 @@ class Seen:
 def watched(argv: list[str]) -> list[Seen]:
     """The command; returns the micro-batches that were trained on."""
     seen: list[Seen] = []
-    original = train.run
+    original = Trainer.run
 
-    def run(session: Any) -> None:
-        forward = session.engine.forward
+    def run(trainer: Any) -> None:
+        forward = trainer.engine.forward
 
         def noted(item: Any) -> Any:
             rows = sum(n > 0 for n in item.batch.context_chunks)
             seen.append(Seen(tuple(item.latent.shape[-2:]), tuple(item.batch.image.shape[-2:]), rows))
             return forward(item)
 
-        session.engine.forward = noted
-        original(session)
+        trainer.engine.forward = noted
+        original(trainer)
 
-    train.run = run  # this process is forked for one call
+    Trainer.run = run  # type: ignore[method-assign]  # this process is forked for one call
     assert train.main(argv) == 0
     return seen
 
@@ -138,4 +139,4 @@ def test_contexts_of_a_text_tower_that_is_trained_are_refused(folder: Path) -> N
     recipe = load_recipe(folder / "recipe.yaml", changes(folder, "refused", store, "data.captions=cache"))
     recipe = replace(recipe, objective={"name": "denoise", "scope": "all"})
     with pytest.raises(ValueError, match="data.captions=cache: this run trains the text tower.*captions=encode"):
-        make_session(recipe, {}, World(0, 0, 1, torch.device("cpu")))
+        make_trainer(recipe, {}, World(0, 0, 1, torch.device("cpu")))

@@ -58,7 +58,7 @@ def train(engine: Engine, updates: range) -> list[State]:
         for micro in range(engine.plan.accumulation):
             row = micro * engine.plan.world + engine.world.rank
             engine.backward(engine.forward((batch[row : row + 1], who)))
-            engine.step(TRAIN.learning_rate, TRAIN.ema_decay, who)
+        engine.step(TRAIN.learning_rate, TRAIN.ema_decay, who)
         states.append(engine.full_state())
     return states
 

@@ -19,7 +19,8 @@ from distill.config.schema import EvalConfig, Recipe
 from distill.evaluation.strokes import LineStructure
 from distill.runtime.world import World
 from distill.training import validation
-from distill.training.trainer import Progress
+from distill.training.state import Progress
+from distill.training.trainer import Trainer
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.ranks import returned, run_ranks, start_ranks, told
@@ -47,12 +48,12 @@ def argv(folder: Path, name: str, *changes: str) -> list[str]:
 def scripted(argv: list[str]) -> int:
     """The command with a judge whose pictures are read as HITS says."""
 
-    def read(self: validation.Validator, session: Any) -> dict[str, float]:
-        hits = float(HITS[session.progress.updates])
-        nearer = 0.5 if session.progress.updates == 3 else 0.0
+    def read(self: validation.SpellingValidation, progress: Progress) -> dict[str, float]:
+        hits = float(HITS[progress.updates])
+        nearer = 0.5 if progress.updates == 3 else 0.0
         return dict.fromkeys(validation.SUMS, 0.0) | {"lines": 10.0, "hits": hits, "ned": hits + nearer}
 
-    validation.Validator._read = read  # type: ignore[method-assign]  # this process is forked for one call
+    validation.SpellingValidation._read = read  # type: ignore[method-assign]  # this process is forked for one call
     return train.main(argv)
 
 
@@ -96,22 +97,22 @@ def test_a_run_killed_before_its_best_was_marked_marks_it(folder: Path) -> None:
 def judged_weights(argv: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The weights that the pictures of the last evaluation were drawn with, and those after it, by parameter."""
     seen: dict[str, torch.Tensor] = {}
-    original = validation.Validator._read
+    original = validation.SpellingValidation._read
 
-    def read(self: validation.Validator, session: Any) -> dict[str, float]:
-        seen.update({name: p.detach().clone() for name, p in session.engine.params})
-        return original(self, session)
+    def read(self: validation.SpellingValidation, progress: Progress) -> dict[str, float]:
+        seen.update({name: p.detach().clone() for name, p in self._engine.params})
+        return original(self, progress)
 
-    validation.Validator._read = read  # type: ignore[method-assign]
+    validation.SpellingValidation._read = read  # type: ignore[method-assign]
     after: dict[str, torch.Tensor] = {}
-    run = train.run
+    run = Trainer.run
 
-    def watched(session: Any) -> Any:
-        result = run(session)
-        after.update({name: p.detach().clone() for name, p in session.engine.params})
+    def watched(trainer: Any) -> Any:
+        result = run(trainer)
+        after.update({name: p.detach().clone() for name, p in trainer.engine.params})
         return result
 
-    train.run = watched
+    Trainer.run = watched  # type: ignore[method-assign]
     assert train.main(argv) == 0
     return seen, after
 
