@@ -83,7 +83,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The adapter's float32 tensors by portable name, and its configuration. Raises CheckpointError."""
-    tensors = load_tensors(folder / ADAPTER_WEIGHTS)
+    tensors = read_tensors(folder / ADAPTER_WEIGHTS)
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}, read_json(
         folder / ADAPTER_CONFIG
     )
@@ -108,7 +108,7 @@ def read_optimizer(
     """
     path = folder / OPTIMIZER
     state: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_tensors(path).items():
+    for key, tensor in read_tensors(path).items():
         slot, _, name = key.partition("/")
         state.setdefault(name, {})[slot] = tensor
     if expected is not None:
@@ -170,7 +170,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")

@@ -24,13 +24,13 @@ from anytext2.data.geometry import is_outside, placed
 from anytext2.glyphs.fonts import load_font_table
 from distill.checks.batch_checks import Finding, check_batch
 from distill.checks.dataset_report import Colors, Counted, Sizes, SourceCheck, Spread, Uncovered
-from distill.data.loader import one_thread
-from distill.viz.contact_sheet import evenly_spaced
+from distill.data.loader import limit_threads
+from distill.viz.contact_sheet import evenly_spaced_indices
 
 DARK, LIGHT = 30, 225
 """A colour counts as black where no channel is above DARK, as white where none is below LIGHT."""
 
-NO_SAMPLE = "sample"
+SAMPLE_ERROR = "sample"
 """The rule that a picture which can be read can be made into a sample."""
 
 PARTLY_OUTSIDE, WHOLLY_OUTSIDE = "partly outside the picture", "wholly outside the picture (line left out)"
@@ -58,7 +58,7 @@ def check_source(
     except ValueError as error:
         return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
-    indices, found = evenly_spaced(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
+    indices, found = evenly_spaced_indices(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
     for part in _parts(dataset, indices, workers):
         found.add(part)
         progress(found.pictures["checked"], len(indices))
@@ -95,7 +95,7 @@ class DatasetCounts:
     def note(self, name: str, reason: str, example: str, count: int = 1) -> None:
         """Counts something with an example in the field `name`."""
         getattr(self, name)[reason] += count
-        self.examples.setdefault((name, reason), one_line(example))
+        self.examples.setdefault((name, reason), escape_unprintable(example))
 
     def counted(self, name: str) -> dict[str, Counted]:
         """The field `name`, most frequent first, with examples."""
@@ -129,7 +129,7 @@ def _sample(found: DatasetCounts, dataset: AnyWordDataset, index: int, record: R
         found.note("unreadable", error.reason, str(error))
     except (ValueError, ArithmeticError, LookupError, cv2.error) as error:
         # Training would end here with a traceback. A check is there to find out, and to go on with the others.
-        _count_findings(found, [Finding(NO_SAMPLE, record.name, f"cannot be made: {type(error).__name__}: {error}")])
+        _count_findings(found, [Finding(SAMPLE_ERROR, record.name, f"cannot be made: {type(error).__name__}: {error}")])
     return None
 
 
@@ -165,7 +165,7 @@ def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int],
             found.note("polygons", kind, example)
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -193,7 +193,7 @@ def _parts(dataset: AnyWordDataset, indices: Sequence[int], workers: int) -> Ite
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=limit_threads,
     )
 
 
@@ -209,7 +209,7 @@ def summarize(
 ) -> SourceCheck:
     """Shares and means of what was counted. error: why the file could not be used at all."""
     beyond = sum(count for reason, count in report.skipped.items() if reason.startswith("pictures:"))
-    uncovered = {f"U+{ord(char):04X} {one_line(char)}": n for char, n in found.counted("uncovered").items()}
+    uncovered = {f"U+{ord(char):04X} {escape_unprintable(char)}": n for char, n in found.counted("uncovered").items()}
     return SourceCheck(
         source=str(source),
         error=error,
@@ -219,12 +219,14 @@ def summarize(
         readable=found.pictures["readable"],
         faulty=found.pictures["faulty"],
         lines=found.text_lengths.total(),
-        left_out={r: Counted(n, one_line(report.examples.get(r, ""))) for r, n in sorted(report.skipped.items())},
+        left_out={
+            r: Counted(n, escape_unprintable(report.examples.get(r, ""))) for r, n in sorted(report.skipped.items())
+        },
         unreadable=found.counted("unreadable"),
         audit=found.counted("audit"),
         polygons=found.counted("polygons"),
         uncovered=Uncovered(found.uncovered.total(), len(uncovered), dict(list(uncovered.items())[:10])),
-        languages={one_line(language): count for language, count in found.languages.most_common()},
+        languages={escape_unprintable(language): count for language, count in found.languages.most_common()},
         colors=_colors(found),
         text_lengths=_spread(found.text_lengths, options.max_chars),
         lines_per_picture=_spread(found.lines_per_picture, options.max_lines),

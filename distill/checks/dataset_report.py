@@ -86,7 +86,7 @@ class SourceCheck:
     sizes: Sizes
 
 
-def shortcomings(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
+def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
     """Why the source should not be trained on, one line each; empty where nothing speaks against it.
 
     max_unreadable: share of the checked pictures that may be missing or corrupt; max_findings: share of them that may

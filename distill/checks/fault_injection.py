@@ -1,8 +1,7 @@
-"""Faults of earlier attempts, to be put in on purpose (`model.planted`) and one at a time: what does each of them cost?
+"""Fault injection (`model.planted`): faults of an earlier project, one at a time, to measure what each of them costs.
 
-None shows in the loss. Each changes what the networks are told, in training and in sampling alike, of teacher and
-student alike, as it did there. Where one is planted, the audit of the first batch says what it finds and lets the run
-go on.
+None of them shows in the loss. Each changes the conditions of teacher and student, in training and in sampling, as it
+did there. With an injected fault, the check of the first batch prints its findings and lets the run continue.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from torch import Tensor
 from anytext2.core.batch import Batch, Conditions
 from anytext2.model.anytext2 import AnyText2
 
-THIN_INK = 1.0 / 255.0
+FAINT_INK = 1.0 / 255.0
 
 
 def glyph_page_all_ink(model: AnyText2) -> None:
     """The glyph page was drawn on white, and the WriteNet takes everything that is not zero for ink."""
-    told = model.condition
+    condition_of = model.condition
 
     def condition(*args: Any, **kwargs: Any) -> Conditions:
-        conditions = told(*args, **kwargs)
+        conditions = condition_of(*args, **kwargs)
         return replace(conditions, glyph=torch.ones_like(conditions.glyph))
 
     model.condition = condition  # type: ignore[method-assign]
@@ -34,10 +33,10 @@ def glyph_page_all_ink(model: AnyText2) -> None:
 
 def glyph_lines_thin(model: AnyText2) -> None:
     """The lines for the OCR features came from a picture of 0 and 1, divided by 255 as if it were one of 0 to 255."""
-    told = model.condition
+    condition_of = model.condition
 
     def condition(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
-        return told(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * THIN_INK), *args, **kwargs)
+        return condition_of(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * FAINT_INK), *args, **kwargs)
 
     model.condition = condition  # type: ignore[method-assign]
 

@@ -130,7 +130,7 @@ class BucketBatchSampler:
         return self._turns[number]
 
 
-def nearest_shape(size: Size, shapes: Sequence[float]) -> int:
+def nearest_aspect_ratio(size: Size, shapes: Sequence[float]) -> int:
     """Of several ratios of width to height the number of the one that distorts a picture of this size least."""
     ratio = math.log(size[1] / size[0])
     return min(range(len(shapes)), key=lambda number: abs(ratio - math.log(shapes[number])))

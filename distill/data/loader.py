@@ -21,11 +21,11 @@ from anytext2.data.dataset import AnyWordDataset, SampleError
 from distill.data.batch_sampler import BatchSampler, SampleKey
 from distill.runtime.signals import outlive_signals
 
-SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
+MAX_SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSizes:
     """The batch arithmetic of one run: effective = micro x accumulation x world.
 
     Raises ValueError, naming what would work, where the numbers do not divide.
@@ -60,7 +60,7 @@ class BatchPlan:
         return self.effective // (self.micro * self.world)
 
 
-def micro_batches(order: BatchSampler, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[SampleKey]]:
+def micro_batches(order: BatchSampler, plan: BatchSizes, rank: int, first_batch: int) -> Iterator[list[SampleKey]]:
     """Endless micro-batches of one rank, from the beginning of global batch `first_batch` on."""
     for number in itertools.count(first_batch):
         keys = order.batch(number, plan.effective)
@@ -109,7 +109,7 @@ class _Positions(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
     def _substitutes(self, key: SampleKey) -> Iterator[int]:
         n = len(self.dataset)
         rng = numpy_rng(self.dataset.seed, key.epoch, key.index, "substitute")
-        yield from rng.choice(n, size=min(n, SUBSTITUTES), replace=False).tolist()
+        yield from rng.choice(n, size=min(n, MAX_SUBSTITUTES), replace=False).tolist()
 
 
 def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> LoadedBatch | str:
@@ -127,13 +127,13 @@ def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> L
     return LoadedBatch(collate(samples), tuple(key for key, _, _ in rows), skipped)
 
 
-def one_thread(_worker: int) -> None:
+def limit_threads(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
 def _start_worker(worker: int) -> None:
-    one_thread(worker)
+    limit_threads(worker)
     outlive_signals()
 
 

@@ -21,14 +21,14 @@ from distill.data.batch_sampler import (
     BucketBatchSampler,
     Group,
     ShuffledBatchSampler,
-    nearest_shape,
+    nearest_aspect_ratio,
 )
 
 PARTS = ("train", "val", "test")
 _READERS = 16  # reading the beginning of a file is waiting for the disk
 
 
-def part_of(records: Records, split: Sequence[float], part: str) -> np.ndarray:
+def split_indices(records: Records, split: Sequence[float], part: str) -> np.ndarray:
     """Indices int64 of the records of one part (`all`: of every one), ascending.
 
     The part of a picture depends on its name alone, so that it stays when data is added, moved or reordered.
@@ -54,11 +54,11 @@ def make_batch_sampler(dataset: AnyWordDataset, data: DataConfig, seed: int) -> 
     Raises ValueError where the part is empty, or there are not as many weights as sources.
     """
     assert isinstance(dataset.records, Records), "a run's records know their names and sources"
-    chosen = part_of(dataset.records, data.split, data.part)
+    chosen = split_indices(dataset.records, data.split, data.part)
     if not len(chosen):
         raise ValueError(f"data.part={data.part}: none of the {len(dataset)} pictures is in it; use data.part=all")
     sources = dataset.records.sources
-    weights = weights_of(data, 1 + int(sources.max(initial=0)))
+    weights = source_weights(data, 1 + int(sources.max(initial=0)))
     shapes = bucket_shapes(data.buckets)
     if not shapes:
         return ShuffledBatchSampler(_groups(chosen, sources, weights), seed)
@@ -78,18 +78,18 @@ def records_by_size(dataset: AnyWordDataset, data: DataConfig) -> dict[Size, np.
     """The sizes (H, W) in which a run shows pictures, and which records it shows in each: indices int64, ascending."""
     chosen, shapes = np.arange(len(dataset)), bucket_shapes(data.buckets)
     if not shapes:
-        return dict.fromkeys(sizes_of(data), chosen)
+        return dict.fromkeys(image_sizes(data), chosen)
     nearest = _nearest(dataset, chosen, list(shapes))
     return {size: chosen[nearest == number] for number, sizes in enumerate(shapes.values()) for size in sizes}
 
 
-def sizes_of(data: DataConfig) -> list[Size]:
+def image_sizes(data: DataConfig) -> list[Size]:
     """The sizes (H, W) in which a run may show pictures."""
     sizes = [size for same_shape in bucket_shapes(data.buckets).values() for size in same_shape]
     return sizes or [(data.options.resolution, data.options.resolution)]
 
 
-def weights_of(data: DataConfig, n_sources: int) -> list[float]:
+def source_weights(data: DataConfig, n_sources: int) -> list[float]:
     if not data.weights:
         return [1.0] * n_sources
     if len(data.weights) != max(n_sources, len(data.sources)):
@@ -101,12 +101,12 @@ def bucket_shapes(buckets: Sequence[str]) -> dict[float, tuple[Size, ...]]:
     """Ratio of width to height -> the sizes (H, W) of that shape, from 'WIDTHxHEIGHT' or 'SIDE'."""
     shapes: dict[float, tuple[Size, ...]] = {}
     for bucket in buckets:
-        width, height = bucket_size(bucket)
+        width, height = parse_bucket(bucket)
         shapes[width / height] = (*shapes.get(width / height, ()), (height, width))
     return shapes
 
 
-def bucket_size(bucket: str) -> tuple[int, int]:
+def parse_bucket(bucket: str) -> tuple[int, int]:
     """Width and height. Raises ValueError where they are none, or no multiples of 64."""
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", bucket)
     if not found:
@@ -127,7 +127,7 @@ def _nearest(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float
         return np.zeros(len(chosen), np.int64)
     with ThreadPoolExecutor(_READERS) as readers:
         sizes = readers.map(lambda index: _file_size(dataset, int(index)), chosen)
-        return np.array([nearest_shape(size, ratios) for size in sizes])
+        return np.array([nearest_aspect_ratio(size, ratios) for size in sizes])
 
 
 def _file_size(dataset: AnyWordDataset, index: int) -> Size:

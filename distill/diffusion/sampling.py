@@ -29,7 +29,7 @@ from distill.diffusion.samplers import (
     sample_trajectory,
 )
 from distill.diffusion.schedule import NoiseSchedule
-from distill.viz.grids import pixels
+from distill.viz.grids import to_unit_range
 
 Role = Literal["teacher", "undistilled", "student"]
 
@@ -156,7 +156,7 @@ def sample_batch(
                 predict, seconds = guided(counted, calls[1], spec.guidance), seconds + more
             began = _now(device)
             latent = _sample(predict, start, spec, schedule, options, scene.draws)
-            image = pixels(roles.model.decode(latent))
+            image = to_unit_range(roles.model.decode(latent))
             seconds += _now(device) - began
         yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
 

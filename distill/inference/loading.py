@@ -35,7 +35,7 @@ from distill.config.recipes import (
     student_sampler,
 )
 from distill.config.schema import Recipe
-from distill.data.build import HELD_OUT_FIRST
+from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.diffusion.samplers import SamplerName
 from distill.diffusion.sampling import SamplerOptions
 from distill.inference.model import make_model
@@ -105,7 +105,7 @@ def load_sampling_model(
     sampled, with the sampler (empty: its own); refused before anything is loaded where it cannot be. Raises ValueError
     in one line.
     """
-    target = torch.device(pick_device(device))
+    target = torch.device(resolve_device(device))
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
@@ -149,7 +149,7 @@ def held_out_sources(given: Sequence[Path], opened: SamplingModel, count: int, o
     if opened.recipe.data.sources:
         raise ValueError("--data: name an annotation file that was not trained on (data.sources of the recipe was)")
     drawn = opened.recipe.data.synthetic
-    write_dataset(out, count, SyntheticConfig(size=drawn.size), drawn.seed, HELD_OUT_FIRST)
+    write_dataset(out, count, SyntheticConfig(size=drawn.size), drawn.seed, FIRST_HELD_OUT_INDEX)
     return [out / "data.json"]
 
 
@@ -201,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def pick_device(wish: str) -> str:
+def resolve_device(wish: str) -> str:
     if wish != "auto":
         return wish
     return "cuda" if torch.cuda.is_available() else "cpu"

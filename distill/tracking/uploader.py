@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint.run_folder import parent_of
+from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import Journal, metric_record
 from distill.tracking.mlflow_client import (
     MlflowRun,
@@ -209,7 +209,7 @@ class Uploader:
 
     def _parent_id(self) -> str:
         """The training run that an evaluation belongs below, as this MLflow knows it; '' for a training run."""
-        parent = parent_of(self._run_dir)
+        parent = training_run_of(self._run_dir)
         if parent is None:
             return ""
         known = UploadState(parent, self._say).load(self._target.uri)
@@ -293,7 +293,7 @@ def default_target(run_dir: Path, uri: str, experiment: str) -> Target:
     A server has its own place for artifacts. With a database MLflow would put them under the present folder; they go
     beside an SQLite file, and beside the run folder for any other database. An evaluation goes where its training is.
     """
-    run_dir = parent_of(run_dir) or run_dir
+    run_dir = training_run_of(run_dir) or run_dir
     uri = uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
     if uri.startswith(("http://", "https://")):
         return Target(uri, experiment)

@@ -21,9 +21,9 @@ from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
 from distill.config.recipes import dump_recipe, objective_config
 from distill.config.schema import Recipe
-from distill.data.build import make_data
+from distill.data.build import build_dataset
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.data.splits import make_batch_sampler
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule, require_recognizer
@@ -73,7 +73,7 @@ def check_adapter(recipe: Recipe) -> None:
 def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Session:
     """Builds everything and resumes where there is something to resume. Collective."""
     require_recognizer(recipe)
-    plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    plan = BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     require_available(recipe.train.optimizer, world.device)
     on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
@@ -81,7 +81,7 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
     schedule = make_schedule(load_model_config(recipe.model.config))
     objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
     model = make_model(recipe.model, recipe.seed)
-    dataset = make_data(recipe, world, model)
+    dataset = build_dataset(recipe, world, model)
     order = make_batch_sampler(dataset, recipe.data, recipe.seed)
     if dataset.latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")

@@ -24,7 +24,7 @@ from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_ba
 from distill.losses.step import StepInput
 from distill.objectives.base import AlternatingObjective, Objective
 from distill.viz import batch_pictures
-from distill.viz.contact_sheet import contact_sheet, evenly_spaced
+from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
 
 if TYPE_CHECKING:
     from distill.tracking.tracker import Tracker
@@ -69,7 +69,7 @@ def check_first_batch(session: Session) -> None:
                 flush=True,
             )
         return
-    model_checks.require(findings)
+    model_checks.require_sound(findings)
     if engine.world.is_main:
         print(
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
@@ -79,7 +79,7 @@ def check_first_batch(session: Session) -> None:
 
 def _show_samples(session: Session, tracker: Tracker) -> None:
     data = session.dataset
-    samples = list(_readable(_from_files(data), evenly_spaced(len(data), SHOWN_SAMPLES)))
+    samples = list(_readable(_from_files(data), evenly_spaced_indices(len(data), SHOWN_SAMPLES)))
     if samples:
         path = session.recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)

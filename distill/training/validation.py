@@ -20,15 +20,15 @@ from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
-from distill.data.build import HELD_OUT_FIRST
-from distill.data.splits import part_of
+from distill.data.build import FIRST_HELD_OUT_INDEX
+from distill.data.splits import split_indices
 from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
 from distill.objectives import OBJECTIVES
 from distill.runtime.world import World
 from distill.training.first_batch import without_dropout
-from distill.viz.contact_sheet import evenly_spaced
+from distill.viz.contact_sheet import evenly_spaced_indices
 from distill.viz.grids import to_uint8
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Validator:
             (painting,) = sample_batch(session.roles, scene, [spec], session.schedule, self._options)
             images, pages = to_uint8(painting.image), batch.glyph.to(torch.uint8).cpu().numpy()
             for image, page, lines in zip(images, pages, batch.written, strict=True):
-                read = self._reader.read_lines(image, [line.polygon for line in lines])
+                read = self._reader.recognize_lines(image, [line.polygon for line in lines])
                 for line, found in zip(lines, read, strict=True):
                     _add_line(sums, line, found, line_structure(image, line.polygon, page[0]))
             session.beat("evaluation")
@@ -156,16 +156,18 @@ def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple
         if data.part != "train":
             raise ValueError(f"eval: data.part={data.part} holds nothing out; name annotation files in eval.data")
         assert isinstance(trained_on.records, Records), "a run's records know their names"
-        val = part_of(trained_on.records, data.split, "val")
+        val = split_indices(trained_on.records, data.split, "val")
         dataset = AnyWordDataset(trained_on.records, data.options, recipe.seed, trained_on.fonts)
-        return dataset, [int(index) for index in val[evenly_spaced(len(val), section.samples)]]
+        return dataset, [int(index) for index in val[evenly_spaced_indices(len(val), section.samples)]]
     if not sources:
         folder, drawn = recipe.run_dir / HELD_OUT, SyntheticConfig(size=data.synthetic.size)
         if world.is_main:
-            write_dataset(folder, section.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
+            write_dataset(folder, section.samples, drawn, data.synthetic.seed, FIRST_HELD_OUT_INDEX)
         if world.size > 1:
             dist.barrier()
         sources = [folder / "data.json"]
     options = data.options
     records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
-    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced(len(records), section.samples)
+    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced_indices(
+        len(records), section.samples
+    )

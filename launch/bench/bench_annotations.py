@@ -118,7 +118,7 @@ def _memory(name: str) -> float:
     raise AssertionError(f"/proc/self/status has no {name}")
 
 
-def told(found: dict[str, Any]) -> str:
+def format_cost(found: dict[str, Any]) -> str:
     """The figures in two lines."""
     full = found["extrapolated"]
     return (

@@ -139,7 +139,7 @@ def _annotations(out: Path, items: int) -> int:
     found = bench_annotations.measure(out / "annotations" / "data.json", items)
     path = out / "annotations.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(bench_annotations.told(found))
+    print(bench_annotations.format_cost(found))
     print(f"wrote {path}")
     return 0
 

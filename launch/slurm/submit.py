@@ -18,7 +18,7 @@ from pathlib import Path
 from distill.config.ds_config import read_ds_config
 from distill.config.recipes import load_recipe
 from distill.config.schema import Recipe
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -114,7 +114,7 @@ def read_sweep(path: Path) -> dict[int, list[str]]:
 def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tuple[Recipe, dict[int, list[str]]]:
     """The recipe, and for a sweep every line's whole list of overrides, with a run name of its own.
 
-    Raises ValueError for what load_recipe and BatchPlan refuse, in any line of a sweep, and for two jobs of one name.
+    Raises ValueError for what load_recipe and BatchSizes refuse, in any line of a sweep, and for two jobs of one name.
     """
     recipe = load_recipe(recipe_path, overrides)
     ranks = request.nodes * request.gpus
@@ -123,7 +123,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         named = [f"name={recipe.name}-{number}", *overrides_without_name(overrides), *line]
         try:
             one = load_recipe(recipe_path, named)
-            BatchPlan(one.train.effective_batch, one.train.micro_batch, ranks)
+            BatchSizes(one.train.effective_batch, one.train.micro_batch, ranks)
         except ValueError as error:
             raise ValueError(f"--array, line {number}: {error}") from error
         if one.name in names:
@@ -133,7 +133,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         names[one.name] = number
         jobs[number] = named
     if not jobs:
-        BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
+        BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
     _check_word("name", recipe.name)
     return recipe, jobs
 

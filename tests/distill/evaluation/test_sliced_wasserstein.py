@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from distill.evaluation import sliced_wasserstein
-from distill.evaluation.sliced_wasserstein import SlicedDistance
+from distill.evaluation.sliced_wasserstein import SlicedWasserstein
 
 
 def points(seed: int, sizes: list[int], shift: float = 0.0) -> list[torch.Tensor]:
@@ -29,10 +28,10 @@ def of_scipy(first: list[torch.Tensor], second: list[torch.Tensor], seed: int) -
 def test_pictures_may_have_any_number_of_points() -> None:
     sizes = [3, 0, 7, 1]
     first, second = points(0, sizes), points(1, sizes, 0.4)
-    assert SlicedDistance(first, second, 3).value() == pytest.approx(of_scipy(first, second, 3), rel=1e-5)
+    assert SlicedWasserstein(first, second, 3).value() == pytest.approx(of_scipy(first, second, 3), rel=1e-5)
     chosen = [True, True, False, True]
     some = [[p for p, c in zip(side, chosen, strict=True) if c] for side in (first, second)]
-    found = SlicedDistance(first, second, 3)
+    found = SlicedWasserstein(first, second, 3)
     assert found.value(chosen) == pytest.approx(of_scipy(*some, 3), rel=1e-5)
     assert math.isnan(found.value([False, True, False, False]))
     assert all(math.isnan(edge) for edge in found.interval(20, [False, True, False, False]))
@@ -41,15 +40,15 @@ def test_pictures_may_have_any_number_of_points() -> None:
 def test_with_more_points_than_knots_it_is_near() -> None:
     first, second = points(0, [400] * 20), points(1, [400] * 20, 0.25)
     second = [p * 1.2 for p in second]
-    assert SlicedDistance(first, second).value() == pytest.approx(of_scipy(first, second, 0), rel=0.005)
+    assert SlicedWasserstein(first, second).value() == pytest.approx(of_scipy(first, second, 0), rel=0.005)
 
 
 def test_the_interval_is_as_wide_as_the_distance_varies_over_sets_of_pictures() -> None:
     # Every picture has a shift of its own, so that the distance is about the mean shift along a direction.
-    def drawn(seed: int) -> SlicedDistance:
+    def drawn(seed: int) -> SlicedWasserstein:
         generator = torch.Generator().manual_seed(seed)
         first = [torch.randn(20, 4, generator=generator) for _ in range(30)]
-        return SlicedDistance(first, [p + 1 + torch.randn(1, generator=generator) for p in first], seed=0)
+        return SlicedWasserstein(first, [p + 1 + torch.randn(1, generator=generator) for p in first], seed=0)
 
     values = [drawn(seed).value() for seed in range(40)]
     low, high = np.percentile(values, [2.5, 97.5])
@@ -64,10 +63,10 @@ def test_the_interval_is_as_wide_as_the_distance_varies_over_sets_of_pictures() 
 
 def test_equal_sets_have_no_interval_to_speak_of() -> None:
     first = points(0, [5] * 8)
-    found = SlicedDistance(first, first)
+    found = SlicedWasserstein(first, first)
     assert found.value() == 0.0 and found.interval(50) == (0.0, 0.0)
 
 
 def test_points_of_different_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 4\).*\(2, 4\)"):
-        SlicedDistance(points(0, [3]), points(0, [2]))
+        SlicedWasserstein(points(0, [3]), points(0, [2]))

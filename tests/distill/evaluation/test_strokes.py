@@ -9,7 +9,7 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from distill.evaluation import sliced_wasserstein
-from distill.evaluation.strokes import compare_ink, ink_like, line_structure
+from distill.evaluation.strokes import compare_ink, line_structure, segment_ink
 
 BOX = np.array([[10, 20], [110, 20], [110, 60], [10, 60]], dtype=np.float32)
 
@@ -66,7 +66,7 @@ def test_a_box_without_glyphs_is_not_scored() -> None:
 
 def test_a_flat_line_has_no_ink() -> None:
     wanted = page()[20:60, 10:110] > 0
-    assert not ink_like(np.full((*wanted.shape, 3), 77, np.uint8), wanted).any()
+    assert not segment_ink(np.full((*wanted.shape, 3), 77, np.uint8), wanted).any()
     found = compare_ink(np.zeros_like(wanted), wanted)
     assert (found.overlap, found.strokes, found.score) == (0.0, 0.0, 0.0)
 

@@ -13,7 +13,7 @@ import torch
 
 from distill.checkpoint.store import save_checkpoint
 from distill.config.schema import CheckpointConfig, Recipe
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.training.checkpointing import resume_from
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
@@ -57,7 +57,7 @@ def due(save_steps: int, save_epochs: int, progress: Progress) -> bool:
     session = SimpleNamespace(
         recipe=Recipe(checkpoint=CheckpointConfig(save_steps=save_steps, save_epochs=save_epochs)),
         progress=progress,
-        engine=SimpleNamespace(plan=BatchPlan(4, 2, 1)),
+        engine=SimpleNamespace(plan=BatchSizes(4, 2, 1)),
         order=SimpleNamespace(length=10),
     )
     return _checkpoint_is_due(cast(Session, session))
@@ -81,7 +81,7 @@ def test_a_pass_over_the_data_ends_once() -> None:
 
 
 def window(world: int, rank: int, micro: int, shares: list[dict[str, Any]] | None = None) -> MetricsWindow:
-    plan = BatchPlan(12, micro, world)
+    plan = BatchSizes(12, micro, world)
     place = SimpleNamespace(size=world, rank=rank, is_main=rank == 0, device=torch.device("cpu"))
     return MetricsWindow(cast(Engine, SimpleNamespace(plan=plan, world=place)), shares or ())
 

@@ -21,7 +21,7 @@ from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import ShuffledBatchSampler
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.inference.model import make_model, make_schedule
 from distill.runtime.world import World
 from distill.training.build import make_objective, make_roles
@@ -58,7 +58,7 @@ def session_of(recipe: Recipe) -> Session:
     objective = make_objective(recipe, schedule)
     roles, _ = make_roles(model, objective, recipe)
     world = World(0, 0, 1, torch.device("cpu"))
-    engine = SimpleNamespace(plan=BatchPlan(4, 4, 1), world=world, gather=lambda value: [value])
+    engine = SimpleNamespace(plan=BatchSizes(4, 4, 1), world=world, gather=lambda value: [value])
     drawn: list[Path] = []
     tracker = SimpleNamespace(artifact=lambda path, folder="": drawn.append(path), drawn=drawn)
     latents = LatentSource(model, remember=False)
