@@ -121,9 +121,8 @@ def _announce(args: argparse.Namespace, stores: Sequence[Store], max_bytes: int)
     """Prints how large the stores will be. Raises ValueError where there is no room for them."""
     for store in stores:
         pictures = f"{len(store.dataset)} pictures of {store.header.resolution} px"
-        print(
-            f"{store.path}: about {store.estimate / _GIB:.3f} GiB for {pictures}, {max_bytes / _GIB:.1f} GiB may be used"
-        )
+        room = f"{max_bytes / _GIB:.1f} GiB may be used"
+        print(f"{store.path}: about {store.estimate / _GIB:.3f} GiB for {pictures}, {room}")
     size = sum(store.estimate for store in stores)
     if size > max_bytes:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks whether a dataset can be trained on: `python launch/check_dataset.py data.json [...] [--workers 4] [key=value ...]`.
+"""Checks a dataset: `python launch/check_dataset.py data.json [...] [--workers 4] [key=value ...]`.
 
 Decodes every picture, makes the sample and audits it as a run audits its first batch. No network is needed. Prints a
 table with the first example of every fault, and writes it as JSON. Exit code 0: usable; 1: not usable (the last line

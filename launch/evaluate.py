@@ -168,7 +168,7 @@ def _write_results(
 ) -> list[Path]:
     """Writes summary.json and sheet.png into `out`; returns their paths.
 
-    results: for summary.json, after the command and how the checkpoint was made. columns: (row key, label) of the sheet.
+    results: for summary.json, after the facts of command and checkpoint. columns: of the sheet, (row key, label).
     """
     out.mkdir(parents=True, exist_ok=True)
     reading_sheet(examples, columns).save(out / "sheet.png")

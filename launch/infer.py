@@ -19,16 +19,14 @@ from distill.diffusion.samplers import SAMPLERS
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
-from distill.viz.grids import SampleImages, hint_picture, sample_grid, to_uint8, to_unit_range
+from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
 from launch.cli import add_model_options, add_sampling_options, require_at_least, run_command
 
 STEPS = (1, 2, 4, 8)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Sample pictures for samples of a dataset with a few-step student and its teacher."
-    )
+    parser = argparse.ArgumentParser(description="Sample pictures with a few-step student and its teacher.")
     add_model_options(parser)
     add_sampling_options(parser, batch=4)
     add = parser.add_argument
@@ -84,7 +82,7 @@ def sample_images(
     negative = args.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
     inputs = prepare_sampling(model.roles, batch, args.seed, negative)
     originals = to_uint8(to_unit_range(batch.image))
-    hints = [hint_picture(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
+    hints = [hint_to_image(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
     shown = [SampleImages(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
     schedule = make_schedule(model.roles.model.cfg)
     for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):

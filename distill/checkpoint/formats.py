@@ -1,4 +1,4 @@
-"""What is in a checkpoint: the adapter in PEFT format, the optimizer, the trainer's state. Nothing here needs pickle.
+"""The files of a checkpoint: the adapter in PEFT format, the optimizer, the trainer's state. No file is a pickle.
 
 adapter_config.json, adapter_model.safetensors   the student, as PEFT reads it
 optimizer.safetensors                            whole tensors by parameter name: any number of ranks can read them
@@ -152,7 +152,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, contiguous, and not a window into a larger buffer (safetensors stores whole tensors only)."""
+    """A copy on the CPU, contiguous and no view of a larger buffer: safetensors stores whole tensors only."""
     tensor = tensor.detach().to("cpu").contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()

@@ -1,4 +1,4 @@
-"""Which folder belongs to which: evaluations lie below the training run whose checkpoint they measured."""
+"""File names in run folders, and where evaluations are: below the training run whose checkpoint they measured."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def require_sound(findings: Sequence[Finding]) -> None:
 def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_probes: int = 16) -> list[Finding]:
     """Whether `conditions` belong to `batch`, and every line's embedding stands at its own placeholder.
 
-    The latter is probed: one line's glyphs and colour are inverted and everything is encoded again. The first token that
-    changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other.
+    The latter is probed: one line's glyphs and colour are inverted and everything is encoded again. The first token
+    that changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other.
     max_probes: how many lines are probed at most; samples with the most lines come first.
     """
     findings = [

@@ -26,11 +26,11 @@ from distill.data.splits import image_sizes
 from distill.runtime.world import World
 
 FIRST_HELD_OUT_INDEX = 10_000_000
-"""Index of the first held-out synthetic picture; training sets start at 0 and are smaller."""
+"""Index of the first held-out synthetic picture. Training sets start at 0 and are smaller, so they never overlap."""
 
 GLYPH_CHECK_PICTURES = 100_000
-"""Pictures whose texts are looked at for characters without a glyph when a run starts; launch/check_dataset.py looks
-at all."""
+"""Pictures whose texts are searched for characters without a glyph when a run starts. launch/check_dataset.py searches
+all of them."""
 
 
 def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -> AnyWordDataset:
@@ -51,17 +51,16 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
-        probed = np.unique(
-            np.linspace(0, len(records) - 1, min(len(records), GLYPH_CHECK_PICTURES)).round().astype(np.int64)
-        )
+        count = min(len(records), GLYPH_CHECK_PICTURES)
+        probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))
-    cache = open_cache(recipe.data, sources, fonts, model, say=world.is_main)
+    cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
     latents, captions = (cache is not None and kind == "cache" for kind in (recipe.data.latents, recipe.data.captions))
     return AnyWordDataset(records, options, recipe.seed, fonts, cache, latents, captions)
 
 
 def open_cache(
-    data: DataConfig, sources: Sequence[Path], fonts: FontTable, model: AnyText2 | None, say: bool
+    data: DataConfig, sources: Sequence[Path], fonts: FontTable, model: AnyText2 | None, verbose: bool
 ) -> FeatureCache | FeatureCachesBySize | None:
     """The recipe's feature cache, or None where it has none or may go on without a matching one.
 
@@ -79,10 +78,10 @@ def open_cache(
             raise
         if data.latents == "cache":
             raise ValueError(f"{error}; data.latents=cache cannot go on without it") from error
-        if say:
+        if verbose:
             print(f"warning: {error}: everything is drawn and encoded online", flush=True)
         return None
-    if say and data.options.font_hint_randaug and data.options.font_hint_prob:
+    if verbose and data.options.font_hint_randaug and data.options.font_hint_prob:
         print(
             f"{data.cache}: font_hint_randaug turns and shifts the stored strokes; online it does so with the picture",
             flush=True,

@@ -1,4 +1,4 @@
-"""Which samples a run uses, how often and in which size: split, weights and buckets of the recipe's data section."""
+"""The recipe's data section applied to a dataset: split, source weights and size buckets."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from distill.data.batch_sampler import (
     BatchSampler,
     Bucket,
     BucketBatchSampler,
-    Group,
     ShuffledBatchSampler,
+    WeightedIndices,
     nearest_aspect_ratio,
 )
 
@@ -63,7 +63,7 @@ def make_batch_sampler(dataset: AnyWordDataset, data: DataConfig, seed: int) -> 
     if not shapes:
         return ShuffledBatchSampler(_groups(chosen, sources, weights), seed)
     ratios = list(shapes)
-    nearest = _nearest(dataset, chosen, ratios)
+    nearest = _nearest_ratios(dataset, chosen, ratios)
     buckets = []
     for number, ratio in enumerate(ratios):
         groups = _groups(chosen[nearest == number], sources, weights)
@@ -79,7 +79,7 @@ def records_by_size(dataset: AnyWordDataset, data: DataConfig) -> dict[Size, np.
     chosen, shapes = np.arange(len(dataset)), bucket_shapes(data.buckets)
     if not shapes:
         return dict.fromkeys(image_sizes(data), chosen)
-    nearest = _nearest(dataset, chosen, list(shapes))
+    nearest = _nearest_ratios(dataset, chosen, list(shapes))
     return {size: chosen[nearest == number] for number, sizes in enumerate(shapes.values()) for size in sizes}
 
 
@@ -117,27 +117,27 @@ def parse_bucket(bucket: str) -> tuple[int, int]:
     return width, height
 
 
-def _groups(chosen: np.ndarray, sources: np.ndarray, weights: Sequence[float]) -> list[Group]:
-    return [Group(chosen[sources[chosen] == number], weight) for number, weight in enumerate(weights)]
+def _groups(chosen: np.ndarray, sources: np.ndarray, weights: Sequence[float]) -> list[WeightedIndices]:
+    return [WeightedIndices(chosen[sources[chosen] == number], weight) for number, weight in enumerate(weights)]
 
 
-def _nearest(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Number of the nearest shape for each chosen record; one shape needs no look at the pictures."""
+def _nearest_ratios(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
+    """Number of the nearest shape for each chosen record; one shape needs no picture to be opened."""
     if len(ratios) == 1:
         return np.zeros(len(chosen), np.int64)
     with ThreadPoolExecutor(_READERS) as readers:
-        sizes = readers.map(lambda index: _file_size(dataset, int(index)), chosen)
+        sizes = readers.map(lambda index: _cached_size(dataset, int(index)), chosen)
         return np.array([nearest_aspect_ratio(size, ratios) for size in sizes])
 
 
-def _file_size(dataset: AnyWordDataset, index: int) -> Size:
+def _cached_size(dataset: AnyWordDataset, index: int) -> Size:
     """(H, W) of the picture file; a square where it cannot be read, which is counted when the sample is."""
     record = dataset.record(index)
     cached = dataset.cache.size_of(record) if dataset.cache is not None else None
-    return cached or file_size(record.image_path) or (1, 1)
+    return cached or image_file_size(record.image_path) or (1, 1)
 
 
-def file_size(path: Path) -> Size | None:
+def image_file_size(path: Path) -> Size | None:
     """Height and width from the beginning of a picture file; None where it cannot be read."""
     try:
         with Image.open(path) as image:

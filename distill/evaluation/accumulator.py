@@ -37,7 +37,7 @@ from distill.evaluation.scores import (
 )
 from distill.evaluation.sliced_wasserstein import SlicedWasserstein, latent_patch_distance
 from distill.evaluation.strokes import line_structure
-from distill.viz.grids import SampleImages, hint_picture, to_uint8, to_unit_range
+from distill.viz.grids import SampleImages, hint_to_image, to_uint8, to_unit_range
 
 HEIGHTS = ((24.0, "under 24"), (32.0, "24-32"), (48.0, "32-48"), (float("inf"), "48 and more"))
 """Upper limits of a line's height in pixels, and the name of each group: see `line_groups`."""
@@ -133,7 +133,7 @@ class ScoreAccumulator:
         self.lines_not_scored += sum(map(len, batch.texts)) - sum(map(len, written))
         recognized = self._measure_lines(ORIGINALS, batch, originals)
         for b in range(min(batch.size, self._max_examples - len(self.examples))):
-            hint = hint_picture(batch.position[b], batch.glyph[b])
+            hint = hint_to_image(batch.position[b], batch.glyph[b])
             caption, texts = batch.image_caption[b], tuple(self.texts[first + b])
             example = SampleImages(batch.name[b], originals[b], hint, {}, caption, texts)
             if self._ocr_engine is not None:

@@ -30,7 +30,7 @@ from distill.evaluation.image_networks import ImageNetworks, ImageNetworkScores
 from distill.evaluation.ocr import OcrEngine, levenshtein
 from distill.evaluation.score_table import align_columns, format_with_interval, measured_networks, network_cells
 from distill.evaluation.scores import NETWORK_COLUMNS, Interval, NetworkScores, mean_interval, to_json
-from distill.viz.grids import SampleImages, hint_picture, to_uint8, to_unit_range
+from distill.viz.grids import SampleImages, hint_to_image, to_uint8, to_unit_range
 
 PROTOCOL = "anytext-benchmark"
 IMAGES_PER_PROMPT = 4
@@ -134,7 +134,7 @@ class Benchmark:
         for sample in samples[: max(0, first_example + self._max_examples - len(self.examples))]:
             image = to_uint8(to_unit_range(collate([sample]).floating().image))[0]
             texts = tuple(line.text for line in sample.written)
-            hint = hint_picture(sample.position, sample.glyph)
+            hint = hint_to_image(sample.position, sample.glyph)
             self.examples.append(SampleImages(sample.name, image, hint, {}, sample.image_caption, texts))
 
     def _sample(
@@ -156,9 +156,8 @@ class Benchmark:
             key, pictures = sampled.spec.key, to_uint8(sampled.image)
             for at, (sample, name) in enumerate(zip(samples, names, strict=True)):
                 of_prompt = pictures[at * copies : (at + 1) * copies]
-                images = np.stack(
-                    [self._save_jpeg(key, subfolder, f"{name}_{k}.jpg", one) for k, one in enumerate(of_prompt)]
-                )
+                folder = self._out / key / subfolder
+                images = np.stack([_save_jpeg(folder / f"{name}_{k}.jpg", one) for k, one in enumerate(of_prompt)])
                 recognized = self._score(counts[key], sample, images)
                 if networks is not None:
                     networks.update(key, images, [sample.image_caption] * copies)
@@ -166,13 +165,6 @@ class Benchmark:
                     self.examples[number + at].sampled[key] = images[0]
                     if self._ocr_engine is not None:
                         self.examples[number + at].recognized[key] = tuple(recognized[0])
-
-    def _save_jpeg(self, key: str, subfolder: str, name: str, image: np.ndarray) -> np.ndarray:
-        """Saves the picture; returns it as it is read back."""
-        path = self._out / key / subfolder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path, quality=_JPEG_QUALITY)
-        return read_image(path)
 
     def _score(self, counts: _Counts, sample: Sample, images: np.ndarray) -> list[list[str]]:
         """Reads and scores the lines of a prompt's pictures [B, H, W, 3]; returns the texts that were read."""
@@ -204,6 +196,13 @@ class Benchmark:
             mean_interval(counts.similarity, counts.lines, resamples, SEED),
             NetworkScores() if networks is None else networks.compute(spec.key, resamples, SEED),
         )
+
+
+def _save_jpeg(path: Path, image: np.ndarray) -> np.ndarray:
+    """Saves the picture; returns it as it is read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=_JPEG_QUALITY)
+    return read_image(path)
 
 
 def benchmark_ned(read: str, truth: str, ocr_engine: OcrEngine) -> float:

@@ -112,7 +112,7 @@ def benchmark_conditions(sample: Sample) -> Sample:
 
 
 def unique_file_stems(names: Sequence[str]) -> list[str]:
-    """A unique file stem for each prompt, from its picture's name; characters that a file name may not have become _."""
+    """A unique file stem for each prompt, from its picture's name with _ for characters that are unsafe there."""
     taken: set[str] = set()
     found = []
     for number, name in enumerate(names):

@@ -31,12 +31,12 @@ from distill.viz.grids import SampleImages, to_unit_range
 class EvaluationConfig:
     """Options of an evaluation.
 
-    batch: pictures sampled together. guidance: scale of the teacher and of guided undistilled rows. student_guidance: in
-    addition to what the student has learned, at twice the UNet calls. negative_prompt: of all guidance.
-    teacher_steps: the first entry is the reference. undistilled_steps: steps at which the undistilled model is sampled,
-    with DDIM, with the consistency sampler, and with the student's sampler if that is another one. student_sampler:
-    with gamma where it is the trajectory sampler. seed: of all noise. shown: pictures in grid and sheet. resamples: of
-    the bootstrap intervals. ocr_threads: of the OCR engine.
+    batch: pictures sampled together. guidance: scale of the teacher and of guided undistilled rows. student_guidance:
+    in addition to what the student has learned, at twice the UNet calls. negative_prompt: of all guidance.
+    teacher_steps: the first entry is the reference. undistilled_steps: steps at which the undistilled model is
+    sampled, with DDIM, with the consistency sampler, and with the student's sampler if that is another one. gamma: of
+    the student's trajectory sampler. seed: of all noise. shown: pictures in grid and sheet. resamples: of the bootstrap
+    intervals. ocr_threads: of the OCR engine.
 
     Raises ValueError naming an option that is impossible.
     """
@@ -135,8 +135,8 @@ def evaluate(
     """Scores every row of `config` on held-out samples.
 
     ocr_engine: None leaves the text scores out. progress: called with (pictures done, all pictures) after every batch.
-    embedder: None leaves the text distance out. networks: None leaves CLIP score, FID and KID out. reference: a file for
-    the first row's latents, which are read from it, or written where it does not exist (`ReferenceCache`).
+    embedder: None leaves the text distance out. networks: None leaves CLIP score, FID and KID out. reference: a file
+    for the first row's latents, which are read from it, or written where it does not exist (`ReferenceCache`).
     Raises ValueError without samples, or where the reference file belongs to another row.
     """
     if not samples:

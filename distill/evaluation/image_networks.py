@@ -64,7 +64,7 @@ class ImageNetworksConfig:
 
 
 class ClipScore:
-    """2.5 max(cos, 0) of a picture's and its caption's embeddings (Hessel et al. 2021; no prompt prefix, as in AnyText).
+    """2.5 max(cos, 0) of a picture's and its caption's embeddings (Hessel et al. 2021; no prefix, as in AnyText).
 
     Raises ValueError in one line for an unknown model or weights that do not fit it.
     """
@@ -97,8 +97,8 @@ class ClipScore:
 class InceptionFeatures:
     """The 2048 pool features that FID is defined on (Heusel et al. 2017).
 
-    Computed by torchvision's Inception v3 with the weights that pytorch-fid publishes. Raises ValueError in one line for
-    other weights.
+    Computed by torchvision's Inception v3 with the weights that pytorch-fid publishes. Raises ValueError in one line
+    for other weights.
     """
 
     def __init__(self, weights: Path, device: torch.device) -> None:

@@ -45,11 +45,12 @@ class OcrEngine(Protocol):
 
 
 class Embedder(Protocol):
-    """An OCR engine that also gives each line an embedding, so that sets of lines can be compared; see `RapidOcr.embed`."""
+    """An OCR engine that also embeds lines, so that sets of lines can be compared as distributions."""
 
     def embed(
         self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
-    ) -> tuple[list[str], np.ndarray]: ...
+    ) -> tuple[list[str], np.ndarray]:
+        """The texts and the embeddings [n, D] of a picture's lines; see `RapidOcr.embed`."""
 
 
 class RapidOcr:
@@ -97,7 +98,7 @@ class RapidOcr:
 
         An embedding holds the square roots of the engine's probabilities, averaged over the line's columns: of each of
         `characters`, of any other character, and of the CTC blank. It has length 1. The Euclidean distance of two
-        embeddings is sqrt(2) times the Hellinger distance of the distributions. It does not see the order of characters.
+        embeddings is sqrt(2) times the Hellinger distance of the distributions. The order of characters is lost.
         """
         known = [self._classes[c] for c in dict.fromkeys(characters) if c in self._classes]
         texts, embeddings = [], np.zeros((len(polygons), len(characters) + 2), np.float32)

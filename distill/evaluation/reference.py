@@ -1,7 +1,7 @@
 """A cache of the reference row's latents: the teacher's 50 guided steps cost more than all rows of students together.
 
-The file holds a fingerprint of everything that the latents depend on: weights, pictures, noise and sampling. A file with
-another fingerprint is refused.
+The file holds a fingerprint of everything that the latents depend on: weights, pictures, noise and sampling. A file
+with another fingerprint is refused.
 """
 
 from __future__ import annotations

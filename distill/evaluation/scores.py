@@ -37,8 +37,8 @@ class Score:
 class GroupScores:
     """The lines of one language or height.
 
-    lines: `exact_match`, `ned` and `structure`, by name. pictures: as `RowScore.pictures`, over the pictures that hold a
-    line of that language; empty for heights, and for originals and reconstructions.
+    lines: `exact_match`, `ned` and `structure`, by name. pictures: as `RowScore.pictures`, over the pictures that hold
+    a line of that language; empty for heights, and for originals and reconstructions.
     """
 
     lines: dict[str, Score]

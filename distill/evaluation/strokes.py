@@ -1,7 +1,7 @@
 """Stroke structure of a line: do its strokes lie where its glyphs have them? An OCR engine does not notice that.
 
-The ink of a line is segmented by colour: pixels are projected on the direction in which glyph and background differ most
-(Fisher's discriminant) and split by Otsu's threshold. The ink is compared with the glyph page inside the line's box.
+The ink of a line is segmented by colour: pixels are projected on the direction in which glyph and background differ
+most (Fisher's discriminant) and split by Otsu's threshold. The ink is compared with the glyph page in the line's box.
 """
 
 from __future__ import annotations

@@ -57,7 +57,10 @@ def _part_file(path: Path) -> Path:
 
 
 def require_recognizer(recipe: Recipe) -> None:
-    """Loss terms that read need a recogniser that can. Looks at names in files alone; raises ValueError in one line."""
+    """Raises ValueError where a loss term needs a trained recogniser and the recipe has none.
+
+    Only the names in weight files are read.
+    """
     terms = getattr(objective_config(recipe), "terms", {})
     section, reading = recipe.model, terms_needing(terms, "needs_recognizer")
     if reading and section.weights in ("scratch", "filled"):

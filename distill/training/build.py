@@ -116,7 +116,7 @@ def make_session(recipe: Recipe, ds_config: dict[str, Any], world: World) -> Ses
             f"effective batch {plan.effective} = {plan.micro} x {plan.accumulation} x {world.size}",
             flush=True,
         )
-    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory")
+    latents = LatentSource(roles.model, keep_in_memory=recipe.data.latents == "memory")
     session = Session(
         recipe, engine, objective, roles, dataset, order, progress, tracker, latents, schedule, writer, lock
     )

@@ -19,7 +19,7 @@ from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
 from distill.config.recipes import sampling_options, student_sampler
-from distill.data.loader import loader, micro_batches
+from distill.data.loader import load_batches, micro_batches
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.losses.step import StepInput
 from distill.objectives.base import AlternatingObjective, Objective
@@ -45,9 +45,9 @@ def check_first_batch(session: Session) -> None:
     """
     recipe, engine = session.recipe, session.engine
     keys = next(micro_batches(session.order, engine.plan, engine.world.rank, session.progress.batches))
-    item = session.step_input(next(loader(session.dataset, iter([keys]), 0, False)))
+    item = session.step_input(next(load_batches(session.dataset, iter([keys]), 0, False)))
     if session.dataset.latents:
-        seen = next(loader(_from_files(session.dataset), iter([keys]), 0, False)).batch.floating()
+        seen = next(load_batches(_from_files(session.dataset), iter([keys]), 0, False)).batch.floating()
         seen = seen.to(engine.world.device)
         # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
         editing = torch.tensor(item.batch.editing, device=seen.image.device).reshape(-1, 1, 1, 1)

@@ -17,7 +17,7 @@ from distill.checkpoint.writer import CheckpointWriter
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import BatchSampler, SampleKey
 from distill.data.latents import LatentSource
-from distill.data.loader import LoadedBatch, loader, micro_batches
+from distill.data.loader import LoadedBatch, load_batches, micro_batches
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.step import LossOutput, StepInput
 from distill.objectives.base import AlternatingObjective, Objective
@@ -139,7 +139,7 @@ def run(session: Session) -> Stopped | None:
     session.window = window = MetricsWindow(engine, progress.open_window)
     samples = SampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else None
     engine.module.train()
-    for loaded in loader(session.dataset, batches, recipe.data.workers, engine.world.device.type == "cuda"):
+    for loaded in load_batches(session.dataset, batches, recipe.data.workers, engine.world.device.type == "cuda"):
         if session.is_done:
             break
         session.beat()

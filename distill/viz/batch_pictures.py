@@ -102,15 +102,11 @@ def preview_grid(batch: Batch, predictions: Mapping[str, torch.Tensor], max_samp
     """One row a sample: original, masked image, position, then each of `predictions` (label -> [B, 3, H, W])."""
     rows: list[list[Image.Image | None]] = []
     for row in range(min(batch.size, max_samples)):
-        given = [
-            tensor_to_image(batch.image[row]),
-            tensor_to_image(batch.masked_image[row]),
-            positions_to_image(batch.position[row]),
-        ]
-        rows.append([*given, *(tensor_to_image(images[row]) for images in predictions.values())])
-    return image_grid(
-        rows, ["original", "masked", "position", *predictions], [str(i) for i in batch.index[: len(rows)]]
-    )
+        given = [tensor_to_image(images[row]) for images in (batch.image, batch.masked_image)]
+        predicted = [tensor_to_image(images[row]) for images in predictions.values()]
+        rows.append([*given, positions_to_image(batch.position[row]), *predicted])
+    labels = ["original", "masked", "position", *predictions]
+    return image_grid(rows, labels, [str(index) for index in batch.index[: len(rows)]])
 
 
 # --- audit.png ---

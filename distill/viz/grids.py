@@ -20,8 +20,8 @@ from distill.viz.batch_pictures import image_grid
 class SampleImages:
     """One sample of the data set and what was sampled for it; pictures are uint8 RGB [H, W, 3].
 
-    sampled: pictures by row key (`SamplingSpec.key`). texts: of the scored lines. recognized: what an OCR engine read in
-    these lines, by row key, and under 'originals' in the original; empty without an engine.
+    sampled: pictures by row key (`SamplingSpec.key`). texts: of the scored lines. recognized: what an OCR engine read
+    in these lines, by row key, and under 'originals' in the original; empty without an engine.
     """
 
     name: str
@@ -60,8 +60,9 @@ def sample_grid(samples: Sequence[SampleImages], columns: Sequence[tuple[str, st
     """A grid with one row a sample: original, hint, and the picture of each of `columns` (row key, label)."""
     cells: list[list[Image.Image | None]] = [
         [
-            _to_image(cell)
-            for cell in (sample.original, sample.hint, *(sample.sampled.get(key) for key, _label in columns))
+            _to_image(sample.original),
+            _to_image(sample.hint),
+            *(_to_image(sample.sampled.get(key)) for key, _ in columns),
         ]
         for sample in samples
     ]

@@ -72,7 +72,7 @@ def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model
     batch, seen = (collate([data.sample(i, 2) for i in range(6)]).floating() for data in (cached, online))
     assert batch.image.shape == (6, 3, 0, 0) and seen.image.shape == (6, 3, 64, 64)
     draws = Draws(1, (2,) * 6, batch.index)
-    latents = LatentSource(model, remember=False)
+    latents = LatentSource(model, keep_in_memory=False)
     with torch.no_grad():
         torch.testing.assert_close(latents(batch, draws), latents(seen, draws), atol=5e-3, rtol=5e-3)
         ours, theirs = model.masked_latents(batch), model.masked_latents(seen)

@@ -19,9 +19,9 @@ from distill.config.schema import DataConfig
 from distill.data.batch_sampler import (
     Bucket,
     BucketBatchSampler,
-    Group,
     SampleKey,
     ShuffledBatchSampler,
+    WeightedIndices,
     nearest_aspect_ratio,
 )
 from distill.data.loader import BatchSizes, micro_batches
@@ -33,8 +33,8 @@ def epoch(order: ShuffledBatchSampler, number: int) -> list[SampleKey]:
 
 
 def test_a_weight_is_how_often_a_source_occurs() -> None:
-    twice, half = Group(np.arange(10), 2.0), Group(np.arange(10, 30), 0.5)
-    never, more = Group(np.arange(30, 40), 0.0), Group(np.arange(40, 44), 1.25)
+    twice, half = WeightedIndices(np.arange(10), 2.0), WeightedIndices(np.arange(10, 30), 0.5)
+    never, more = WeightedIndices(np.arange(30, 40), 0.0), WeightedIndices(np.arange(40, 44), 1.25)
     order = ShuffledBatchSampler([twice, half, never, more], seed=2)
     assert order.length == 20 + 10 + 0 + 5
     halves = set()
@@ -48,7 +48,7 @@ def test_a_weight_is_how_often_a_source_occurs() -> None:
 
 
 def test_a_sample_that_comes_twice_in_an_epoch_has_two_keys() -> None:
-    order = ShuffledBatchSampler([Group(np.arange(6), 2.5)], seed=0)
+    order = ShuffledBatchSampler([WeightedIndices(np.arange(6), 2.5)], seed=0)
     keys = [key for number in range(5) for key in epoch(order, number)]
     assert len(set(keys)) == len(keys) == 5 * 15
 
@@ -59,8 +59,8 @@ def test_without_weights_the_epoch_is_the_key_s() -> None:
 
 
 def buckets(seed: int = 4) -> BucketBatchSampler:
-    wide = Bucket(ShuffledBatchSampler([Group(np.arange(40))], seed), ((64, 128),))
-    square = Bucket(ShuffledBatchSampler([Group(np.arange(40, 100))], seed), ((64, 64), (128, 128)))
+    wide = Bucket(ShuffledBatchSampler([WeightedIndices(np.arange(40))], seed), ((64, 128),))
+    square = Bucket(ShuffledBatchSampler([WeightedIndices(np.arange(40, 100))], seed), ((64, 64), (128, 128)))
     return BucketBatchSampler([wide, square], seed)
 
 

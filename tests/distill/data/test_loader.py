@@ -11,7 +11,7 @@ from anytext2.core.batch import Sample
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.geometry import Size
 from distill.data.batch_sampler import SampleKey, ShuffledBatchSampler
-from distill.data.loader import BatchSizes, LoadedBatch, UnreadableError, loader, micro_batches
+from distill.data.loader import BatchSizes, LoadedBatch, UnreadableError, load_batches, micro_batches
 from tests.helpers.stub_roles import make_sample
 
 
@@ -102,7 +102,7 @@ class Patchy(AnyWordDataset):
 
 
 def read(dataset: Patchy, keys: list[SampleKey]) -> LoadedBatch:
-    return next(loader(dataset, iter([keys]), workers=0, pin=False))
+    return next(load_batches(dataset, iter([keys]), workers=0, pin=False))
 
 
 def test_an_unreadable_sample_is_replaced_and_counted_but_keeps_its_place() -> None:

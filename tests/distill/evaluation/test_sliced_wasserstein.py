@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from distill.evaluation.sliced_wasserstein import SlicedWasserstein
+from distill.evaluation import sliced_wasserstein
+from distill.evaluation.sliced_wasserstein import SlicedWasserstein, latent_patch_distance
 
 
 def points(seed: int, sizes: list[int], shift: float = 0.0) -> list[torch.Tensor]:
@@ -70,3 +71,36 @@ def test_equal_sets_have_no_interval_to_speak_of() -> None:
 def test_points_of_different_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 4\).*\(2, 4\)"):
         SlicedWasserstein(points(0, [3]), points(0, [2]))
+
+
+def latents(seed: int, count: int = 6, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_it_is_the_mean_over_directions_of_scipy_s_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliced_wasserstein, "PROJECTIONS", 5)
+    first, second = latents(1), latents(2, shift=0.3)
+    directions = torch.randn(36, 5, generator=sliced_wasserstein.torch_generator(7, 0, 0, "projections"))
+    directions /= directions.norm(dim=0)
+    points = [
+        torch.stack([x[n, :, i : i + 3, j : j + 3].flatten() for n in range(6) for i in range(6) for j in range(6)])
+        for x in (first, second)
+    ]
+    each = [wasserstein_distance(*(p @ directions[:, k] for p in points)) for k in range(5)]
+    assert latent_patch_distance(first, second, seed=7).value() == pytest.approx(float(np.mean(each)), rel=1e-5)
+
+
+def test_equal_sets_are_at_no_distance_and_others_by_how_much_they_differ() -> None:
+    first = latents(1, 16)
+    assert latent_patch_distance(first, first[torch.randperm(16)]).value() == pytest.approx(0.0, abs=1e-6)
+    same, wider, moved = (
+        latent_patch_distance(first, x).value() for x in (latents(2, 16), latents(2, 16, 0, 1.5), latents(2, 16, 1))
+    )
+    assert same < 0.1 < 0.3 < wider and moved > 0.3
+    blurred = torch.nn.functional.avg_pool2d(first, 3, 1, 1)
+    assert latent_patch_distance(first, blurred).value() > 0.4
+
+
+def test_sets_of_different_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(6, 4, 8, 8\).*\(5, 4, 8, 8\)"):
+        latent_patch_distance(latents(1), latents(1, 5))

@@ -61,7 +61,7 @@ def session_of(recipe: Recipe) -> Session:
     engine = SimpleNamespace(plan=BatchSizes(4, 4, 1), world=world, gather=lambda value: [value])
     drawn: list[Path] = []
     tracker = SimpleNamespace(artifact=lambda path, folder="": drawn.append(path), drawn=drawn)
-    latents = LatentSource(model, remember=False)
+    latents = LatentSource(model, keep_in_memory=False)
     order = ShuffledBatchSampler(len(dataset), recipe.seed)
     return Session(
         recipe, cast(Any, engine), objective, roles, dataset, order, Progress(), cast(Any, tracker), latents, schedule
