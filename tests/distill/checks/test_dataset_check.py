@@ -15,7 +15,7 @@ from PIL import Image
 
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, escape_unprintable
-from distill.checks.dataset_report import SourceCheck, reasons_unusable, table
+from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
 from launch.check_dataset import main
 from tests.helpers import faulty_data as data
 from tests.helpers.paths import ROOT
@@ -120,9 +120,9 @@ def test_a_file_that_is_no_annotation_file_is_not_usable(tmp_path: Path) -> None
     path.write_text("{'no json'}")
     found = check_source(path, OPTIONS)
     (why,) = reasons_unusable(found, 1.0, 1.0)
-    assert str(path) in why and "\n" not in why and why in table(found)
+    assert str(path) in why and "\n" not in why and why in format_report(found)
     empty = check_source(data.write(tmp_path, [], "empty.json"), OPTIONS)
-    assert "no usable item" in reasons_unusable(empty, 1.0, 1.0)[0] and "all inside" in table(empty)
+    assert "no usable item" in reasons_unusable(empty, 1.0, 1.0)[0] and "all inside" in format_report(empty)
 
 
 def test_faulty_items_are_as_many_as_a_run_would_take(tmp_path: Path) -> None:
@@ -148,11 +148,14 @@ def test_a_limit_takes_pictures_from_all_over_the_file(faulty: Path, monkeypatch
 
 def test_counts_add_up_in_order() -> None:
     first, second = DatasetCounts(), DatasetCounts()
-    first.note("audit", "rule", "a")
-    second.note("audit", "rule", "b", 2)
-    second.note("audit", "other", "c")
+    first.count("audit", "rule", "a")
+    second.count("audit", "rule", "b", 2)
+    second.count("audit", "other", "c")
     first.add(second)
-    assert {r: (c.count, c.example) for r, c in first.counted("audit").items()} == {"rule": (3, "a"), "other": (1, "c")}
+    assert {r: (c.count, c.example) for r, c in first.most_common("audit").items()} == {
+        "rule": (3, "a"),
+        "other": (1, "c"),
+    }
 
 
 def test_nothing_from_the_data_can_steer_the_terminal() -> None:
@@ -160,7 +163,7 @@ def test_nothing_from_the_data_can_steer_the_terminal() -> None:
 
 
 def test_the_table_has_every_heading_and_the_faults(found: SourceCheck) -> None:
-    text = table(found)
+    text = format_report(found)
     for words in (
         "18 in the file, 18 usable, 18 checked, 15 readable",
         "image missing: 1, as ",

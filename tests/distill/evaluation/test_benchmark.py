@@ -69,7 +69,7 @@ def test_four_pictures_of_a_prompt_are_saved_and_read_as_saved(tmp_path: Path) -
     assert np.array_equal(saved, reader.seen[2])
     assert len({image.tobytes() for image in reader.seen}) == 16  # four noises of each prompt
     assert [one.name for one in benchmark.examples] == ["picture-3"]
-    assert benchmark.examples[0].read["teacher-ddim-20"] == ("AB", "CD")
+    assert benchmark.examples[0].recognized["teacher-ddim-20"] == ("AB", "CD")
 
 
 def test_pictures_do_not_depend_on_the_prompts_beside_them(tmp_path: Path) -> None:

@@ -170,10 +170,10 @@ def test_drawn_lines_are_read(reader, text, degrees):
 
 def test_what_is_read_does_not_depend_on_the_company(reader):
     lines = [upright_crop(*written(text)) for text in ("Moon", "A long line of text", "Rivers", "春天", "Lantern 7")]
-    together = reader.read(lines)
-    assert together == [reader.read([line])[0] for line in lines]
-    assert together == list(reversed(reader.read(lines[::-1])))
-    assert together[0] == "Moon" and reader.read([]) == []
+    together = reader.recognize(lines)
+    assert together == [reader.recognize([line])[0] for line in lines]
+    assert together == list(reversed(reader.recognize(lines[::-1])))
+    assert together[0] == "Moon" and reader.recognize([]) == []
 
 
 def test_the_engine_sees_bgr_of_a_width_of_the_lines_own(reader, monkeypatch):
@@ -185,12 +185,12 @@ def test_the_engine_sees_bgr_of_a_width_of_the_lines_own(reader, monkeypatch):
         return original(image, elongation)
 
     monkeypatch.setattr(reader._engine, "resize_norm_img", spy)
-    reader.read([np.full((48, width, 3), (250, 100, 0), np.uint8) for width in (40, 96, 97, 300)])
+    reader.recognize([np.full((48, width, 3), (250, 100, 0), np.uint8) for width in (40, 96, 97, 300)])
     assert seen == {w: ([0, 100, 250], n) for w, n in ((40, 2.0), (96, 2.0), (97, 3.0), (300, 7.0))}
 
 
 def test_an_empty_picture_reads_as_nothing(reader):
-    assert reader.read([np.full((48, 120, 3), 200, np.uint8)]) == [""]
+    assert reader.recognize([np.full((48, 120, 3), 200, np.uint8)]) == [""]
 
 
 def test_the_charset_is_known(reader):
@@ -220,7 +220,7 @@ def test_reading_in_groups_is_what_the_engine_s_own_call_reads():
         elongation = max(2, -(-crop.shape[1] // crop.shape[0]))
         reader._engine.rec_image_shape = [3, LINE_HEIGHT, LINE_HEIGHT * elongation]
         ((own, _confidence),), _ = reader._engine([np.ascontiguousarray(crop[..., ::-1])])
-        assert reader.read([crop]) == [own]
+        assert reader.recognize([crop]) == [own]
 
 
 def test_what_the_engine_sees_tells_texts_apart_more_than_their_looks():
