@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from distill.adapters.lora import KINDS, AdapterConfig, require_fit
-from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_tensors, portable_name
+from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, portable_name, read_tensors
 from distill.checkpoint.store import read_json
 
 PICKLED_WEIGHTS = "adapter_model.bin"
@@ -50,7 +50,7 @@ def read_warm_start(folder: Path, lora: AdapterConfig) -> WarmStart:
         require_same_adapter(folder / ADAPTER_CONFIG, lora)
     path = folder / ADAPTER_WEIGHTS
     if path.is_file():
-        found: Mapping[Any, Any] = load_tensors(path)
+        found: Mapping[Any, Any] = read_tensors(path)
     else:
         path = folder / PICKLED_WEIGHTS
         found = _read_pickle(path)

@@ -23,9 +23,9 @@ from distill.checkpoint.writer import CheckpointWriter
 from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import BatchSampler
-from distill.data.build import make_data
+from distill.data.build import build_dataset
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.data.splits import make_batch_sampler
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule, require_recognizer
@@ -88,14 +88,14 @@ def make_trainer(
 ) -> Trainer:
     """Builds every part of a run and resumes where there is something to resume. Collective."""
     require_recognizer(recipe)
-    plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    plan = BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))
     schedule = make_schedule(load_model_config(recipe.model.config))
     objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
     model = make_model(recipe.model, recipe.seed)
-    dataset = make_data(recipe, world, model)
+    dataset = build_dataset(recipe, world, model)
     sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
     if dataset.read_latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
@@ -157,7 +157,9 @@ def _assemble(
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:
             previews = SamplePreviews(recipe, objective, roles, schedule, dataset, world.device, tracker)
-    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory") if objective.needs_latents else None
+    latents = (
+        LatentSource(roles.model, keep_in_memory=recipe.data.latents == "memory") if objective.needs_latents else None
+    )
     return Trainer(
         recipe=recipe,
         engine=engine,

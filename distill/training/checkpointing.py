@@ -151,7 +151,7 @@ def _load_batch_norm_statistics(module: nn.Module, weights: Path) -> None:
     if not weights.is_file():
         return
     buffers = dict(module.named_buffers())
-    for name, value in formats.load_tensors(weights).items():
+    for name, value in formats.read_tensors(weights).items():
         if "running_" in name:
             buffers[f"net.{name}"].copy_(value)
 

@@ -24,7 +24,7 @@ from distill.training.null import RunTracker
 from distill.training.previews import from_files, readable
 from distill.training.state import Progress
 from distill.viz import batch_pictures
-from distill.viz.contact_sheet import contact_sheet, evenly_spaced
+from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
 
 AUDIT_PICTURE = "audit.png"
 SAMPLES_PICTURE = "data_samples.png"
@@ -67,7 +67,7 @@ def check_first_batch(
                 flush=True,
             )
         return
-    model_checks.require(findings)
+    model_checks.require_sound(findings)
     if engine.world.is_main:
         print(
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
@@ -86,7 +86,7 @@ def _with_pictures(item: StepInput, batches: MicroBatches, progress: Progress, d
 
 
 def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> None:
-    samples = list(readable(from_files(data), evenly_spaced(len(data), SHOWN_SAMPLES)))
+    samples = list(readable(from_files(data), evenly_spaced_indices(len(data), SHOWN_SAMPLES)))
     if samples:
         path = recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)
