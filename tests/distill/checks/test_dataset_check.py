@@ -198,6 +198,7 @@ def test_the_exit_code_and_the_last_line_say_what_follows(
     assert "4 checked" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_the_number_of_processes_does_not_change_the_report(faulty: Path, tmp_path: Path) -> None:
     reports = []
     for workers in ("0", "2"):
@@ -228,6 +229,7 @@ def test_bad_arguments_end_with_one_line_and_code_2(
     assert line.startswith("error: ") and words in line
 
 
+@pytest.mark.process
 def test_the_command_as_a_process_writes_the_default_file_and_its_progress(tmp_path: Path) -> None:
     source = data.write(tmp_path, data.sound_items(3), "mine.json")
     root = ROOT

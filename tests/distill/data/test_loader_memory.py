@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import psutil
+import pytest
 
 from anytext2.cache.build import build_cache
 from anytext2.cache.header import header_for
@@ -20,6 +21,8 @@ from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.data.batch_sampler import ShuffledBatchSampler
 from distill.data.loader import BatchSizes, load_batches, micro_batches
 from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.process
 
 PICTURES, EPOCHS = 24, 20
 

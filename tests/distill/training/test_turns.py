@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +13,8 @@ from distill.runtime.world import World
 from distill.training.engine import Engine, init_world
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import returned, run_ranks
+
+pytestmark = pytest.mark.process
 
 DS_CONFIG = ROOT / "ds_configs" / "zero2_cpu.json"
 TRAIN = TrainConfig(learning_rate=0.05, betas=[0.8, 0.95], weight_decay=0.1, max_grad_norm=0.0, ema_decay=0.7)
