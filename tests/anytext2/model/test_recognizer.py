@@ -137,9 +137,9 @@ def test_targets_and_decode_are_inverse_and_unknown_is_last() -> None:
     targets, lengths = ctc_targets(["ab c", "", "aXa"], CHARSET)
     assert targets.tolist() == [[1, 2, 4, 3], [0, 0, 0, 0], [1, 4, 1, 0]]
     assert lengths.tolist() == [4, 0, 3]
-    evenly_spaced_indices = torch.zeros(2 * targets.shape[1], dtype=torch.int64)
-    evenly_spaced_indices[::2] = targets[0]
-    assert ctc_greedy_decode(F.one_hot(evenly_spaced_indices[None], len(CHARSET)), CHARSET) == ["ab c"]
+    evenly_spaced = torch.zeros(2 * targets.shape[1], dtype=torch.int64)
+    evenly_spaced[::2] = targets[0]
+    assert ctc_greedy_decode(F.one_hot(evenly_spaced[None], len(CHARSET)), CHARSET) == ["ab c"]
 
 
 def test_charset_file(tmp_path: Path) -> None:
