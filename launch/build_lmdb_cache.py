@@ -38,8 +38,8 @@ from distill.data.build import cache_header, cache_path, weights_hash
 from distill.data.splits import records_by_size
 from distill.inference.loading import load_dataset, resolve_device
 from distill.inference.model import make_model
-from launch.cli import add_device_option, run_command
-from launch.data_options import add_data_options, resolve_data
+from launch.common.cli import add_device_option, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 _GIB = 2**30
 

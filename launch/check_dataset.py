@@ -18,8 +18,8 @@ from pathlib import Path
 from distill.checkpoint.store import write_text_atomically
 from distill.checks.dataset_check import check_source
 from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
-from launch.cli import require_at_least, run_command
-from launch.data_options import add_data_options, resolve_data
+from launch.common.cli import require_at_least, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 FOLDER = Path("runs/check")
 

@@ -39,8 +39,8 @@ from distill.inference.loading import (
 from distill.inference.model import make_schedule
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
-from launch.cli import run_command
-from launch.evaluation_options import check_options, load_image_networks, load_ocr, make_config, parse_options
+from launch.common.cli import run_command
+from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config, parse_options
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")

@@ -14,7 +14,7 @@ import torch
 from anytext2.model.weights import save_weights
 from distill.config.schema import ModelConfig
 from distill.inference.model import make_model
-from launch.cli import run_command
+from launch.common.cli import run_command
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 

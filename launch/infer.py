@@ -19,7 +19,7 @@ from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_ba
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
-from launch.cli import add_model_options, add_sampling_options, require_at_least, run_command
+from launch.common.cli import add_model_options, add_sampling_options, require_at_least, run_command
 
 STEPS = (1, 2, 4, 8)
 

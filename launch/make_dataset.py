@@ -8,7 +8,7 @@ import time
 
 from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from launch.cli import run_command
+from launch.common.cli import run_command
 
 
 def main(argv: list[str] | None = None) -> int:

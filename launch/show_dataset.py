@@ -13,8 +13,8 @@ from pathlib import Path
 
 from distill.inference.loading import load_dataset, read_samples
 from distill.viz.contact_sheet import OVERVIEW, evenly_spaced_indices, write_html_page
-from launch.cli import require_at_least, run_command
-from launch.data_options import add_data_options, resolve_data
+from launch.common.cli import require_at_least, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from launch.cli import run_command
+from launch.common.cli import run_command
 from launch.experiments.quality_results import MEASURES, CurvePoint, Language, QualityRow, mean_over_seeds, read_quality
 
 

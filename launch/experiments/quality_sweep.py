@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
-from launch.cli import require_at_least, run_command
+from launch.common.cli import require_at_least, run_command
 from launch.experiments.quality_page import require_marks, write_page
 from launch.experiments.quality_results import Quality, curve_points, quality_rows, read_quality
 

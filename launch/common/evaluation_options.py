@@ -18,7 +18,7 @@ from distill.evaluation.image_networks import CLIP_MODEL, INCEPTION_FILE, ImageN
 from distill.evaluation.ocr import Embedder, OcrEngine, OcrNotInstalled, RapidOcr
 from distill.evaluation.ocr_engines import ENGINES, make_ocr_engine
 from distill.inference.loading import SamplingModel, resolve_device
-from launch.cli import add_model_options, add_sampling_options, int_list, require_at_least
+from launch.common.cli import add_model_options, add_sampling_options, int_list, require_at_least
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
