@@ -3,24 +3,39 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
+# LOCKED=1: `make setup` installs the exact versions of requirements.lock, with a GPU those of requirements-gpu.lock.
+LOCKED ?=
+GPU := $(shell command -v nvidia-smi)
+LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
+
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup demo test lint test-official test-adamw8bit test-slurm smoke-official bench-data torture clean
+.PHONY: setup lock demo test lint test-official test-slurm smoke-official bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
 
-.venv/.complete: pyproject.toml
+.venv/.complete: pyproject.toml setup.py $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed; make PYTHON=python3.11 names another one" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
 	@command -v cc >/dev/null || { echo "setup: a C compiler is missing: apt-get install gcc" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -e '.[dev]'
+	$(BIN)/pip install $(if $(LOCK),-r $(LOCK)) -e '.[dev]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	  echo "setup: opencv-python needs libGL, which this system lacks: opencv-python-headless takes its place"; \
-	  $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install --force-reinstall --no-deps opencv-python-headless; }
+	  version=$$($(BIN)/pip show opencv-python | sed -n 's/^Version: //p'); \
+	  $(BIN)/pip uninstall -y opencv-python && $(BIN)/pip install --force-reinstall --no-deps "opencv-python-headless==$$version"; }
 	@touch $@
+
+# Writes the versions that .venv holds, and with them what torch's CUDA build needs, into both lock files.
+lock: setup
+	$(BIN)/pip install --quiet uv
+	$(BIN)/pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > .venv/versions.txt
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra dev --constraint .venv/versions.txt --python-platform linux \
+	  --no-header --no-annotate --output-file .venv/all.lock
+	sed -i '/^[^#]/d' requirements.lock && grep -v '^nvidia-\|^cuda-\|^triton=' .venv/all.lock >> requirements.lock
+	sed -i '/^[^#-]/d' requirements-gpu.lock && grep '^nvidia-\|^cuda-\|^triton=' .venv/all.lock >> requirements-gpu.lock
 
 demo: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json
@@ -37,11 +52,6 @@ lint: setup
 test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
-# In a folder of its own: where bitsandbytes can be imported PEFT does so, and on a CPU it then looks for a hub.
-test-adamw8bit: setup
-	$(BIN)/pip install --quiet --no-deps --upgrade --target .adamw8bit 'bitsandbytes>=0.46'
-	PYTHONPATH=.adamw8bit $(BIN)/python -m pytest -n 0 -m adamw8bit tests/distill/optim/test_optimizers.py
-
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
@@ -56,4 +66,4 @@ bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
 
 clean:
-	rm -rf .adamw8bit runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

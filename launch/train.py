@@ -29,8 +29,8 @@ from distill.data.loader import UnreadableError
 from distill.runtime.host_memory import GIB
 from distill.runtime.processes import identify
 from distill.runtime.rendezvous import is_main_process
-from distill.runtime.watchdog import LAST_WORDS, PEER_GRACE, Peer, Watchdog
-from distill.runtime.world import World, gather, is_lost_connection, shutdown
+from distill.runtime.watchdog import ON_FAILURE_SECONDS, PEER_EXIT_SECONDS, Peer, Watchdog
+from distill.runtime.world import World, all_gather_object, is_communication_error, shutdown
 from distill.training.build import make_trainer
 from distill.training.engine import init_world
 from distill.training.trainer import Trainer
@@ -75,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
         finish_tracking(trainer, "FAILED")
-        if watchdog is None or not is_lost_connection(error):
+        if watchdog is None or not is_communication_error(error):
             raise
         # A rank of this host that has ended is named by the watchdog, which also ends this one.
-        time.sleep(2 * PEER_GRACE + LAST_WORDS)
+        time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-        signals.end_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+        signals.exit_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
     except Exception:
         finish_tracking(trainer, "FAILED")
         raise
@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> Watchdog:
     """From here on the ranks see each other end, and stop together. Collective."""
-    peers = gather(Peer(world.rank, socket.gethostname(), identify(os.getpid())))
+    peers = all_gather_object(Peer(world.rank, socket.gethostname(), identify(os.getpid())))
 
     def gpu_free() -> float:
         return float(torch.cuda.mem_get_info(world.device)[0]) / GIB
 
     on_gpu = world.device.type == "cuda"
     watchdog = Watchdog(recipe.watchdog, recipe.run_dir, stop, world.rank, peers, gpu_free if on_gpu else None)
-    stop.wait_for_a_boundary()
+    stop.defer_to_step_boundary()
     return watchdog.start()
 
 

@@ -1,7 +1,7 @@
-"""Building the feature cache: several processes draw, this one writes; a killed build goes on where it was.
+"""Builds a feature cache: worker processes draw, this process encodes and writes. An interrupted build is resumable.
 
-Everything goes into `<name>.partial` in committed chunks. Only a complete store gets its header and then, in one
-step, its name; who opens the name finds all or nothing.
+Records are written to `<name>.partial` in committed chunks. The complete store gets its header and is then renamed, so
+that a file with the final name is always complete.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,36 +25,48 @@ import lmdb
 import numpy as np
 import torch
 
-from anytext2.cache.encoders import Encode, EncodeCaptions
+from anytext2.cache.encoders import EncodeCaptions, EncodeImages
 from anytext2.cache.header import CacheHeader
-from anytext2.cache.store import CAPTION, HEADER, PARTS, caption_item, caption_key, latents_item, parts_item, record_key
-from anytext2.core.files import sync
-from anytext2.data.captions import fixed_caption
-from anytext2.data.dataset import AnyWordDataset, SampleError, load_image, resized
-from anytext2.data.geometry import Size, fitted
+from anytext2.cache.store import (
+    CONTEXT_PREFIX,
+    HEADER_KEY,
+    RASTERS_PREFIX,
+    context_item,
+    context_key,
+    latents_item,
+    rasters_item,
+    record_key,
+)
+from anytext2.core.files import fsync
+from anytext2.data.captions import fixed_image_caption
+from anytext2.data.dataset import AnyWordDataset, SampleError, load_image, resize_image
+from anytext2.data.geometry import Size, fit_record
 from anytext2.glyphs import render
 from anytext2.glyphs.rasters import pack_rasters
 
-_WANTED = b"wanted header"
-_FIRST_MAP = 1 << 28
-_PR_SET_PDEATHSIG = 1
+_PENDING_HEADER_KEY = b"wanted header"  # of an unfinished store
+_INITIAL_MAP_SIZE = 1 << 28  # bytes
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """stored: records in the store; drawn: of these, how many this call added; captions: contexts in the store;
-    skipped: reason -> how many records."""
+    """stored: records in the store. added: how many of them this call added. captions: contexts in the store. bytes:
+    size of the file. skipped: reason -> number of records."""
 
     stored: int
-    drawn: int
+    added: int
     captions: int
     bytes: int
     skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One record's entry, and the pictures that latents are made of; or why there is none."""
+class _RenderedRecord:
+    """One record's store item, and with latents its picture and masked picture (uint8 [H, W, 3]).
+
+    A record that cannot be read has only an index and a reason.
+    """
 
     index: int
     item: tuple[bytes, bytes] | None
@@ -62,93 +75,99 @@ class Drawn:
     reason: str = ""
 
 
-def build(
+def build_cache(
     path: Path,
     dataset: AnyWordDataset,
     header: CacheHeader,
     workers: int,
-    most_bytes: int | None = None,
-    encode: Encode | None = None,
+    max_bytes: int | None = None,
+    encode: EncodeImages | None = None,
     encode_captions: EncodeCaptions | None = None,
     chunk: int = 64,
     progress: Callable[[int], object] = lambda n: None,
 ) -> BuildReport:
-    """Makes the store, or the rest of it.
+    """Builds the store at `path`, or resumes an interrupted build with the same header.
 
-    workers: processes that draw (0: this one). most_bytes: how large the store may grow (None: what the disk has).
-    progress: called with the number of records of each finished chunk.
-    Raises ValueError where another process builds the same store, or where it does not fit.
+    Args:
+        workers: number of processes that draw; 0: this process.
+        max_bytes: greatest size of the store; None: the free space of the disk.
+        encode, encode_captions: make latents and contexts; None for a store without them.
+        chunk: number of records that are committed together.
+        progress: called with the number of records of each finished chunk.
+    Raises:
+        ValueError: another process builds the same store, or it does not fit.
     """
     partial_path = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_builder(partial_path):
-        most_bytes = most_bytes or shutil.disk_usage(path.parent).free
-        environment = _begin(partial_path, header, most_bytes)
-        store = _Store(environment, partial_path, most_bytes)
-        todo = store.missing(dataset)
+    with _exclusive_lock(partial_path):
+        max_bytes = max_bytes or shutil.disk_usage(path.parent).free
+        environment = _open_partial(partial_path, header, max_bytes)
+        store = _StoreWriter(environment, partial_path, max_bytes)
+        todo = store.missing_records(dataset)
         progress(len(dataset) - len(todo))
         skipped: Counter[str] = Counter()
-        draw = partial(_draw, dataset, header.size, encode is not None)
-        with _pool(workers) as mapped:
-            for number, drawn in _chunks(mapped(draw, todo), chunk):
-                skipped.update(one.reason for one in drawn if one.item is None)
-                items = _items(drawn, dataset, encode)
+        render_one = partial(_render_record, dataset, header.size, encode is not None)
+        with _pool(workers) as map_records:
+            for rendered in _chunks(map_records(render_one, todo), chunk):
+                skipped.update(one.reason for one in rendered if one.item is None)
+                items = _items(rendered, dataset, encode)
                 if encode_captions is not None:
-                    captions = store.without_context(_fixed_captions(drawn, dataset))
-                    items += map(caption_item, captions, encode_captions(captions) if captions else [])
+                    captions = store.missing_captions(_fixed_captions(rendered, dataset))
+                    items += map(context_item, captions, encode_captions(captions) if captions else [])
                 store.put(items)
-                progress(number)
+                progress(len(rendered))
         store.finish(header)
-        stored, captions_stored = store.count(PARTS), store.count(CAPTION)
+        stored, captions_stored = store.count(RASTERS_PREFIX), store.count(CONTEXT_PREFIX)
         environment.close()
         os.replace(partial_path, path)
-        sync(path.parent)
+        fsync(path.parent)
     return BuildReport(stored, len(todo) - skipped.total(), captions_stored, path.stat().st_size, skipped)
 
 
-def estimated_bytes(
+def estimate_cache_bytes(
     dataset: AnyWordDataset,
     size: Size,
     latent_bytes: int = 0,
     caption_bytes: Callable[[str], int] | None = None,
     probes: int = 32,
 ) -> int:
-    """Size of the store for pictures of `size`, from a few records spread over the dataset.
+    """Estimated size in bytes of the store for pictures of size (H, W), from a few records spread over the dataset.
 
-    latent_bytes: of one record's latents; caption_bytes: of a caption's context. Every caption counts as another one.
+    latent_bytes: size of one record's latents. caption_bytes: size of a caption's context; all captions are taken to be
+    distinct. probes: number of records that are drawn.
     """
     if not len(dataset):
         return 0
-    places = sorted({round(i * (len(dataset) - 1) / max(1, probes - 1)) for i in range(probes)})
-    drawn = [one for one in (_draw(dataset, size, False, index) for index in places) if one.item is not None]
-    sizes = [len(one.item[1]) for one in drawn if one.item is not None]
+    indices = sorted({round(i * (len(dataset) - 1) / max(1, probes - 1)) for i in range(probes)})
+    rendered = [_render_record(dataset, size, False, index) for index in indices]
+    sizes = [len(one.item[1]) for one in rendered if one.item is not None]
     contexts = 0.0
-    if caption_bytes is not None and drawn:
-        contexts = sum(map(caption_bytes, _fixed_captions(drawn, dataset))) / len(drawn)
-    # A tree of pages that are three quarters full, and two keys of 17 bytes a record.
+    if caption_bytes is not None and sizes:
+        contexts = sum(map(caption_bytes, _fixed_captions(rendered, dataset))) / len(sizes)
+    # LMDB's pages are about three quarters full; two keys of 17 bytes a record.
     return round(len(dataset) * (float(np.mean(sizes or [0])) + latent_bytes + contexts + 64) / 0.75)
 
 
-class _Store:
-    """The growing store; the only writer."""
+class _StoreWriter:
+    """Writes to an unfinished store; there is one writer at a time."""
 
-    def __init__(self, environment: lmdb.Environment, path: Path, most_bytes: int) -> None:
-        self._environment, self._path, self._most = environment, path, most_bytes
+    def __init__(self, environment: lmdb.Environment, path: Path, max_bytes: int) -> None:
+        self._environment, self._path, self._max_bytes = environment, path, max_bytes
 
-    def missing(self, dataset: AnyWordDataset) -> list[int]:
-        """The records that are not there yet, each content once."""
+    def missing_records(self, dataset: AnyWordDataset) -> list[int]:
+        """Indices of the records that are not in the store; of records with equal content, the first one."""
         seen: set[bytes] = set()
         todo = []
         with self._environment.begin() as transaction:
             for index in range(len(dataset)):
                 key = record_key(dataset.record(index))
-                if key not in seen and transaction.get(PARTS + key) is None:
+                if key not in seen and transaction.get(RASTERS_PREFIX + key) is None:
                     todo.append(index)
                 seen.add(key)
         return todo
 
     def put(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """All or none of them."""
+        """Writes all items (key, value) in one transaction. The map grows when it is full, up to max_bytes."""
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
@@ -157,108 +176,110 @@ class _Store:
                 return
             except lmdb.MapFullError:
                 size = self._environment.info()["map_size"]
-                if size >= self._most:
+                if size >= self._max_bytes:
                     raise ValueError(
-                        f"{self._path}: the store needs more than {self._most / 2**30:.2f} GiB; "
+                        f"{self._path}: the store needs more than {self._max_bytes / 2**30:.2f} GiB; "
                         "give it more with --map-size, or free disk space"
                     ) from None
-                self._environment.set_mapsize(min(2 * size, self._most))
+                self._environment.set_mapsize(min(2 * size, self._max_bytes))
 
-    def without_context(self, captions: Iterable[str]) -> list[str]:
-        """The captions, each once, of which the store has no context yet."""
+    def missing_captions(self, captions: Iterable[str]) -> list[str]:
+        """The distinct captions whose contexts are not in the store."""
         with self._environment.begin() as transaction:
-            return [one for one in dict.fromkeys(captions) if transaction.get(caption_key(one)) is None]
+            return [caption for caption in dict.fromkeys(captions) if transaction.get(context_key(caption)) is None]
 
     def finish(self, header: CacheHeader) -> None:
+        """Writes the header, which marks the store as complete, and flushes everything to the disk."""
         with self._environment.begin(write=True) as transaction:
-            transaction.delete(_WANTED)
-            transaction.put(HEADER, header.to_json())
+            transaction.delete(_PENDING_HEADER_KEY)
+            transaction.put(HEADER_KEY, header.to_json())
         self._environment.sync(True)
 
-    def count(self, kind: bytes) -> int:
-        """Entries whose key begins so."""
+    def count(self, prefix: bytes) -> int:
+        """Number of entries whose key starts with `prefix`."""
         with self._environment.begin() as transaction:
-            return sum(key.startswith(kind) for key in transaction.cursor().iternext(values=False))
+            return sum(key.startswith(prefix) for key in transaction.cursor().iternext(values=False))
 
 
-def _begin(path: Path, header: CacheHeader, most_bytes: int) -> lmdb.Environment:
-    """The unfinished store, if it is for the same header; else a new one."""
+def _open_partial(path: Path, header: CacheHeader, max_bytes: int) -> lmdb.Environment:
+    """The unfinished store at `path` if it has the same header, else a new one."""
     for _ in range(2):
         try:
-            size = max(min(_FIRST_MAP, most_bytes), path.stat().st_size if path.exists() else 0)
+            size = max(min(_INITIAL_MAP_SIZE, max_bytes), path.stat().st_size if path.exists() else 0)
             environment = lmdb.open(str(path), subdir=False, lock=False, map_size=size)
             with environment.begin(write=True) as transaction:
                 if transaction.stat()["entries"] == 0:
-                    transaction.put(_WANTED, header.to_json())
-                if transaction.get(_WANTED) == header.to_json():
+                    transaction.put(_PENDING_HEADER_KEY, header.to_json())
+                if transaction.get(_PENDING_HEADER_KEY) == header.to_json():
                     return environment
             environment.close()
         except lmdb.Error:
-            pass  # not a store, or one that a crash of the machine left broken: begin anew
+            pass  # not an LMDB file, or one that a power failure corrupted: start again
         path.write_bytes(b"")
     raise ValueError(f"{path}: cannot be written as an LMDB store")
 
 
-def _draw(dataset: AnyWordDataset, size: Size, with_picture: bool, index: int) -> Drawn:
+def _render_record(dataset: AnyWordDataset, size: Size, with_picture: bool, index: int) -> _RenderedRecord:
+    """Draws one record for a picture of size (H, W)."""
     record = dataset.record(index)
     try:
         pixels = load_image(record.image_path)
     except SampleError as error:
-        return Drawn(index, None, None, None, error.reason)
-    file_size, pixels = pixels.shape[:2], resized(pixels, size)
-    scaled = fitted(record, file_size, size)
-    item = parts_item(record, file_size, pack_rasters(dataset.drawn(scaled, pixels), len(scaled.lines)))
+        return _RenderedRecord(index, None, None, None, error.reason)
+    file_size, pixels = pixels.shape[:2], resize_image(pixels, size)
+    scaled = fit_record(record, file_size, size)
+    item = rasters_item(record, file_size, pack_rasters(dataset.line_rasters(scaled, pixels), len(scaled.lines)))
     if not with_picture:
-        return Drawn(index, item, None, None)
+        return _RenderedRecord(index, item, None, None)
     masked = pixels.copy()
-    masked[render.filled([line.polygon for line in scaled.lines], size) > 0] = 0
-    return Drawn(index, item, pixels, masked)
+    masked[render.fill_polygons([line.polygon for line in scaled.lines], size) > 0] = 0
+    return _RenderedRecord(index, item, pixels, masked)
 
 
-def _items(drawn: Sequence[Drawn], dataset: AnyWordDataset, encode: Encode | None) -> list[tuple[bytes, bytes]]:
-    """Everything to be written of a chunk."""
-    good = [one for one in drawn if one.item is not None]
-    items = [one.item for one in good if one.item is not None]
-    if encode is not None and good:
-        pictures = np.stack([one.picture for one in good if one.picture is not None])
-        masked = np.stack([one.masked for one in good if one.masked is not None])
-        for one, latents in zip(good, encode(pictures, masked), strict=True):
+def _items(
+    rendered: Sequence[_RenderedRecord], dataset: AnyWordDataset, encode: EncodeImages | None
+) -> list[tuple[bytes, bytes]]:
+    """Store items (key, value) of a chunk: rasters, and with `encode` latents."""
+    readable = [one for one in rendered if one.item is not None]
+    items = [one.item for one in readable if one.item is not None]
+    if encode is not None and readable:
+        pictures = np.stack([one.picture for one in readable if one.picture is not None])
+        masked = np.stack([one.masked for one in readable if one.masked is not None])
+        for one, latents in zip(readable, encode(pictures, masked), strict=True):
             items.append(latents_item(dataset.record(one.index), latents))
     return items
 
 
-def _fixed_captions(drawn: Sequence[Drawn], dataset: AnyWordDataset) -> Iterator[str]:
+def _fixed_captions(rendered: Sequence[_RenderedRecord], dataset: AnyWordDataset) -> Iterator[str]:
     """The image captions of a chunk that are the same in every epoch."""
-    for one in drawn:
+    for one in rendered:
         if one.item is not None:
-            caption = fixed_caption(dataset.record(one.index).caption, dataset.config.max_caption_words)
+            caption = fixed_image_caption(dataset.record(one.index).caption, dataset.config.max_caption_words)
             if caption is not None:
                 yield caption
 
 
-def _chunks(drawn: Iterator[Drawn], size: int) -> Iterator[tuple[int, list[Drawn]]]:
-    """Number of records and records of each chunk."""
-    chunk: list[Drawn] = []
-    for one in drawn:
-        chunk.append(one)
-        if len(chunk) == size:
-            yield len(chunk), chunk
-            chunk = []
-    if chunk:
-        yield len(chunk), chunk
+def _chunks(rendered: Iterator[_RenderedRecord], size: int) -> Iterator[list[_RenderedRecord]]:
+    """Lists of `size` records; the last one may be shorter."""
+    while chunk := list(islice(rendered, size)):
+        yield chunk
+
+
+_MapRecords = Callable[[Callable[[int], _RenderedRecord], Sequence[int]], Iterator[_RenderedRecord]]
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Callable[[Callable[[int], Drawn], Sequence[int]], Iterator[Drawn]]]:
+def _pool(workers: int) -> Iterator[_MapRecords]:
+    """A `map` function over worker processes; with `workers` = 0 the built-in one."""
     if workers < 1:
         yield map  # type: ignore[misc]
         return
-    with get_context("fork").Pool(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        yield lambda draw, todo: pool.imap(draw, todo, chunksize=8)
+    with get_context("fork").Pool(workers, initializer=_init_worker, initargs=(os.getpid(),)) as pool:
+        yield lambda render_one, todo: pool.imap(render_one, todo, chunksize=8)
 
 
-def _begin_worker(parent: int) -> None:
-    """One thread each, and no worker outlives a parent that was killed."""
+def _init_worker(parent: int) -> None:
+    """Limits a worker to one thread, and lets the kernel kill it if its parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -269,7 +290,8 @@ def _begin_worker(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _only_builder(path: Path) -> Iterator[None]:
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Holds `<path>.lock`. Raises ValueError if another process holds it."""
     with path.with_name(path.name + ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""What a feature cache holds of the frozen networks: pictures to latents, captions to contexts.
+"""Encodes pictures into latents and captions into contexts with the frozen networks, for a feature cache.
 
-Shape legend: B pictures, H/W pixels, K chunks of 77 tokens, D width of the context.
+Shape legend: B pictures, H/W pixels, K chunks of 77 tokens, D context width.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ import numpy as np
 import torch
 
 from anytext2.data.features import StoredLatents
-from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_images
+from anytext2.model.text_encoder import CONTEXT_LENGTH, TextEncoder, tokenize_image_captions
 
-Encode = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
-"""Pictures and pictures with their lines hidden, both uint8 [B, H, W, 3] -> their latents."""
+EncodeImages = Callable[[np.ndarray, np.ndarray], list[StoredLatents]]
+"""(pictures, masked pictures), both uint8 [B, H, W, 3] -> latents of each picture."""
 
 EncodeCaptions = Callable[[Sequence[str]], list[np.ndarray]]
-"""Captions -> the context of each, float16 [K, 77, D] with as many chunks as it needs."""
+"""Captions -> context of each caption, float16 [K, 77, D] with as many chunks as the caption needs."""
 
 
-def encoder_of(encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any) -> Encode:
-    """An `Encode` from a function that gives mean and standard deviation of scaled latents for pictures in [-1, 1]."""
+def make_image_encoder(
+    encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], device: Any
+) -> EncodeImages:
+    """An `EncodeImages` from a function of pictures.
+
+    encode: pictures float32 [B, 3, H, W] in [-1, 1] -> mean and standard deviation of their scaled latents, such as
+    `AnyText2.posterior`. device: where the pictures are moved for it.
+    """
 
     @torch.no_grad()
     def encoded(pictures: np.ndarray, masked: np.ndarray) -> list[StoredLatents]:
@@ -34,12 +40,12 @@ def encoder_of(encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor
     return encoded
 
 
-def caption_encoder_of(encoder: TextEncoder) -> EncodeCaptions:
-    """An `EncodeCaptions` from a model's text encoder."""
+def make_caption_encoder(encoder: TextEncoder) -> EncodeCaptions:
+    """An `EncodeCaptions` that uses a model's text encoder."""
 
     @torch.no_grad()
     def encoded(captions: Sequence[str]) -> list[np.ndarray]:
-        chunks = [tokenize_images([caption])[0] for caption in captions]
+        chunks = [tokenize_image_captions([caption])[0] for caption in captions]
         contexts = encoder.encode_chunks(torch.cat(chunks)).to("cpu", torch.float16)
         return [rows.numpy() for rows in contexts.split([len(ids) for ids in chunks])]
 
@@ -47,5 +53,5 @@ def caption_encoder_of(encoder: TextEncoder) -> EncodeCaptions:
 
 
 def context_bytes(caption: str, width: int) -> int:
-    """Size of a caption's context in the store."""
-    return 2 * CONTEXT_LENGTH * width * len(tokenize_images([caption])[0])
+    """Size in bytes of a caption's stored context of width D = `width`."""
+    return 2 * CONTEXT_LENGTH * width * len(tokenize_image_captions([caption])[0])

@@ -1,4 +1,4 @@
-"""The header of a feature cache: how its store was made, and whether that is what a run wants."""
+"""The header of a feature cache: the settings of its build, and their comparison with those of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ from anytext2.data.geometry import Size
 from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.render import UPRIGHT_DEGREES
 
-FORMAT = 2
+FORMAT_VERSION = 2
 
 
 class CacheMismatchError(ValueError):
-    """The store was made with other settings; the message is one line that names the fields."""
+    """The store was built with other settings. The message is one line with the fields that differ."""
 
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """How a store was made.
+    """The settings of a store's build.
 
-    resolution: of the pictures, as `size_name` writes it. fonts, sources: hash by file name. latents, captions: hash of
-    the VAE's and of the text tower's weights, None in a store without these. buckets: of the run that it serves; they
-    decide which pictures are in a store.
+    resolution: size of the pictures, in the form of `size_name`.
+    fonts, sources: hashes of the files, by file name.
+    latents, captions: hashes of the VAE's and the text tower's weights; None if the store has no latents or contexts.
+    buckets: data.buckets of the run, which decide which pictures are in a store.
+    The other fields are options of `DatasetConfig` and constants of the drawing code.
     """
 
     format: int
@@ -45,21 +48,22 @@ class CacheHeader:
 
     @property
     def size(self) -> Size:
-        """Height and width of the pictures that the parts were drawn for."""
+        """Height and width in pixels of the pictures that the rasters were drawn for."""
         width, _, height = self.resolution.partition("x")
         return int(height or width), int(width)
 
     def to_json(self) -> bytes:
+        """The header as it is stored."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, content: bytes, where: Path) -> CacheHeader:
-        """Raises CacheMismatchError for what is no header of this format."""
+        """The header from its stored form. Raises CacheMismatchError for another format version or no header."""
         try:
             values: Any = json.loads(content)
-            if values["format"] != FORMAT:
+            if values["format"] != FORMAT_VERSION:
                 raise CacheMismatchError(
-                    f"{where}: format {values['format']}, this version reads {FORMAT}; build it anew"
+                    f"{where}: format {values['format']}, this version reads {FORMAT_VERSION}; build it anew"
                 )
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
@@ -68,24 +72,24 @@ class CacheHeader:
             raise CacheMismatchError(f"{where}: its header cannot be read; it is no feature cache") from error
 
     def differences(self, wanted: CacheHeader) -> list[str]:
-        """'field: the store has A, the run wants B' for every field that differs, hashes by file name."""
-        found = []
-        for one in fields(self):
-            ours, theirs = getattr(self, one.name), getattr(wanted, one.name)
-            if one.name in ("latents", "captions") and theirs is None:
-                continue  # a store with latents serves a run that wants none
-            if isinstance(ours, Mapping):
-                names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-                found += [f"{one.name}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} not the same"][
-                    : len(names)
-                ]
-            elif ours != theirs:
-                found.append(f"{one.name}: the store has {ours}, the run wants {theirs}")
-        return found
+        """'field: the store has A, the run wants B' for each field that differs; for hashes, the names of the files."""
+        differences = []
+        for field_ in fields(self):
+            name, stored, requested = field_.name, getattr(self, field_.name), getattr(wanted, field_.name)
+            if name in ("latents", "captions") and requested is None:
+                continue  # a store with latents can be used without them
+            if isinstance(stored, Mapping):
+                files = sorted(file for file in {*stored, *requested} if stored.get(file) != requested.get(file))
+                if files:
+                    verb = "is" if len(files) == 1 else "are"
+                    differences.append(f"{name}: {', '.join(files)} {verb} not the same")
+            elif stored != requested:
+                differences.append(f"{name}: the store has {stored}, the run wants {requested}")
+        return differences
 
 
 def size_name(size: Size) -> str:
-    """A size (H, W) as data.buckets writes it: '512', or '768x512' (width x height)."""
+    """A size (H, W) in the form of data.buckets: '512', or '768x512' (width x height)."""
     height, width = size
     return str(width) if width == height else f"{width}x{height}"
 
@@ -99,10 +103,13 @@ def header_for(
     size: Size | None = None,
     buckets: Iterable[str] = (),
 ) -> CacheHeader:
-    """The header of a store that serves samples of this configuration; size (H, W): by default its resolution."""
-    files = {font.path for font in (fonts.default, *(f for all_of in fonts.languages.values() for f in all_of))}
+    """The header of a store for a run with these settings; see `CacheHeader`.
+
+    sources: the annotation files. size: (H, W) of the pictures, by default config.resolution squared.
+    """
+    files = {font.path for font in (fonts.default, *chain.from_iterable(fonts.languages.values()))}
     return CacheHeader(
-        format=FORMAT,
+        format=FORMAT_VERSION,
         resolution=size_name(size or (config.resolution, config.resolution)),
         max_lines=config.max_lines,
         max_chars=config.max_chars,
@@ -118,7 +125,7 @@ def header_for(
 
 
 def file_hash(path: Path) -> str:
-    """BLAKE2b of the file's content, 32 hexadecimal digits."""
+    """BLAKE2b of a file's content: 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,9 +1,9 @@
-"""The values that travel from the annotation file to the loss: TextLine, Record, Sample, Batch, Conditions.
+"""The data classes between the annotation file and the loss: TextLine, Record, Sample, Batch, Conditions.
 
-All are frozen: whoever wants another batch makes another one.
+All are frozen. A changed batch is a new object.
 
-Shape legend: B batch, L lines (padded to max_lines), C channels, H/W pixels, h/w latent cells, T tokens, D width,
-g the glyph scale, z latent channels.
+Shape legend: B batch, L lines (padded to max_lines), P polygon corners, H/W pixels, h/w latent cells, z latent
+channels, K chunks of a caption, T tokens, D context width, g glyph scale.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from anytext2.core.line_crop import quad_of_mask
+from anytext2.core.line_crop import quad_from_mask
 
 UNSET_COLOR = 500
-"""Each channel of a colour that is not given (AnyText2's convention; real colours are 0..255)."""
+"""Value of all three channels of an unknown colour. The convention is AnyText2's; known colours are 0..255."""
 
 GLYPH_LINE_SIZE = (80, 512)
-"""Height and width of a glyph line, the recogniser's view of one text."""
+"""Height and width in pixels of a glyph line: one text, drawn alone for the recogniser."""
 
 Control = tuple[torch.Tensor, ...]
-"""The WriteNet's maps, in the order in which the UNet's skips and middle consume them (13 in the official size)."""
+"""The WriteNet's control maps: one for each input block of the UNet, then the middle block's (13 at official size)."""
 
 _Self = TypeVar("_Self", "Batch", "Conditions")
 
@@ -35,7 +35,7 @@ _Self = TypeVar("_Self", "Batch", "Conditions")
 class TextLine:
     """One line of text in a picture.
 
-    polygon: float32 [P, 2], x and y in pixels. color: red, green, blue in 0..255, or None when it is not told.
+    polygon: float32 [P, 2], x and y in pixels. color: red, green, blue in 0..255, None if unknown.
     """
 
     text: str
@@ -48,7 +48,7 @@ class TextLine:
 class Record:
     """One annotated picture. Polygons are in pixels of the image file; the dataset scales them with the image.
 
-    ignored_polygons: places with text that is not to be learned (annotated as invalid).
+    ignored_polygons: float32 [P, 2] each, regions of text that the loss ignores (for example, annotated as invalid).
     """
 
     image_path: Path
@@ -60,17 +60,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture ready for the model.
+    """One picture with everything that the model is conditioned on.
 
-    index: global sample index; image, masked_image: uint8 [3, H, W], of which a batch makes numbers in [-1, 1];
-    glyph: uint8 [1, H*g, W*g] in {0, 1}, union of the lines' ink; position: uint8 [L, H, W] in {0, 1}; glyph_line:
-    uint8 [L, 80, 512] in {0, 1}; font_hint: uint8 [1, H, W] in {0, 1}; color: float32 [L, 3] in 0..255 or UNSET_COLOR;
-    inverse_mask: uint8 [1, H, W], 1 where the loss must not look; texts, languages, polygons (float32 [P, 2], pixels
-    of H x W): the n_lines real ones; posterior: float16 [2, z, h, w], mean and standard deviation of the image's scaled
-    latent, and masked_latent: float16 [z, h, w] (0 unless editing), where these come from a cache; image and
-    masked_image are [3, 0, 0] then; image_context: float16 [K, 77, D], the image caption's context in the K chunks that
-    it needs, where it comes from a cache. Rows of position, glyph_line and color from n_lines on are padding (zeros;
-    UNSET_COLOR).
+    index: global sample index.
+    image, masked_image: uint8 [3, H, W]; `Batch.normalized` maps them to [-1, 1].
+    glyph: uint8 [1, H*g, W*g] in {0, 1}, the union of the lines' glyphs.
+    position: uint8 [L, H, W] in {0, 1}. glyph_line: uint8 [L, 80, 512] in {0, 1}.
+    font_hint: uint8 [1, H, W] in {0, 1}. color: float32 [L, 3] in 0..255, or UNSET_COLOR.
+    inverse_mask: uint8 [1, H, W], 1 where the loss is ignored.
+    n_lines: number of lines; the rows of position and glyph_line after them are zeros, those of color UNSET_COLOR.
+    editing: whether the picture outside the lines is given to the model (masked_image).
+    texts, languages, polygons (float32 [P, 2], pixels of H x W): n_lines each.
+
+    Only with a feature cache:
+    posterior: float16 [2, z, h, w], mean and standard deviation of the image's scaled latent; image and masked_image
+    are then [3, 0, 0]. masked_latent: float16 [z, h, w], scaled; zeros unless editing.
+    image_context: float16 [K, 77, D], context of the image caption in as many chunks as the caption needs.
     """
 
     index: int
@@ -95,22 +100,23 @@ class Sample:
     image_context: torch.Tensor | None = None
 
     @property
-    def written(self) -> list[TextLine]:
-        """The lines that say something, so can be read."""
-        return _written(self.texts, self.languages, self.polygons)
+    def nonblank_lines(self) -> list[TextLine]:
+        """The lines whose text is not empty or white space."""
+        return _nonblank_lines(self.texts, self.languages, self.polygons)
 
 
 @dataclass(frozen=True)
 class Batch:
     """`Sample`s with a leading B: tensors stacked, everything else a tuple with one entry a sample.
 
-    image, masked_image: uint8 as they come from a worker (a quarter of the bytes), float32 in [-1, 1] after `floating`.
+    image, masked_image: uint8 as they come from a worker (a quarter of the bytes), float32 in [-1, 1] after
+    `normalized`.
 
-    quads: `line_quads` of `position`, found while the masks are still on the host, so that no step has to wait for
-    the accelerator to hand them back.
+    quads: `line_quads` of `position`. They are computed while the masks are on the host, so that no step waits for a
+    copy from the accelerator.
 
-    image_context: [B, K, 77, D], zeros behind the chunks that a row has; context_chunks: how many these are (0: its
-    context does not come from a cache). None and empty where no row has any.
+    image_context: [B, K, 77, D], padded with zeros; context_chunks: number of chunks of each row, 0 if the row has no
+    cached context. None and empty if no row has one.
     """
 
     index: tuple[int, ...]
@@ -141,29 +147,30 @@ class Batch:
         return len(self.index)
 
     @property
-    def written(self) -> list[list[TextLine]]:
-        """Of every picture the lines that say something, so can be read."""
-        return [_written(*lines) for lines in zip(self.texts, self.languages, self.polygons, strict=True)]
+    def nonblank_lines(self) -> list[list[TextLine]]:
+        """The lines of each sample whose text is not empty or white space."""
+        return [_nonblank_lines(*lines) for lines in zip(self.texts, self.languages, self.polygons, strict=True)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with every tensor on `device`; dtypes stay (masks travel as uint8)."""
+        """The batch with every tensor on `device`. Dtypes do not change."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def floating(self) -> Batch:
-        """The batch with pictures in [-1, 1], where 0 becomes -1 and 255 becomes 1."""
-        return dataclass_replace(self, image=_floating(self.image), masked_image=_floating(self.masked_image))
+    def normalized(self) -> Batch:
+        """The batch with uint8 pictures mapped from 0..255 to float32 in [-1, 1]. Float pictures stay as they are."""
+        return dataclass_replace(self, image=_normalized(self.image), masked_image=_normalized(self.masked_image))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (a DataLoader calls this by name)."""
+        """The batch in page-locked memory. A DataLoader with pin_memory calls this method."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the networks are told: everything except the noisy latent and the time.
+    """Inputs of the UNet and the WriteNet, apart from the noisy latent and the timestep.
 
-    image_context: [B, T, D] for the UNet; text_context: [B, 77, D] for the WriteNet; glyph: [B, 1, H*g, W*g] in
-    {0, 1}; position: [B, 1, H, W], sum over the lines, not clipped; masked_latent: [B, z, h, w], scaled.
+    image_context: [B, T, D], encoded image captions, for the UNet. text_context: [B, 77, D], encoded text captions,
+    for the WriteNet. glyph: [B, 1, H*g, W*g] in {0, 1}. position: [B, 1, H, W], sum over the lines, not clipped.
+    masked_latent: [B, z, h, w], scaled.
     """
 
     image_context: torch.Tensor
@@ -173,26 +180,26 @@ class Conditions:
     masked_latent: torch.Tensor
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
-        """`fn` applied to every tensor."""
+        """The conditions with `fn` applied to every tensor."""
         return _map_tensors(self, fn)
 
     def to(self, *args: Any, **kwargs: Any) -> Conditions:
-        """As `torch.Tensor.to`, for every tensor."""
+        """`torch.Tensor.to` for every tensor."""
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
 
-def _written(texts: Sequence[str], languages: Sequence[str], polygons: Sequence[np.ndarray]) -> list[TextLine]:
-    told = zip(texts, polygons, languages, strict=True)
-    return [TextLine(*line, color=None) for line in told if line[0].strip()]
+def _nonblank_lines(texts: Sequence[str], languages: Sequence[str], polygons: Sequence[np.ndarray]) -> list[TextLine]:
+    lines = zip(texts, polygons, languages, strict=True)
+    return [TextLine(*line, color=None) for line in lines if line[0].strip()]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one picture size and one number of padded lines into a batch."""
+    """Stacks samples of the same picture size and max_lines into a batch."""
     assert samples, "a batch has at least one sample"
     columns: dict[str, Any] = {}
     for field in fields(Sample):
         column = [getattr(sample, field.name) for sample in samples]
-        columns[field.name] = _padded(column) if field.name == "image_context" else _stacked(column)
+        columns[field.name] = _pad_and_stack(column) if field.name == "image_context" else _stack(column)
     quads = line_quads(columns["position"], columns["n_lines"])
     if columns["image_context"] is None:
         return Batch(**columns, quads=quads)
@@ -200,14 +207,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(**columns, quads=quads, context_chunks=chunks)
 
 
-def _stacked(column: list[Any]) -> Any:
+def _stack(column: list[Any]) -> Any:
     if isinstance(column[0], torch.Tensor):
         return torch.stack(column)
     return None if column[0] is None else tuple(column)
 
 
-def _padded(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Tensors of different lengths with zeros behind them; zeros alone for None. None where all are."""
+def _pad_and_stack(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Tensors padded with zeros to the longest one and stacked; a None is all zeros. None if all are None."""
     given = [rows for rows in column if rows is not None]
     if not given:
         return None
@@ -218,14 +225,14 @@ def _padded(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     return padded
 
 
-def _floating(pictures: torch.Tensor) -> torch.Tensor:
+def _normalized(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float().div_(127.5).sub_(1) if pictures.dtype == torch.uint8 else pictures
 
 
 def line_quads(position: torch.Tensor, n_lines: Sequence[int]) -> tuple[tuple[np.ndarray | None, ...], ...]:
-    """Corners [4, 2] of every real line's place in the masks [B, L, H, W], None where a line has none."""
+    """For each sample and line, the corners float32 [4, 2] of its region in the masks [B, L, H, W]; None if empty."""
     masks = position.cpu().numpy()
-    return tuple(tuple(quad_of_mask(masks[b, line]) for line in range(n)) for b, n in enumerate(n_lines))
+    return tuple(tuple(quad_from_mask(masks[b, line]) for line in range(n)) for b, n in enumerate(n_lines))
 
 
 def _map_tensors(value: _Self, fn: Callable[[torch.Tensor], torch.Tensor]) -> _Self:

@@ -1,4 +1,4 @@
-"""What writing a file so that it survives a crash takes."""
+"""Durable file writes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
-    """Waits until a file's content, or the entries of a folder, are on the disk."""
+def fsync(path: Path) -> None:
+    """Blocks until a file's content, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

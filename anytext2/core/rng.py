@@ -1,7 +1,7 @@
-"""Every random draw is a function of (seed, epoch, global sample index, purpose), never of rank, worker or process.
+"""Random number generators seeded by (seed, epoch, global sample index, purpose), never by rank, worker or process.
 
-That makes a run reproducible, resumable and independent of the number of processes: whoever computes sample
-`index` of `epoch` draws the same numbers.
+A run is therefore reproducible, resumable and independent of the number of processes: every process draws the same
+numbers for sample `index` of `epoch`.
 
 Shape legend: B batch.
 """
@@ -17,81 +17,82 @@ from typing import Protocol
 import numpy as np
 import torch
 
-_BLOCK, _EIGHT = struct.Struct("<QQ"), struct.Struct("<8Q")
+_MESSAGE, _EIGHT_WORDS = struct.Struct("<QQ"), struct.Struct("<8Q")
 _SEED_BITS = 63  # torch and numpy both accept any non-negative int64
 
 
 def seed_for(seed: int, epoch: int, index: int, purpose: str) -> int:
-    """A 63-bit seed from BLAKE2b of the tuple: the same on every machine, unrelated to that of any other tuple."""
-    # '\n' cannot occur inside a decimal number, so that no two tuples share one message.
+    """A 63-bit seed: BLAKE2b of the arguments, the same on every machine."""
+    # A decimal number contains no '\n', so that different arguments give different messages.
     message = f"{int(seed)}\n{int(epoch)}\n{int(index)}\n{purpose}".encode()
     digest = hashlib.blake2b(message, digest_size=8).digest()
     return int.from_bytes(digest, "little") >> (64 - _SEED_BITS)
 
 
 def numpy_rng(seed: int, epoch: int, index: int, purpose: str) -> np.random.Generator:
-    """NumPy generator of one draw (or one series of draws made in a fixed order)."""
+    """A NumPy generator for one purpose. Its numbers depend on the order in which they are drawn."""
     return np.random.default_rng(seed_for(seed, epoch, index, purpose))
 
 
 def torch_generator(seed: int, epoch: int, index: int, purpose: str) -> torch.Generator:
-    """CPU generator of one draw; numbers drawn on the CPU are the same whatever the accelerator is."""
+    """A torch CPU generator for one purpose. CPU numbers do not depend on the accelerator."""
     return torch.Generator("cpu").manual_seed(seed_for(seed, epoch, index, purpose))
 
 
-class Uniform(Protocol):
-    """A source of uniform numbers in [0, 1): `HashRng` and NumPy's generators are some."""
+class RandomSource(Protocol):
+    """A source of random numbers: `HashRng`, or a NumPy generator."""
 
-    def random(self) -> float: ...
+    def random(self) -> float:
+        """The next uniform number in [0, 1)."""
 
 
 class HashRng:
-    """Uniform numbers from BLAKE2b of a seed and a counter, eight at a time.
+    """Uniform numbers from BLAKE2b of a seed and a counter; each digest gives eight of them.
 
-    For the few numbers of one draw: NumPy's generators take tens of times longer to make.
+    It is meant for a few numbers: creating a NumPy generator takes tens of times longer.
     """
 
-    __slots__ = ("_ahead", "_seed", "_turn")
+    __slots__ = ("_buffer", "_counter", "_seed")
 
     def __init__(self, seed: int) -> None:
-        self._seed, self._turn = seed, 0
-        self._ahead: tuple[int, ...] = ()
+        self._seed, self._counter = seed, 0
+        self._buffer: tuple[int, ...] = ()
 
     def random(self) -> float:
-        """The next number: 53 random bits, as a fraction of 2^53."""
-        if not self._ahead:
-            digest = hashlib.blake2b(_BLOCK.pack(self._seed, self._turn), digest_size=64).digest()
-            self._ahead, self._turn = _EIGHT.unpack(digest), self._turn + 1
-        number, self._ahead = self._ahead[0], self._ahead[1:]
+        """The next uniform number in [0, 1): a multiple of 2^-53."""
+        if not self._buffer:
+            digest = hashlib.blake2b(_MESSAGE.pack(self._seed, self._counter), digest_size=64).digest()
+            self._buffer, self._counter = _EIGHT_WORDS.unpack(digest), self._counter + 1
+        number, self._buffer = self._buffer[0], self._buffer[1:]
         return (number >> 11) * 2.0**-53
 
 
 def hash_rng(seed: int, epoch: int, index: int, purpose: str) -> HashRng:
-    """The cheap generator of one draw."""
+    """A `HashRng` for one purpose."""
     return HashRng(seed_for(seed, epoch, index, purpose))
 
 
-def pick(rng: Uniform, n: int) -> int:
-    """One of 0..n-1."""
+def choice(rng: RandomSource, n: int) -> int:
+    """A uniform random integer in [0, n)."""
     return min(int(rng.random() * n), n - 1)
 
 
-def order(rng: Uniform, n: int) -> list[int]:
-    """0..n-1 in random order."""
+def permutation(rng: RandomSource, n: int) -> list[int]:
+    """The numbers 0..n-1 in random order."""
     keys = [rng.random() for _ in range(n)]
     return sorted(range(n), key=keys.__getitem__)
 
 
-def between(rng: Uniform, low: float, high: float) -> float:
-    """A number in [low, high)."""
+def uniform(rng: RandomSource, low: float, high: float) -> float:
+    """A uniform random number in [low, high)."""
     return low + (high - low) * rng.random()
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one micro-batch: row b belongs to sample `indices[b]` in its epoch `epochs[b]`.
+    """The random numbers of one micro-batch: row b is drawn for sample `indices[b]` in epoch `epochs[b]`.
 
-    Rows do not know of each other: a sample gets the same numbers in whatever batch it is computed.
+    A row does not depend on the other rows, so that a sample gets the same numbers in any batch.
     """
 
     seed: int

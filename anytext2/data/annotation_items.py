@@ -1,6 +1,6 @@
-"""One item of an AnyWord annotation file -> what a record is made of, or why it cannot be used.
+"""Parses and validates one item of an AnyWord annotation file.
 
-The names of an item's fields are known here only; see anytext2/data/annotations.py for the whole file.
+Only this module knows the names of an item's fields; anytext2/data/annotations.py reads the whole file.
 
 Shape legend: P corners.
 """
@@ -20,15 +20,18 @@ import numpy as np
 from anytext2.core.batch import UNSET_COLOR, TextLine
 
 PLACEHOLDER = "*"
-"""Stands for a line of text in the text caption, and must therefore stand nowhere else."""
+"""Marks the place of a line's embedding in the text caption. It is removed from image captions."""
 
-FARTHEST_CORNER = 1e6
-"""Pixels. No picture is as large; what is farther out is a fault, and would overflow integers when it is drawn."""
+MAX_COORDINATE = 1e6
+"""Greatest absolute coordinate of a corner in pixels. Greater ones would overflow integers in the drawing code."""
 
 
-class LeftOutError(Exception):
-    """Something legal that is of no use. `reason` is the same for all that are left out for it, so that it can be
-    counted; `polygon`: the place of a line whose text cannot be learned, None where it is not known either."""
+class SkippedError(Exception):
+    """A valid item or annotation that is not used.
+
+    reason: a short text without details, so that skipped items can be counted by reason. polygon: float32 [P, 2], the
+    region of a skipped line; None if it is unknown.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -36,8 +39,8 @@ class LeftOutError(Exception):
         self.polygon: np.ndarray | None = None
 
 
-class FaultError(LeftOutError):
-    """A field that is not as it must be. path: where in the item, '' for the item itself; problem: what is wrong."""
+class InvalidFieldError(SkippedError):
+    """A field that is missing or malformed. path: its path in the item, '' for the item itself; problem: the fault."""
 
     def __init__(self, field: str, problem: str, reason: str = "") -> None:
         super().__init__(reason or (f"faulty {field}" if field else "not an object"))
@@ -46,59 +49,62 @@ class FaultError(LeftOutError):
 
 
 @dataclass(frozen=True)
-class Item:
-    """What an item says; annotations are still as they were read."""
+class AnnotationItem:
+    """The fields of an item; `annotations` is the raw JSON."""
 
     name: str
     caption: str
     annotations: list[Any]
 
-    def lines(self) -> Iterator[TextLine | LeftOutError]:
-        """Every annotation as a line, or why it is none."""
+    def lines(self) -> Iterator[TextLine | SkippedError]:
+        """Yields each annotation as a line, or the error for which it is skipped."""
         for number, annotation in enumerate(self.annotations):
             try:
                 yield _line(annotation)
-            except FaultError as fault:
-                place = f"annotations[{number}]"
-                fault.path = f"{place}.{fault.path}" if fault.path else place
-                yield fault
-            except LeftOutError as reason:
-                yield reason
+            except SkippedError as error:
+                if isinstance(error, InvalidFieldError):
+                    place = f"annotations[{number}]"
+                    error.path = f"{place}.{error.path}" if error.path else place
+                yield error
 
 
-def read_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Item:
-    """The item's own fields. Raises LeftOutError where its picture is not to be used, FaultError where it cannot be."""
+def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> AnnotationItem:
+    """Parses an item, except for its annotations.
+
+    wm_threshold, cap_watermark: see `anytext2.data.annotations.load_records`.
+    Raises SkippedError if its watermark score is above the threshold, InvalidFieldError for a malformed field.
+    """
     score = _number(item, "wm_score")
     if score is not None and score > wm_threshold:
-        raise LeftOutError("watermark score above the threshold")
-    caption = _text("caption", optional(item, "caption", str) or "")
+        raise SkippedError("watermark score above the threshold")
+    caption = _text("caption", optional_field(item, "caption", str) or "")
     if cap_watermark and score is not None:
         caption += " with watermarks " if score > 0.5 else " no watermarks "
-    annotations = optional(item, "annotations", list) or []
-    return Item(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
+    annotations = optional_field(item, "annotations", list) or []
+    return AnnotationItem(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
 
 
-def required(item: Any, field: str, kind: type) -> Any:
-    """The value of a field. Raises FaultError where it is missing, null or not of that kind."""
-    value = optional(item, field, kind)
+def required_field(item: Any, field: str, kind: type) -> Any:
+    """The value of a field. Raises InvalidFieldError if it is missing, null or not an instance of `kind`."""
+    value = optional_field(item, field, kind)
     if value is None:
-        raise FaultError(field, f"missing; a {_NAMES[kind]} is needed")
+        raise InvalidFieldError(field, f"missing; a {_JSON_TYPES[kind]} is needed")
     return value
 
 
-def optional(item: Any, field: str, kind: type | tuple[type, ...]) -> Any:
-    """The value of a field, None where it is missing or null. Raises FaultError where it is not of that kind."""
+def optional_field(item: Any, field: str, kind: type | tuple[type, ...]) -> Any:
+    """The value of a field, None if it is missing or null. Raises InvalidFieldError if it is of another type."""
     if not isinstance(item, dict):
-        raise FaultError("", f"expected an object, got a {_NAMES.get(type(item), type(item).__name__)}")
+        raise InvalidFieldError("", f"expected an object, got a {_JSON_TYPES.get(type(item), type(item).__name__)}")
     value = item.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        wanted = _NAMES[kind[0] if isinstance(kind, tuple) else kind]
-        raise FaultError(field, f"expected a {wanted}, got {_short(value)}")
+        wanted = _JSON_TYPES[kind[0] if isinstance(kind, tuple) else kind]
+        raise InvalidFieldError(field, f"expected a {wanted}, got {_short(value)}")
     return value
 
 
-def is_encodable(text: str) -> bool:
-    """Whether the text is Unicode: JSON can also write halves of surrogate pairs, which no font and no file has."""
+def is_valid_unicode(text: str) -> bool:
+    """Whether the text has no unpaired surrogates, which JSON can express but UTF-8 cannot encode."""
     if text.isascii():
         return True
     try:
@@ -109,11 +115,11 @@ def is_encodable(text: str) -> bool:
 
 
 def _picture_name(item: Any) -> str:
-    name = _text("img_name", required(item, "img_name", str))
+    name = _text("img_name", required_field(item, "img_name", str))
     if not name or "\0" in name:
-        raise FaultError("img_name", f"expected the name of a file, got {_short(name)}")
+        raise InvalidFieldError("img_name", f"expected the name of a file, got {_short(name)}")
     if os.path.isabs(name) or (".." in name and os.path.normpath(name).split(os.sep)[0] == ".."):
-        raise FaultError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
+        raise InvalidFieldError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
     return name
 
 
@@ -121,60 +127,60 @@ def _line(annotation: Any) -> TextLine:
     polygon = _polygon(annotation)
     try:
         if annotation.get("valid") is False:
-            raise LeftOutError("marked invalid")
-        text = required(annotation, "text", str)
+            raise SkippedError("marked invalid")
+        text = required_field(annotation, "text", str)
         if not text.strip():
-            raise LeftOutError("empty text")
-        if not is_encodable(text):
-            raise LeftOutError("text with unpaired surrogates")
-        language = _text("language", required(annotation, "language", str))
+            raise SkippedError("empty text")
+        if not is_valid_unicode(text):
+            raise SkippedError("text with unpaired surrogates")
+        language = _text("language", required_field(annotation, "language", str))
         return TextLine(text, polygon, language, _color(annotation))
-    except LeftOutError as reason:
-        reason.polygon = polygon
+    except SkippedError as error:
+        error.polygon = polygon
         raise
 
 
 def _polygon(annotation: Any) -> np.ndarray:
-    """Corners float32 [P, 2]."""
-    corners = required(annotation, "polygon", list)
+    """Corners float32 [P, 2], P >= 3."""
+    corners = required_field(annotation, "polygon", list)
     if not corners:
-        raise LeftOutError("empty polygon")
+        raise SkippedError("empty polygon")
     try:
         exact = np.array(corners)
     except (TypeError, ValueError):  # lists of different lengths
         exact = np.empty(0)
     if exact.ndim != 2 or exact.shape[1] != 2 or len(exact) < 3 or exact.dtype.kind not in "iuf":
-        raise FaultError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
+        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
     exact = exact.astype(np.float64)
-    if not np.abs(exact).max() <= FARTHEST_CORNER:  # NaN is not, either
-        raise FaultError("polygon", f"expected pixels up to {FARTHEST_CORNER:.0f}, got {_short(corners)}")
+    if not np.abs(exact).max() <= MAX_COORDINATE:  # also true for NaN
+        raise InvalidFieldError("polygon", f"expected pixels up to {MAX_COORDINATE:.0f}, got {_short(corners)}")
     polygon = exact.astype(np.float32)
-    # Parts of a polygon with its corners in the wrong order cancel each other out; a rectangle around it has no parts.
+    # A self-intersecting polygon can have no net area; its minimum-area rectangle has one.
     if cv2.contourArea(polygon) < 1 and math.prod(cv2.minAreaRect(polygon)[1]) < 1:
-        raise LeftOutError("polygon with an area below one pixel")
+        raise SkippedError("polygon with an area below one pixel")
     return polygon
 
 
 def _color(annotation: dict[str, Any]) -> tuple[int, int, int] | None:
-    value = optional(annotation, "color", list)
+    value = optional_field(annotation, "color", list)
     if value is None or value == [UNSET_COLOR] * 3:
         return None
     if len(value) != 3 or not all(_is_number(c) and 0 <= c <= 255 for c in value):
-        raise FaultError("color", f"expected [red, green, blue] in 0..255, got {_short(value)}")
+        raise InvalidFieldError("color", f"expected [red, green, blue] in 0..255, got {_short(value)}")
     red, green, blue = (round(c) for c in value)
     return red, green, blue
 
 
 def _number(item: Any, field: str) -> float | None:
-    value = optional(item, field, (int, float))
+    value = optional_field(item, field, (int, float))
     if value is not None and not abs(value) < math.inf:
-        raise FaultError(field, f"expected a number, got {value}")
+        raise InvalidFieldError(field, f"expected a number, got {value}")
     return value
 
 
 def _text(field: str, value: str) -> str:
-    if not is_encodable(value):
-        raise FaultError(field, f"expected Unicode text, got unpaired surrogates in {_short(value)}")
+    if not is_valid_unicode(value):
+        raise InvalidFieldError(field, f"expected Unicode text, got unpaired surrogates in {_short(value)}")
     return value
 
 
@@ -183,11 +189,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """At most 60 printable characters, at a cost that does not grow with the value."""
-    text = _BRIEF.repr(value)
+    """The value's repr in at most 60 characters; its cost does not grow with the value."""
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_NAMES: dict[type, str] = {str: "string", list: "list", dict: "object", int: "number", float: "number"}
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring, _BRIEF.maxlong = 3, 6, 4, 60, 60
+_JSON_TYPES: dict[type, str] = {str: "string", list: "list", dict: "object", int: "number", float: "number"}
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxlong = 3, 6, 4, 60, 60

@@ -1,16 +1,15 @@
-"""AnyWord annotation JSON -> records.
+"""Reads AnyWord annotation files (JSON) as records.
 
 {"data_root": str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
     {"polygon": [[x, y], ...], "text", "language", "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
 
-The top level's fields may come in any order, fields that are not named here are ignored, and of one that an item
-repeats the last counts. Polygons are in pixels of the image file. The file is read item by item and the records are
-packed, so that it may be larger than the memory.
+Fields marked ? are optional, other fields are ignored. The top level's fields may come in any order. If an item repeats
+a field, the last one counts. Polygons are in pixels of the image file. The file is read item by item and the records
+are packed, so that it may be larger than the memory.
 
-There are three kinds of trouble. What is no annotation file is a ValueError. A faulty item (a field missing or of the
-wrong form) is left out and counted, as is a faulty line of a good item; but where too large a share of the items has a
-fault, the file's author must mend it, and that is a ValueError too. Data that is legal but of no use is left out and
-counted.
+A file that is not an annotation file raises ValueError. An item or line with a missing or malformed field is skipped
+and counted. If the share of such items is above `max_faulty`, the file raises ValueError. A valid item or line that
+cannot be used (watermarked, empty text, ...) is skipped and counted.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from typing import Any
 import numpy as np
 
 from anytext2.core.batch import TextLine
-from anytext2.data.annotation_items import FaultError, LeftOutError, is_encodable, read_item, required
-from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, members
-from anytext2.data.records import Packer, Records
+from anytext2.data.annotation_items import InvalidFieldError, SkippedError, is_valid_unicode, parse_item, required_field
+from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
+from anytext2.data.records import RecordPacker, Records
 
-_SETTLE_EVERY = 4096  # items
-_TOLD_LANGUAGES, _NAME_CHARACTERS = 10, 20
+_CONFIRM_EVERY = 4096  # items
+_LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, most characters of each name
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading kept and left out.
+    """Counts of loaded and skipped pictures and lines.
 
-    skipped: reason ("pictures: ..." or "lines: ...") -> how many. examples: reason of a fault -> the first of them, one
-    line with file, field and value. languages: how many of the lines are in each. per_source: how many of the
-    pictures are from each file, in order.
+    skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a malformed field -> its first case,
+    in one line with file, field and value. languages: language -> number of lines. per_source: number of pictures of
+    each file, in order.
     """
 
     pictures: int
@@ -51,20 +50,21 @@ class LoadReport:
     per_source: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        left_out = "; ".join(self._left_out(reason) for reason in sorted(self.skipped))
-        files = f" from {len(self.per_source)} files ({_listed(self.per_source)})" if len(self.per_source) > 1 else ""
-        whole = f"{self.pictures} pictures{files} with {self.lines} lines{self._of_languages()}"
-        return whole + (f" (left out: {left_out})" if left_out else "")
+        skipped = "; ".join(self._describe_skipped(reason) for reason in sorted(self.skipped))
+        counts = " + ".join(map(str, self.per_source))
+        files = f" from {len(self.per_source)} files ({counts})" if len(self.per_source) > 1 else ""
+        loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
+        return loaded + (f" (left out: {skipped})" if skipped else "")
 
-    def _of_languages(self) -> str:
-        """The most frequent ones; a file may name any number, of any length."""
-        often = sorted(self.languages.items(), key=lambda one: (-one[1], one[0]))
-        told = [f"{count} {_printable(name)[:_NAME_CHARACTERS]}" for name, count in often[:_TOLD_LANGUAGES]]
-        others = sum(count for _, count in often[_TOLD_LANGUAGES:])
-        told += [f"{others} in {len(often) - _TOLD_LANGUAGES} other languages"] if others else []
-        return f" ({', '.join(told)})" if told else ""
+    def _describe_languages(self) -> str:
+        """The most frequent languages with their counts. A file may name any number of languages, of any length."""
+        by_count = sorted(self.languages.items(), key=lambda item: (-item[1], item[0]))
+        listed = [f"{n} {_printable(name)[:_LANGUAGE_CHARACTERS]}" for name, n in by_count[:_LISTED_LANGUAGES]]
+        others = sum(count for _, count in by_count[_LISTED_LANGUAGES:])
+        listed += [f"{others} in {len(by_count) - _LISTED_LANGUAGES} other languages"] if others else []
+        return f" ({', '.join(listed)})" if listed else ""
 
-    def _left_out(self, reason: str) -> str:
+    def _describe_skipped(self, reason: str) -> str:
         example = f", first {self.examples[reason]}" if reason in self.examples else ""
         return f"{reason}: {self.skipped[reason]}{example}"
 
@@ -76,65 +76,73 @@ def load_records(
     fraction: float = 1.0,
     max_faulty: float = 0.01,
 ) -> tuple[Records, LoadReport]:
-    """Reads annotation files, in order; each is one source of the records.
+    """Reads annotation files, in order. Each file is one source of the records.
 
-    wm_threshold: pictures with a greater watermark score are left out. cap_watermark: the caption says whether there
-    are watermarks (score above 0.5), where a score is given. fraction: share of each file's list to use, from its
-    beginning. max_faulty: greatest share of a file's items that may have a fault. A relative `data_root` is relative
-    to the file's folder; pictures outside of it are left out. Whether the pictures exist is not checked here.
-    Raises ValueError with one line that names file and field.
+    A relative `data_root` is relative to the file's folder. Pictures outside `data_root` are skipped. Whether the
+    pictures exist is not checked.
+
+    Args:
+        wm_threshold: pictures with a greater watermark score are skipped.
+        cap_watermark: if there is a score, captions end with " with watermarks " (score > 0.5) or " no watermarks ".
+        fraction: share of each file's items to load, from the beginning of its list.
+        max_faulty: greatest share of a file's items that may have a missing or malformed field.
+    Raises:
+        ValueError: an argument is out of range, or a file cannot be used; one line with file and field.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: {fraction} must be in (0, 1]")
     if not 0 <= max_faulty <= 1:
         raise ValueError(f"max_faulty: {max_faulty} must be in [0, 1]")
-    rules = _Rules(wm_threshold, cap_watermark, fraction, max_faulty)
-    packer = Packer()
+    options = _Options(wm_threshold, cap_watermark, fraction, max_faulty)
+    packer = RecordPacker()
     files = [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths)
-    reports = [_load(path, rules, packer) for path in files]
+    reports = [_load_file(path, options, packer) for path in files]
     return packer.records(), _total(reports)
 
 
 @dataclass(frozen=True)
-class _Rules:
+class _Options:
+    """Arguments of `load_records`."""
+
     wm_threshold: float
     cap_watermark: bool
     fraction: float
     max_faulty: float
 
-    def in_use(self, items: int) -> int:
-        """How many items of a list are used; never falls when the list grows."""
+    def n_used(self, items: int) -> int:
+        """Number of items that are loaded from a list of `items`; it never falls when the list grows."""
         return min(items, max(1, round(items * self.fraction)))
 
 
-def _load(path: Path, rules: _Rules, packer: Packer) -> LoadReport:
+def _load_file(path: Path, options: _Options, packer: RecordPacker) -> LoadReport:
     """Packs one file as one source."""
     counts, before, n_items = _LoadCounts(), len(packer), 0
     top: dict[str, Any] = {}
-    for name, number, value in _members(path):
+    for name, number, value in _file_members(path):
         if number is None:
             if name in top:
                 raise ValueError(f"{path}: {name}: the file has this field twice")
             if name in ("data_root", "data_list"):
                 top[name] = value
         elif name == "data_list":
-            _take(value, number, rules, packer, counts)
+            _pack_item(value, number, options, packer, counts)
             n_items = number + 1
-            if n_items % _SETTLE_EVERY == 0:
-                counts.settle(rules.in_use(n_items))
-    root = path.parent / _top_fields(path, top)
-    n_used = rules.in_use(n_items)
-    counts.settle(n_used)
-    _refuse_if_too_faulty(path, counts, n_used, rules.max_faulty)
-    packer.cut(before + counts.count(_KEPT))
+            if n_items % _CONFIRM_EVERY == 0:
+                counts.confirm(options.n_used(n_items))
+    root = path.parent / _data_root(path, top)
+    n_used = options.n_used(n_items)
+    counts.confirm(n_used)
+    _check_fault_rate(path, counts, n_used, options.max_faulty)
+    packer.truncate(before + counts.count(_KEPT))
     packer.end_source(root)
     return counts.report(path, n_used, n_items)
 
 
-def _members(path: Path) -> Iterator[Member]:
+def _file_members(path: Path) -> Iterator[Member]:
+    """`iter_members` of a file. Raises ValueError, in one line, if it cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from members(file)
+            yield from iter_members(file)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
     except NotAnObjectError as error:
@@ -145,19 +153,20 @@ def _members(path: Path) -> Iterator[Member]:
         raise ValueError(f"{path}: cannot read the annotation file ({error})") from error
 
 
-def _top_fields(path: Path, top: dict[str, Any]) -> str:
-    """data_root, where both fields are as they must be."""
+def _data_root(path: Path, top: dict[str, Any]) -> str:
+    """The field data_root. Raises ValueError unless data_root and data_list are valid."""
     try:
-        root = required(top, "data_root", str)
-        required(top, "data_list", list)
-    except FaultError as fault:
+        root = required_field(top, "data_root", str)
+        required_field(top, "data_list", list)
+    except InvalidFieldError as fault:
         raise ValueError(f"{path}: {fault.path}: {fault.problem}") from fault
-    if "\0" in root or not is_encodable(root):
+    if "\0" in root or not is_valid_unicode(root):
         raise ValueError(f"{path}: data_root: {root!r} is not the name of a folder")
     return root
 
 
-def _refuse_if_too_faulty(path: Path, counts: _LoadCounts, n_items: int, max_faulty: float) -> None:
+def _check_fault_rate(path: Path, counts: _LoadCounts, n_items: int, max_faulty: float) -> None:
+    """Raises ValueError, with the first fault, if more than the share `max_faulty` of the items have one."""
     n_faulty = counts.count(_FAULTY)
     if n_faulty > max_faulty * n_items:
         _, first = min(found for found in counts.examples.values())
@@ -167,88 +176,85 @@ def _refuse_if_too_faulty(path: Path, counts: _LoadCounts, n_items: int, max_fau
         )
 
 
-def _take(item: Any, number: int, rules: _Rules, packer: Packer, counts: _LoadCounts) -> None:
-    """Packs what is of use in an item and notes what is not."""
+def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, counts: _LoadCounts) -> None:
+    """Packs one item as a record and counts what is skipped."""
     try:
-        found = read_item(item, rules.wm_threshold, rules.cap_watermark)
-    except LeftOutError as reason:
-        counts.leave_out(number, f"pictures: {reason.reason}", reason)
+        parsed = parse_item(item, options.wm_threshold, options.cap_watermark)
+    except SkippedError as error:
+        counts.skip(number, f"pictures: {error.reason}", error)
         return
     lines: list[TextLine] = []
     ignored: list[np.ndarray] = []
-    for line in found.lines():
+    for line in parsed.lines():
         if isinstance(line, TextLine):
             lines.append(line)
             counts.add(number, ("language", line.language))
         elif line.polygon is None:
-            counts.leave_out(number, f"lines: {line.reason}", line)
+            counts.skip(number, f"lines: {line.reason}", line)
         else:
             ignored.append(line.polygon)
-            counts.leave_out(number, f"lines: {line.reason} (ignored by the loss)", line)
-    packer.add(found.name, found.caption, lines, ignored)
+            counts.skip(number, f"lines: {line.reason} (ignored by the loss)", line)
+    packer.add(parsed.name, parsed.caption, lines, ignored)
     counts.add(number, _KEPT)
 
 
-_Kind = tuple[str, str]
+_Kind = tuple[str, str]  # category and name, for example ("language", "Latin")
 _KEPT: _Kind = ("picture", "kept")
 _FAULTY: _Kind = ("picture", "with a fault")
 
 
 class _LoadCounts:
-    """Counts of what became of the items of one file.
+    """Counts of the loaded and skipped items and lines of one file.
 
-    Which items are in use (a share of them) is known only at the end of the file, so that a count waits, as a pair of
-    numbers, until its item is sure to be among them; with all items in use none waits for long.
+    With fraction < 1 the number of items that are loaded is known only at the end of the file. A count is therefore
+    kept as a pair (item, kind) until `confirm` says that its item is among them.
     """
 
     def __init__(self) -> None:
         self.examples: dict[str, tuple[int, str]] = {}
-        self._settled: Counter[_Kind] = Counter()
+        self._confirmed: Counter[_Kind] = Counter()
         self._ids: dict[_Kind, int] = {}
-        self._waiting_items, self._waiting_kinds = array("Q"), array("I")
+        self._pending_items, self._pending_kinds = array("Q"), array("I")
         self._last_faulty = -1
 
     def add(self, item: int, kind: _Kind) -> None:
-        """Counts one of a kind for item number `item`; the items come in order."""
-        self._waiting_items.append(item)
-        self._waiting_kinds.append(self._ids.setdefault(kind, len(self._ids)))
+        """Counts one of a kind for item number `item`. Items come in order."""
+        self._pending_items.append(item)
+        self._pending_kinds.append(self._ids.setdefault(kind, len(self._ids)))
 
-    def leave_out(self, item: int, reason: str, cause: LeftOutError) -> None:
-        """Counts something left out; the first fault of each reason is kept as an example."""
+    def skip(self, item: int, reason: str, cause: SkippedError) -> None:
+        """Counts a skipped item or line. The first malformed field of each reason is kept as an example."""
         self.add(item, ("skipped", reason))
-        if isinstance(cause, FaultError):
+        if isinstance(cause, InvalidFieldError):
             place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
             self.examples.setdefault(reason, (item, f"{place}: {cause.problem}"))
             if item != self._last_faulty:
                 self._last_faulty = item
                 self.add(item, _FAULTY)
 
-    def settle(self, n_sure: int) -> None:
-        """The first `n_sure` items are in use."""
-        end = bisect_left(self._waiting_items, n_sure)
+    def confirm(self, n_used: int) -> None:
+        """Adds up the pending counts of the first `n_used` items."""
+        end = bisect_left(self._pending_items, n_used)
         kinds = list(self._ids)
-        for number, count in Counter(self._waiting_kinds[:end]).items():
-            self._settled[kinds[number]] += count
-        del self._waiting_items[:end], self._waiting_kinds[:end]
+        for number, count in Counter(self._pending_kinds[:end]).items():
+            self._confirmed[kinds[number]] += count
+        del self._pending_items[:end], self._pending_kinds[:end]
 
     def count(self, kind: _Kind) -> int:
-        return self._settled[kind]
+        """The confirmed count of a kind."""
+        return self._confirmed[kind]
 
     def report(self, path: Path, n_used: int, n_items: int) -> LoadReport:
-        """The report on a file of which n_used of n_items are in use; all those are settled."""
-        skipped = self._of("skipped")
+        """The report on a file of which n_used of n_items are loaded; their counts are confirmed."""
+        skipped = self._counts_of("skipped")
         if n_items > n_used:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
-        languages, kept = self._of("language"), self.count(_KEPT)
+        languages, kept = self._counts_of("language"), self.count(_KEPT)
         examples = {reason: f"{path}: {text}" for reason, (item, text) in self.examples.items() if item < n_used}
         return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,))
 
-    def _of(self, kind: str) -> Counter[str]:
-        return Counter({name: count for (of, name), count in self._settled.items() if of == kind})
-
-
-def _listed(counts: Sequence[int]) -> str:
-    return " + ".join(map(str, counts))
+    def _counts_of(self, category: str) -> Counter[str]:
+        return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
 
 
 def _printable(text: str) -> str:

@@ -1,35 +1,37 @@
-"""The two captions of a sample: what the picture shows, for the UNet, and what its text says, for the WriteNet."""
+"""The two captions of a sample: the image caption for the UNet and the text caption for the WriteNet."""
 
 from __future__ import annotations
 
-from anytext2.core.rng import Uniform, order, pick
+from anytext2.core.rng import RandomSource, choice, permutation
 from anytext2.data.annotation_items import PLACEHOLDER
 
 TEXT_PHRASES = ("Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text: ")
 _MAX_CHARACTERS = 500
 
 
-def image_caption(caption: str, max_words: int, rng: Uniform) -> str:
-    """The caption with its final ' . ', cut to 500 characters; a longer one than max_words keeps its first sentence
-    and as many of the others, in random order, as there is room for."""
-    whole = fixed_caption(caption, max_words)
-    return _shortened(caption, max_words, rng) if whole is None else whole
+def image_caption(caption: str, max_words: int, rng: RandomSource) -> str:
+    """The caption with '. ' appended, cut to 500 characters and shortened to `max_words` words.
+
+    A shortened caption keeps its first sentence. Other sentences follow in random order until there are enough words.
+    """
+    fixed = fixed_image_caption(caption, max_words)
+    return _shorten(caption, max_words, rng) if fixed is None else fixed
 
 
-def fixed_caption(caption: str, max_words: int) -> str | None:
-    """`image_caption` where it is always the same; None for a caption that is shortened at random."""
-    ended = _ended(caption)
-    return ended if len(ended.split()) <= max_words else None
+def fixed_image_caption(caption: str, max_words: int) -> str | None:
+    """`image_caption` of a caption that is not shortened, so that it is the same in every epoch; None otherwise."""
+    terminated = _terminate(caption)
+    return terminated if len(terminated.split()) <= max_words else None
 
 
-def _ended(caption: str) -> str:
+def _terminate(caption: str) -> str:
     return (caption + ". ")[:_MAX_CHARACTERS]
 
 
-def _shortened(caption: str, max_words: int, rng: Uniform) -> str:
-    first, *others = [sentence.split() for sentence in _ended(caption).split(".")]
+def _shorten(caption: str, max_words: int, rng: RandomSource) -> str:
+    first, *others = [sentence.split() for sentence in _terminate(caption).split(".")]
     words = first[:max_words]
-    for number in order(rng, len(others)):
+    for number in permutation(rng, len(others)):
         if len(words) >= max_words:
             break
         if others[number]:
@@ -37,7 +39,10 @@ def _shortened(caption: str, max_words: int, rng: Uniform) -> str:
     return " ".join(words[:max_words]) + ". "
 
 
-def text_caption(n_lines: int, rng: Uniform) -> str:
-    """One placeholder a line, each between spaces (only so does the tokeniser keep it whole): 'Text says * , * . '."""
-    phrase = TEXT_PHRASES[pick(rng, len(TEXT_PHRASES))]
+def text_caption(n_lines: int, rng: RandomSource) -> str:
+    """A random phrase with one placeholder for each line, for example 'Text says * , * . '.
+
+    The spaces around a placeholder make it a token of its own.
+    """
+    phrase = TEXT_PHRASES[choice(rng, len(TEXT_PHRASES))]
     return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "

@@ -1,7 +1,7 @@
-"""Record + image file -> Sample. What is random in a sample depends on (seed, epoch, index) only.
+"""Turns a record and its image file into a `Sample`. All randomness depends on (seed, epoch, index) only.
 
-Follows AnyText2's training data (arXiv:2411.15245): captions, glyphs, masks, font hints, colours, editing mode.
-Records are never changed, polygons are scaled with the picture, and every map has the picture's own size.
+The samples follow AnyText2's training data (arXiv:2411.15245): captions, glyphs, masks, font hints, colours, editing.
+Polygons are scaled with the picture, and every map has the size of the sample.
 
 Shape legend: L lines (padded to max_lines), H/W pixels, g the glyph scale.
 """
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from anytext2.core.batch import GLYPH_LINE_SIZE, UNSET_COLOR, Record, Sample, TextLine
-from anytext2.core.rng import Uniform, hash_rng, order, pick
-from anytext2.data.captions import fixed_caption, image_caption, text_caption
+from anytext2.core.rng import RandomSource, choice, hash_rng, permutation
+from anytext2.data.captions import fixed_image_caption, image_caption, text_caption
 from anytext2.data.features import FeatureSource, StoredLatents
-from anytext2.data.geometry import Size, fitted
+from anytext2.data.geometry import Size, fit_record
 from anytext2.data.image_file import ImageError, read_image
 from anytext2.data.records import Records
 from anytext2.glyphs import render
@@ -30,7 +30,7 @@ from anytext2.glyphs.rasters import LineRasters, RenderedRasters, glyph_line_fon
 
 
 class SampleError(Exception):
-    """This picture cannot be used. `reason` is the same for all pictures with this fault, so that it can be counted."""
+    """A picture that cannot be used. reason: without details, so that it can be counted."""
 
     def __init__(self, reason: str, where: str, details: str = "") -> None:
         super().__init__(f"{where}: {reason}" + (f" ({details})" if details else ""))
@@ -39,15 +39,21 @@ class SampleError(Exception):
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What a sample looks like. Probabilities are per sample, or per line where they concern lines.
+    """Options of samples. mask_img_prob is a probability per sample, the other probabilities are per line.
 
-    resolution: side of the picture in pixels; max_lines, max_chars: more lines are left to the inverse mask, longer
-    texts are cut; glyph_scale: glyph page pixels per picture pixel; ink_threshold: least coverage of a glyph page
-    pixel that counts as ink; mask_img_prob: editing mode; mask_pos_prob: the position is told; font_hint_prob,
-    font_hint_area (share of the line kept), font_hint_randaug: the hint at the font; color_prob: the colour is told;
-    rand_font: the glyph page is drawn with any font of the language; wm_threshold, cap_watermark: what
-    `load_records` does with the watermark score; max_caption_words: longer captions keep their first sentence and
-    random others.
+    resolution: side of the picture in pixels.
+    max_lines: of more lines, a random selection is used; the others are added to the inverse mask.
+    max_chars: longer texts are cut.
+    glyph_scale: pixels of the glyph page per pixel of the picture.
+    ink_threshold: least coverage (0..1) at which a pixel of the glyph page is 1.
+    mask_img_prob: editing mode, in which the picture outside the position masks is an input of the model.
+    mask_pos_prob: the line's position mask is given; otherwise it is zeros.
+    font_hint_prob: the line's strokes are in the font hint. font_hint_area: range of the share of the line's length
+    that the hint keeps. font_hint_randaug: the hint is randomly rotated, scaled and shifted.
+    color_prob: the line's colour is given, if it is known.
+    rand_font: the glyph page uses a random font of the language instead of the first one.
+    wm_threshold, cap_watermark: see `load_records`.
+    max_caption_words: longer image captions are shortened, see `image_caption`.
     """
 
     resolution: int = 512
@@ -81,7 +87,7 @@ class DatasetConfig:
 
 
 class AnyWordDataset:
-    """Annotated pictures as samples; holds no state besides its arguments."""
+    """Samples of annotated pictures, by index and epoch. It has no state besides its arguments."""
 
     def __init__(
         self,
@@ -90,69 +96,74 @@ class AnyWordDataset:
         seed: int,
         fonts: FontTable,
         cache: FeatureSource | None = None,
-        latents: bool = False,
-        captions: bool = False,
+        read_latents: bool = False,
+        read_contexts: bool = False,
     ) -> None:
-        """cache: a store to read drawn parts from; what it lacks is drawn. latents: read these from it too, and no
-        picture; a record of which the store has none raises SampleError. captions: give samples the contexts of their
-        image captions, as far as the store has them."""
-        assert cache is not None or not (latents or captions), "latents and contexts come from a cache"
+        """
+        Args:
+            cache: stored rasters to use instead of drawing. Records that it lacks are drawn.
+            read_latents: read latents from the cache instead of picture files. A record without stored latents raises
+                SampleError.
+            read_contexts: give samples the stored contexts of their image captions. Samples without one have None.
+        """
+        assert cache is not None or not (read_latents or read_contexts), "latents and contexts come from a cache"
         self.records = records
         self.config = config
         self.seed = seed
         self.fonts = fonts
         self.cache = cache
-        self.latents = latents
-        self.captions = captions
+        self.read_latents = read_latents
+        self.read_contexts = read_contexts
 
     def __len__(self) -> int:
         return len(self.records)
 
     def sample(self, index: int, epoch: int, size: Size | None = None) -> Sample:
-        """The sample `index` as it is in `epoch`, with a picture of size (H, W), by default resolution x resolution.
+        """Sample `index` of `epoch`, with a picture of size (H, W); by default resolution x resolution.
 
-        Raises SampleError when the picture is missing or cannot be decoded; that is the caller's to count.
+        Raises SampleError if the picture is missing or cannot be decoded, or if its latents are not in the cache.
         """
-        record, chance = self.record(index), _Chance(self.seed, epoch, index)
+        record, rngs = self.record(index), _SampleRngs(self.seed, epoch, index)
         size = size or (self.config.resolution, self.config.resolution)
-        cache = self.cache.at(size) if self.cache is not None else None
-        entry = cache.entry(record, self.latents) if cache is not None else None
+        cache = self.cache.for_size(size) if self.cache is not None else None
+        entry = cache.entry(record, self.read_latents) if cache is not None else None
         if entry is not None and entry.latents is not None:
-            return self._assemble(fitted(record, entry.size, size), size, entry.parts, entry.latents, chance)
-        if self.latents:
+            record = fit_record(record, entry.file_size, size)
+            return self._assemble(record, size, entry.rasters, entry.latents, rngs)
+        if self.read_latents:
             raise SampleError("no latents in the feature cache", str(record.image_path))
         pixels = load_image(record.image_path)
-        record = fitted(record, pixels.shape[:2], size)
-        pixels = resized(pixels, size)
-        parts: LineRasters = self.drawn(record, pixels) if entry is None else entry.parts
-        return self._assemble(record, size, parts, pixels, chance)
+        record = fit_record(record, pixels.shape[:2], size)
+        pixels = resize_image(pixels, size)
+        rasters: LineRasters = self.line_rasters(record, pixels) if entry is None else entry.rasters
+        return self._assemble(record, size, rasters, pixels, rngs)
 
     def select(self, indices: np.ndarray) -> AnyWordDataset:
-        """A dataset of some of the records; their numbers, and with them what is random, are others."""
+        """A dataset of some of the records. Records get new indices and therefore other random numbers."""
         assert isinstance(self.records, Records)
-        selected = self.records.select(indices)
-        return AnyWordDataset(selected, self.config, self.seed, self.fonts, self.cache, self.latents, self.captions)
+        selected, (read_latents, read_contexts) = self.records.select(indices), (self.read_latents, self.read_contexts)
+        return AnyWordDataset(selected, self.config, self.seed, self.fonts, self.cache, read_latents, read_contexts)
 
     def count_shortened_captions(self) -> int:
-        """How many records have an image caption that is shortened at random."""
+        """Number of records whose image caption is shortened at random."""
         captions = (self.records[index].caption for index in range(len(self)))
-        return sum(fixed_caption(caption, self.config.max_caption_words) is None for caption in captions)
+        return sum(fixed_image_caption(caption, self.config.max_caption_words) is None for caption in captions)
 
     def record(self, index: int) -> Record:
-        """The record as samples are made of it: a line of which no font has a character is text to be ignored."""
+        """Record `index`. Lines without any character that a font can draw are moved to its ignored polygons."""
         record = self.records[index]
         drawable = [self._is_drawable(line) for line in record.lines]
         if all(drawable):
             return record
-        ignored = [line.polygon for line, able in zip(record.lines, drawable, strict=True) if not able]
-        lines = tuple(line for line, able in zip(record.lines, drawable, strict=True) if able)
+        ignored = [line.polygon for line, ok in zip(record.lines, drawable, strict=True) if not ok]
+        lines = tuple(line for line, ok in zip(record.lines, drawable, strict=True) if ok)
         return replace(record, lines=lines, ignored_polygons=(*record.ignored_polygons, *ignored))
 
     def _is_drawable(self, line: TextLine) -> bool:
         return is_drawable(line.text[: self.config.max_chars], line.language, self.fonts)
 
-    def drawn(self, record: Record, pixels: np.ndarray) -> RenderedRasters:
-        """What is drawn for the lines of a record and a picture that have the sample's size."""
+    def line_rasters(self, record: Record, pixels: np.ndarray) -> RenderedRasters:
+        """The rasters of a record's lines. Its polygons and `pixels` (uint8 [H, W, 3]) have the sample's size."""
         lines = [self._cut(line) for line in record.lines]
         return RenderedRasters(lines, pixels, self.fonts, self.config.glyph_scale, self.config.ink_threshold)
 
@@ -160,112 +171,116 @@ class AnyWordDataset:
         return replace(line, text=line.text[: self.config.max_chars])
 
     def _assemble(
-        self, record: Record, size: Size, parts: LineRasters, picture: np.ndarray | StoredLatents, chance: _Chance
+        self, record: Record, size: Size, rasters: LineRasters, picture: np.ndarray | StoredLatents, rngs: _SampleRngs
     ) -> Sample:
-        """picture: the sample's, uint8 [H, W, 3] for size (H, W), or the latents that stand in for it."""
+        """The sample of a record. picture: uint8 [H, W, 3] of size (H, W), or its latents."""
         config = self.config
-        chosen, left_out = _chosen_lines(len(record.lines), config.max_lines, chance)
-        lines = [self._cut(record.lines[n]) for n in chosen]
-        editing = chance.rng("editing").random() < config.mask_img_prob
-        if not isinstance(picture, np.ndarray) and left_out:
-            editing = False  # which lines are hidden changes with the epoch, the stored latent cannot
-        ignored = () if editing else (*record.ignored_polygons, *(record.lines[n].polygon for n in left_out))
-        position = self._positions(lines, size, chance)
-        caption = image_caption(record.caption, config.max_caption_words, chance.rng("caption"))
+        selected, rest = _select_lines(len(record.lines), config.max_lines, rngs)
+        lines = [self._cut(record.lines[n]) for n in selected]
+        editing = rngs.rng("editing").random() < config.mask_img_prob
+        if not isinstance(picture, np.ndarray) and rest:
+            editing = False  # the stored masked latent hides all lines, the sample would hide only the selected ones
+        ignored = () if editing else (*record.ignored_polygons, *(record.lines[n].polygon for n in rest))
+        position = self._position_masks(lines, size, rngs)
+        caption = image_caption(record.caption, config.max_caption_words, rngs.rng("caption"))
         return Sample(
-            index=chance.index,
+            index=rngs.index,
             name=record.name,
             **_picture_fields(picture, position, editing),
-            glyph=torch.from_numpy(self._glyph(parts, chosen, size, chance))[None],
+            glyph=torch.from_numpy(self._glyph_page(rasters, selected, size, rngs))[None],
             position=torch.from_numpy(position),
-            glyph_line=torch.from_numpy(self._glyph_lines(parts, chosen)),
-            font_hint=torch.from_numpy(self._font_hint(parts, chosen, lines, size, chance))[None],
-            color=torch.from_numpy(self._colors(lines, chance)),
-            inverse_mask=torch.from_numpy(render.filled(ignored, size))[None],
+            glyph_line=torch.from_numpy(self._glyph_lines(rasters, selected)),
+            font_hint=torch.from_numpy(self._font_hint(rasters, selected, lines, size, rngs))[None],
+            color=torch.from_numpy(self._colors(lines, rngs)),
+            inverse_mask=torch.from_numpy(render.fill_polygons(ignored, size))[None],
             n_lines=len(lines),
             editing=bool(editing),
             image_caption=caption,
-            text_caption=text_caption(len(lines), chance.rng("phrase")),
+            text_caption=text_caption(len(lines), rngs.rng("phrase")),
             texts=tuple(line.text for line in lines),
             languages=tuple(line.language for line in lines),
             polygons=tuple(line.polygon for line in lines),
-            image_context=self._context(caption, size),
+            image_context=self._stored_context(caption, size),
         )
 
-    def _context(self, caption: str, size: Size) -> torch.Tensor | None:
-        """The stored context of an image caption, where it is to be used and there is one."""
-        cache = self.cache.at(size) if self.cache is not None and self.captions else None
+    def _stored_context(self, caption: str, size: Size) -> torch.Tensor | None:
+        """The stored context float16 [K, 77, D] of an image caption; None without read_contexts or a stored one."""
+        cache = self.cache.for_size(size) if self.cache is not None and self.read_contexts else None
         context = cache.context(caption) if cache is not None else None
         return None if context is None else torch.from_numpy(context.copy())
 
-    def _glyph(self, parts: LineRasters, chosen: Sequence[int], size: Size, chance: _Chance) -> np.ndarray:
-        """Union of the lines' ink: uint8 [H*g, W*g]."""
+    def _glyph_page(self, rasters: LineRasters, selected: Sequence[int], size: Size, rngs: _SampleRngs) -> np.ndarray:
+        """The union of the lines' glyphs: uint8 [H*g, W*g]."""
         page = np.zeros((size[0] * self.config.glyph_scale, size[1] * self.config.glyph_scale), np.uint8)
-        for number, line in enumerate(chosen):
-            font = pick(chance.rng(f"font {number}"), parts.n_fonts(line)) if self.config.rand_font else 0
-            parts.page(line, font).onto(page)
+        for number, line in enumerate(selected):
+            font = choice(rngs.rng(f"font {number}"), rasters.n_fonts(line)) if self.config.rand_font else 0
+            rasters.glyph_page(line, font).paste_onto(page)
         return page
 
-    def _glyph_lines(self, parts: LineRasters, chosen: Sequence[int]) -> np.ndarray:
+    def _glyph_lines(self, rasters: LineRasters, selected: Sequence[int]) -> np.ndarray:
+        """uint8 [L, 80, 512]."""
         maps = np.zeros((self.config.max_lines, *GLYPH_LINE_SIZE), np.uint8)
-        for number, line in enumerate(chosen):
-            parts.glyph_line(line).onto(maps[number])
+        for number, line in enumerate(selected):
+            rasters.glyph_line(line).paste_onto(maps[number])
         return maps
 
-    def _positions(self, lines: Sequence[TextLine], size: Size, chance: _Chance) -> np.ndarray:
+    def _position_masks(self, lines: Sequence[TextLine], size: Size, rngs: _SampleRngs) -> np.ndarray:
+        """uint8 [L, H, W]."""
         maps = np.zeros((self.config.max_lines, *size), np.uint8)
         for number, line in enumerate(lines):
-            rng = chance.rng(f"position {number}")
+            rng = rngs.rng(f"position {number}")
             if rng.random() < self.config.mask_pos_prob:
                 maps[number] = render.position_mask(line.polygon, size, rng)
         return maps
 
     def _font_hint(
-        self, parts: LineRasters, chosen: Sequence[int], lines: Sequence[TextLine], size: Size, chance: _Chance
+        self, rasters: LineRasters, selected: Sequence[int], lines: Sequence[TextLine], size: Size, rngs: _SampleRngs
     ) -> np.ndarray:
+        """uint8 [H, W]."""
         config, page = self.config, np.zeros(size, np.uint8)
         for number, line in enumerate(lines):
-            rng = chance.rng(f"font hint {number}")
+            rng = rngs.rng(f"font hint {number}")
             if line.text.strip() and rng.random() < config.font_hint_prob:
-                change = render.hint_change(rng, size) if config.font_hint_randaug else None
-                strokes = parts.strokes(chosen[number], change)
-                render.hint_ink(strokes, line.polygon, config.font_hint_area, rng).onto(page)
+                transform = render.random_hint_transform(rng, size) if config.font_hint_randaug else None
+                strokes = rasters.strokes(selected[number], transform)
+                render.font_hint_bitmap(strokes, line.polygon, config.font_hint_area, rng).paste_onto(page)
         return page
 
-    def _colors(self, lines: Sequence[TextLine], chance: _Chance) -> np.ndarray:
+    def _colors(self, lines: Sequence[TextLine], rngs: _SampleRngs) -> np.ndarray:
+        """float32 [L, 3]."""
         colors = np.full((self.config.max_lines, 3), UNSET_COLOR, np.float32)
-        rng = chance.rng("color")
-        told = [rng.random() < self.config.color_prob for _ in lines]
+        rng = rngs.rng("color")
+        is_given = [rng.random() < self.config.color_prob for _ in lines]
         for number, line in enumerate(lines):
-            if line.color is not None and told[number]:
+            if line.color is not None and is_given[number]:
                 colors[number] = line.color
         return colors
 
 
 def load_image(path: Path) -> np.ndarray:
-    """`read_image`, uint8 [H, W, 3]. Raises SampleError when the picture cannot be used."""
+    """`read_image` of a picture: uint8 [H, W, 3]. Raises SampleError instead of ImageError."""
     try:
         return read_image(path)
     except ImageError as error:
         raise SampleError(error.reason, str(path), error.details) from error
 
 
-def resized(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """The picture uint8 [h, w, 3] as uint8 [H, W, 3] for size (H, W)."""
+def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """The picture uint8 [h, w, 3] resized to size (H, W): uint8 [H, W, 3]."""
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
-    # Averaging over areas is the only one of the two that does not alias when shrinking.
+    # INTER_AREA averages, so that shrinking does not alias.
     method = cv2.INTER_AREA if height * width > size[0] * size[1] else cv2.INTER_LINEAR
     return cv2.resize(pixels, (size[1], size[0]), interpolation=method)
 
 
 def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
-    """How often each character occurs in the records that no font of the table can draw for its line."""
+    """Characters that the font of their line's glyph line lacks, with the number of their occurrences."""
     missing: Counter[str] = Counter()
     for record in records:
         for line in record.lines:
-            absent = glyph_line_font(line.text, line.language, fonts).missing(line.text)
+            absent = glyph_line_font(line.text, line.language, fonts).missing_characters(line.text)
             if absent:
                 counts = Counter(line.text)
                 missing.update({char: counts[char] for char in absent})
@@ -273,36 +288,36 @@ def missing_glyphs(records: Iterable[Record], fonts: FontTable) -> Counter[str]:
 
 
 @dataclass(frozen=True)
-class _Chance:
-    """The random generators of one sample: one for each purpose, so that no option shifts another one's numbers."""
+class _SampleRngs:
+    """The random number generators of one sample: one for each purpose, so that options do not affect each other."""
 
     seed: int
     epoch: int
     index: int
 
-    def rng(self, purpose: str) -> Uniform:
+    def rng(self, purpose: str) -> RandomSource:
         return hash_rng(self.seed, self.epoch, self.index, f"dataset {purpose}")
 
 
-def _chosen_lines(n_lines: int, most: int, chance: _Chance) -> tuple[list[int], list[int]]:
-    """The numbers of at most `most` lines, chosen and ordered at random where there are more, and the other numbers."""
-    if n_lines <= most:
+def _select_lines(n_lines: int, max_lines: int, rngs: _SampleRngs) -> tuple[list[int], list[int]]:
+    """Indices of the lines to use and of the others. Of more than `max_lines`, a random selection in random order."""
+    if n_lines <= max_lines:
         return list(range(n_lines)), []
-    shuffled = order(chance.rng("lines"), n_lines)
-    return shuffled[:most], shuffled[most:]
+    shuffled = permutation(rngs.rng("lines"), n_lines)
+    return shuffled[:max_lines], shuffled[max_lines:]
 
 
 def _picture_fields(
     picture: np.ndarray | StoredLatents, position: np.ndarray, editing: bool
 ) -> dict[str, torch.Tensor]:
-    """The picture and what editing mode shows of it: as pixels, or as latents."""
+    """The picture and the masked picture as pixels or latents. The masked picture is zeros unless `editing`."""
     if isinstance(picture, np.ndarray):
-        shown: np.ndarray = np.zeros((1, 1, 1), np.uint8)
+        unmasked: np.ndarray = np.zeros((1, 1, 1), np.uint8)
         if editing:
-            shown = cv2.bitwise_and(picture, picture, mask=1 - np.bitwise_or.reduce(position))
-        image, masked = (torch.from_numpy(p).permute(2, 0, 1) for p in (picture, shown))
+            unmasked = cv2.bitwise_and(picture, picture, mask=1 - np.bitwise_or.reduce(position))
+        image, masked = (torch.from_numpy(p).permute(2, 0, 1) for p in (picture, unmasked))
         return {"image": image, "masked_image": masked.expand(image.shape)}
-    nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
-    posterior = torch.from_numpy(np.stack([picture.mean, picture.deviation]))
+    no_pixels = torch.zeros(3, 0, 0, dtype=torch.uint8)
+    posterior = torch.from_numpy(np.stack([picture.mean, picture.std]))
     masked = torch.from_numpy(picture.masked.copy()) if editing else torch.zeros_like(posterior[0])
-    return {"image": nothing, "masked_image": nothing, "posterior": posterior, "masked_latent": masked}
+    return {"image": no_pixels, "masked_image": no_pixels, "posterior": posterior, "masked_latent": masked}

@@ -1,4 +1,4 @@
-"""What a dataset may read instead of making it: the values of a feature cache, and the cache as a dataset sees it.
+"""The values that a feature cache stores, and the interface through which a dataset reads them.
 
 Shape legend: z latent channels, h/w latent cells, K chunks of a caption, D context width.
 """
@@ -20,19 +20,23 @@ _SHAPE = struct.Struct("<HHH")  # z, h, w; mean, standard deviation and masked l
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """float16 [z, h, w] each: mean and standard deviation of the picture's scaled latent, and the scaled latent of the
-    picture with its lines hidden."""
+    """Scaled latents of one picture, each float16 [z, h, w].
+
+    mean, std: of the picture's posterior. masked: mean of the posterior of the picture with its lines blacked out.
+    """
 
     mean: np.ndarray
-    deviation: np.ndarray
+    std: np.ndarray
     masked: np.ndarray
 
     def pack(self) -> bytes:
-        parts = (self.mean, self.deviation, self.masked)
+        """The cache's binary format."""
+        parts = (self.mean, self.std, self.masked)
         return _SHAPE.pack(*self.mean.shape) + b"".join(np.ascontiguousarray(x, np.float16).tobytes() for x in parts)
 
     @classmethod
     def unpack(cls, content: bytes) -> StoredLatents:
+        """The latents from the bytes that `pack` returned; the arrays are read-only."""
         shape = _SHAPE.unpack_from(content, 0)
         values = np.frombuffer(content, np.float16, offset=_SHAPE.size).reshape(3, *shape)
         return cls(values[0], values[1], values[2])
@@ -40,10 +44,10 @@ class StoredLatents:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What the store holds of a record: height and width of the picture file in pixels, its parts, and latents."""
+    """The stored features of a record. file_size: height and width of the picture file in pixels."""
 
-    size: Size
-    parts: StoredRasters
+    file_size: Size
+    rasters: StoredRasters
     latents: StoredLatents | None
 
 
@@ -51,17 +55,17 @@ class SizedFeatures(Protocol):
     """Stored features for pictures of one size."""
 
     def entry(self, record: Record, with_latents: bool = False) -> CacheEntry | None:
-        """None for a record that could not be read when the features were made."""
+        """The features of a record; None if it has none, or no latents although `with_latents`."""
 
     def context(self, caption: str) -> np.ndarray | None:
-        """float16 [K, 77, D] of an image caption; None for one that is not stored."""
+        """The context float16 [K, 77, D] of an image caption; None if it is not stored."""
 
 
 class FeatureSource(Protocol):
     """Stored features of the same pictures in one or several sizes (H, W)."""
 
-    def at(self, size: Size) -> SizedFeatures | None:
-        """The features for pictures of a size, or None."""
+    def for_size(self, size: Size) -> SizedFeatures | None:
+        """The features for pictures of size (H, W); None if there are none."""
 
-    def size_of(self, record: Record) -> Size | None:
-        """Height and width of the picture file; None for a record without stored features."""
+    def file_size(self, record: Record) -> Size | None:
+        """Height and width of the picture file in pixels; None for a record without stored features."""

@@ -1,4 +1,7 @@
-"""Where the lines of a record lie in a sample of another size than the picture file."""
+"""Scales the polygons of a record from the picture file's size to a sample's size.
+
+Shape legend: H/W pixels, P corners.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +14,53 @@ from anytext2.core.batch import Record, TextLine
 from anytext2.glyphs import render
 
 Size = tuple[int, int]
-"""Height and width of a picture in pixels."""
+"""Height and width in pixels."""
 
 
-def fitted(record: Record, file_size: Size, size: Size) -> Record:
-    """The record of a picture file of one size (H, W), for a sample of another.
+def fit_record(record: Record, file_size: Size, size: Size) -> Record:
+    """`scale_record` without the lines that lie outside the picture.
 
-    Lines of which nothing is in the picture are left out; a record without text gets a blank line.
+    A record without any line gets one blank line, as in AnyText2.
     """
-    record = placed(record, file_size, size)
-    lines = tuple(line for line in record.lines if not is_outside(line.polygon, size))
-    return replace(record, lines=lines or (_no_text(size),))
+    record = scale_record(record, file_size, size)
+    lines = tuple(line for line in record.lines if not is_outside_image(line.polygon, size))
+    return replace(record, lines=lines or (_blank_line(size),))
 
 
-def placed(record: Record, file_size: Size, size: Size) -> Record:
-    """The record of a picture file of one size (H, W) in the pixels of a sample of another, with all its lines."""
-    return within_reach(scaled(record, size[1] / file_size[1], size[0] / file_size[0]), size)
+def scale_record(record: Record, file_size: Size, size: Size) -> Record:
+    """The record with its polygons scaled from `file_size` to `size` (both H, W) and clipped by `clip_polygons`."""
+    return clip_polygons(scale_polygons(record, size[1] / file_size[1], size[0] / file_size[0]), size)
 
 
-def is_outside(polygon: np.ndarray, size: Size) -> bool:
-    """Whether no pixel of a picture of this size (H, W) belongs to the polygon."""
+def is_outside_image(polygon: np.ndarray, size: Size) -> bool:
+    """Whether the polygon [P, 2] covers no pixel of a picture of `size` (H, W)."""
     low, high = polygon.min(axis=0), polygon.max(axis=0)
     if low.min() >= 0 and high[0] < size[1] and high[1] < size[0]:
-        return False  # nearly all are: spares the drawing
-    return not render.filled([polygon], size).any()
+        return False  # the usual case, without drawing
+    return not render.fill_polygons([polygon], size).any()
 
 
-def scaled(record: Record, x: float, y: float) -> Record:
-    """The record with all polygons scaled as the picture is."""
+def scale_polygons(record: Record, x: float, y: float) -> Record:
+    """The record with all polygons scaled by the factors `x` and `y`."""
     factor = np.array([x, y], np.float32)
-    return _moved(record, lambda polygon: polygon * factor)
+    return _map_polygons(record, lambda polygon: polygon * factor)
 
 
-def within_reach(record: Record, size: Size) -> Record:
-    """The record with every corner that lies more than a picture's size (H, W) outside of the picture brought there.
+def clip_polygons(record: Record, size: Size) -> Record:
+    """The record with corners limited to -W..2W and -H..2H, for a picture of `size` (H, W).
 
-    What is annotated so far out is not in the picture, but a line of a hundred times its size would be drawn.
+    Text is fitted to its polygon, so that a corner far outside would make it many times larger than the picture.
     """
-    far = np.array([size[1], size[0]], np.float32)
-    return _moved(record, lambda polygon: np.clip(polygon, -far, 2 * far))
+    limit = np.array([size[1], size[0]], np.float32)
+    return _map_polygons(record, lambda polygon: np.clip(polygon, -limit, 2 * limit))
 
 
-def _moved(record: Record, move: Callable[[np.ndarray], np.ndarray]) -> Record:
-    lines = tuple(TextLine(line.text, move(line.polygon), line.language, line.color) for line in record.lines)
-    return replace(record, lines=lines, ignored_polygons=tuple(map(move, record.ignored_polygons)))
+def _map_polygons(record: Record, fn: Callable[[np.ndarray], np.ndarray]) -> Record:
+    lines = tuple(TextLine(line.text, fn(line.polygon), line.language, line.color) for line in record.lines)
+    return replace(record, lines=lines, ignored_polygons=tuple(map(fn, record.ignored_polygons)))
 
 
-def _no_text(size: Size) -> TextLine:
-    """What stands for the text of a picture without any: a blank line in a corner."""
+def _blank_line(size: Size) -> TextLine:
+    """The line of a picture without text: a space in the top left corner."""
     corner = np.array([(10, 10), (100, 10), (100, 100), (10, 100)], np.float32)
-    return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.FULL_SIZE, "Latin", None)
+    return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.REFERENCE_RESOLUTION, "Latin", None)

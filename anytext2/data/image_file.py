@@ -1,7 +1,6 @@
-"""An image file as the pixels that its annotations were made on.
+"""Decodes image files.
 
-Training reads millions of files that somebody else collected: every file is either pixels or an `ImageError` that can
-be counted, whatever its bytes are.
+Training reads millions of files from the web. Whatever a file's bytes are, the result is pixels or an `ImageError`.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is read. Others are no pictures of the net, or are drawn by a foreign program (EPS by Ghostscript)."""
+"""Pillow's formats that are read. Others are rare on the web, or run another program (EPS runs Ghostscript)."""
 
 MAX_PIXELS = 1 << 26
-"""Larger pictures are refused before they are decoded: 200 MB in each of many workers, or a small file that lies."""
+"""Larger pictures (200 MB of pixels) are refused before decoding; a small file may be a decompression bomb."""
 
 
 class ImageError(Exception):
-    """The file cannot be used. `reason` is the same for all files with this fault; details: what is wrong with it."""
+    """An image file that cannot be used. reason: without details, so that it can be counted; details: of this file."""
 
     def __init__(self, reason: str, details: str = "") -> None:
         super().__init__(f"{reason} ({details})" if details else reason)
@@ -28,11 +27,11 @@ class ImageError(Exception):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as stored: uint8 [H, W, 3], red-green-blue.
+    """The pixels of an image file: uint8 [H, W, 3], red-green-blue.
 
-    No EXIF turn (annotations were made without it); the first picture of an animation; 16 bits are scaled to 8;
-    transparent pixels lie on white, as on a page, since what colour they hide is chance. Raises ImageError when the
-    file is missing, truncated, too large or not a picture.
+    EXIF rotation is not applied, because annotations were made without it. Of an animation, the first frame is read.
+    16 bits are scaled to 8. Transparent pixels are composited on white.
+    Raises ImageError if the file is missing, truncated, too large or not an image.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -65,7 +64,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _from_16_bits(gray: np.ndarray) -> np.ndarray:
-    """Gray values 0..65535 [H, W] as colours; Pillow's own conversion would cut them off at 255."""
+    """uint8 [H, W, 3] from gray values 0..65535 [H, W]. Pillow's own conversion clips them at 255."""
     narrow = (np.clip(gray, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535
     return np.repeat(narrow.astype(np.uint8)[:, :, None], 3, axis=2)
 

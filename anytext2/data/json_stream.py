@@ -1,7 +1,7 @@
-"""A JSON object of any size, field by field: lists item by item, so that never more than one item is held.
+"""Reads a JSON object of any size member by member, and its lists item by item, with one item in memory at a time.
 
-The standard library decodes the items (in C); this module only finds where one ends. It accepts what `json.loads`
-accepts: NaN and Infinity are numbers, and of a name that an item repeats the last value counts.
+The standard library's C decoder decodes the items; this module finds where an item ends. It accepts what `json.loads`
+accepts: NaN and Infinity are numbers, and if an item repeats a name, the last value counts.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-CHUNK = 1 << 18
-"""Characters that are read at a time."""
+CHUNK_CHARACTERS = 1 << 18
+"""Characters that are read from the file at a time."""
 
-LONGEST_VALUE = 1 << 24
-"""Characters of one item (or of one field that is no list) that are read before giving up."""
+MAX_VALUE_CHARACTERS = 1 << 24
+"""Longest item, or member that is not a list, in characters."""
 
 Member = tuple[str, int | None, Any]
+"""Name, number of the list item (None for the member itself), value."""
 
 
 class JsonError(ValueError):
-    """The text is not JSON, or not of a form that can be read in parts; one line that says where."""
+    """The text is not JSON, or has a value that is too long; one line with line and character number."""
 
 
 class NotAnObjectError(JsonError):
-    """The text may be JSON, but its top level is no object."""
+    """The top level of the text is not an object."""
 
 
-def members(file: TextIO) -> Iterator[Member]:
-    """The fields of the JSON object in `file`, in the file's order, as (name, number, value).
+def iter_members(file: TextIO) -> Iterator[Member]:
+    """Yields the members of the JSON object in `file`, in the file's order, as (name, number, value).
 
-    A field with a list comes as (name, None, []) and then once per item as (name, 0, item), (name, 1, item), ...;
-    every other field as (name, None, value). A whole number of thousands of digits is a float. Raises JsonError,
-    UnicodeDecodeError and OSError where they are met, so possibly after the first fields.
+    A list is yielded as (name, None, []), followed by its items (name, 0, item), (name, 1, item), ... Any other member
+    is yielded as (name, None, value). An integer of thousands of digits becomes a float.
+    Raises JsonError, UnicodeDecodeError and OSError, possibly after the first members.
     """
     text = _ReadBuffer(file)
     if (first := text.peek()) != "{":
         raise NotAnObjectError(f"got {first!r}") if first and first in '["-0123456789tfnNI' else text.fault("no value")
-    for _ in text.separated("}"):
+    for _ in text.elements("}"):
         if text.peek() != '"':
             raise text.fault("expected a field name in double quotes")
         name = text.value()
@@ -47,7 +48,7 @@ def members(file: TextIO) -> Iterator[Member]:
         text.skip()
         if text.peek() == "[":
             yield name, None, []
-            for number in text.separated("]"):
+            for number in text.elements("]"):
                 yield name, number, text.value()
         else:
             yield name, None, text.value()
@@ -56,7 +57,7 @@ def members(file: TextIO) -> Iterator[Member]:
 
 
 class _ReadBuffer:
-    """The part of a text that is being looked at; it moves forward only."""
+    """A window of the file's text that moves forward; `_at` is the current position in it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -67,22 +68,24 @@ class _ReadBuffer:
         self._lines_before = 0
 
     def peek(self) -> str:
-        """The next character that is no white space, without passing it; '' at the end."""
+        """Skips white space and returns the next character without consuming it; '' at the end."""
         while True:
-            self._at = _end_of_space(self._text, self._at)
+            self._at = _end_of_whitespace(self._text, self._at)
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._ended:
                 return ""
-            self._read_on()
+            self._read_more()
 
     def skip(self) -> None:
-        """Passes the character that `peek` has just shown."""
+        """Consumes the character that `peek` returned."""
         self._at += 1
 
-    def separated(self, closing: str) -> Iterator[int]:
-        """Passes the opening bracket, then yields 0, 1, ... where an element begins, which the caller must pass,
-        and passes the commas and the closing bracket."""
+    def elements(self, closing: str) -> Iterator[int]:
+        """Yields 0, 1, ... at the start of each element of a list or object; the caller must consume the element.
+
+        Consumes the opening bracket, the commas and the bracket `closing`.
+        """
         self.skip()
         if self.peek() == closing:
             self.skip()
@@ -99,62 +102,63 @@ class _ReadBuffer:
                 return
 
     def value(self) -> Any:
-        """Passes one whole value and returns it."""
+        """Consumes one whole value and returns it."""
         self.peek()
         while True:
             try:
-                value, end = _decoded(self._text, self._at)
+                value, end = _decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if self._ended or not _may_be_cut_off(error, len(self._text)):
+                if self._ended or not _may_be_truncated(error, len(self._text)):
                     raise self.fault(error.msg, error.pos) from None
             except RecursionError:
                 raise self.fault("lists or objects are nested too deeply") from None
             else:
-                # A number may go on behind the window: of 2e+5 the decoder takes the 2 where only 2e+ is there.
+                # A number may continue after the window: if the window ends with 2e+, the decoder reads 2.
                 if end + len("e+") < len(self._text) or self._ended:
                     self._at = end
                     return value
-            if len(self._text) - self._at > LONGEST_VALUE:
-                raise self.fault(f"a value of more than {LONGEST_VALUE} characters")
-            self._read_on()
+            if len(self._text) - self._at > MAX_VALUE_CHARACTERS:
+                raise self.fault(f"a value of more than {MAX_VALUE_CHARACTERS} characters")
+            self._read_more()
 
     def fault(self, problem: str, at: int | None = None) -> JsonError:
+        """The error for a problem at a position of the window (default: the current one)."""
         at = self._at if at is None else at
         line = self._lines_before + self._text.count("\n", 0, at) + 1
         end = "" if at < len(self._text) else ", the end of the file"
         return JsonError(f"not JSON (line {line}, character {self._characters_before + at}{end}: {problem})")
 
-    def _read_on(self) -> None:
-        """Forgets what was passed. Reads as much as is left at least, so that a long value is not tried too often."""
+    def _read_more(self) -> None:
+        """Drops the consumed text and reads more: at least as much as is left, so that a long value has few retries."""
         self._characters_before += self._at
         self._lines_before += self._text.count("\n", 0, self._at)
         rest = self._text[self._at :]
-        added = self._file.read(max(CHUNK, len(rest)))
+        added = self._file.read(max(CHUNK_CHARACTERS, len(rest)))
         self._text, self._at, self._ended = rest + added, 0, not added
 
 
-def _decoded(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at `at`, and where it ends."""
+def _decode(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at `at`, and its end."""
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python refuses to convert whole numbers of thousands of digits
-        return _PATIENT_DECODER.raw_decode(text, at)
+    except ValueError:  # Python refuses to convert integers of thousands of digits
+        return _FLOAT_DECODER.raw_decode(text, at)
 
 
-def _end_of_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    assert found is not None, "the pattern matches nothing, too"
+def _end_of_whitespace(text: str, at: int) -> int:
+    found = _WHITESPACE.match(text, at)
+    assert found is not None, "the pattern also matches the empty string"
     return found.end()
 
 
-def _may_be_cut_off(error: json.JSONDecodeError, length: int) -> bool:
-    """Whether the text behind the window may make the value a whole one."""
+def _may_be_truncated(error: json.JSONDecodeError, length: int) -> bool:
+    """Whether the error may come from a window of `length` characters that ends within the value."""
     return error.pos >= length - _LONGEST_WORD or error.msg.startswith("Unterminated string")
 
 
 _DECODER = json.JSONDecoder()
-_PATIENT_DECODER = json.JSONDecoder(parse_int=float)
-_SPACE = re.compile(r"[ \t\n\r]*")
+_FLOAT_DECODER = json.JSONDecoder(parse_int=float)
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_WORD = 16  # characters: -Infinity or two \uXXXX escapes, of which the decoder needs all

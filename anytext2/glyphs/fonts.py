@@ -1,6 +1,6 @@
-"""Font files, the table language -> files, and text metrics that are measured once and scaled.
+"""Font files, the font table (language -> fonts), text metrics and text drawing.
 
-A font knows which characters it lacks, so that whoever draws can count them instead of drawing boxes.
+A font reports the characters that it has no glyph for, so that callers can count them instead of drawing boxes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont
 from yaml import YAMLError
 
-DEFAULT_FONT_TABLE = Path(__file__).resolve().parents[2] / "fonts" / "fonts.yaml"
+from anytext2.core.resources import resource
+
+DEFAULT_FONT_TABLE = resource("fonts/fonts.yaml")
 
 REFERENCE_SIZE = 50
-"""Size in pixels per em at which a text is measured (AnyText2's choice); every other size is that measure, scaled."""
+"""Size in pixels per em at which texts are measured, as in AnyText2. Other sizes are scaled from it."""
 
-LARGEST_SIZE = 30_000
-"""Size in pixels per em that no text needs; a character without ink would fit at any, but FreeType ends at 65535."""
+MAX_FONT_SIZE = 30_000
+"""Greatest size in pixels per em. A character without ink fits at any size, but FreeType's limit is 65535."""
 
-_NEVER_ASSIGNED = "\U0010fffe"  # a noncharacter: a font can only answer with its "missing" glyph
+_NONCHARACTER = "\U0010fffe"  # no font has it, so that its glyph is the font's "missing glyph" box
 
 
 @dataclass(frozen=True)
 class TextBox:
-    """Where the ink of a text lies relative to the pen's origin (left end, ascender line), in pixels."""
+    """Bounding box of a text's ink in pixels, relative to the drawing origin (left end, ascender line)."""
 
     left: float
     top: float
@@ -45,6 +47,7 @@ class TextBox:
         return self.bottom - self.top
 
     def scaled(self, factor: float) -> TextBox:
+        """The box with all coordinates multiplied by `factor`."""
         return TextBox(self.left * factor, self.top * factor, self.right * factor, self.bottom * factor)
 
 
@@ -52,60 +55,59 @@ class TextBox:
 class Font:
     """A font file. Loaded faces and metrics are cached per process.
 
-    capitals: its small letters look like capitals. script: it imitates handwriting, where a word in capitals cannot
-    be read.
+    capitals: its lower-case letters look like capitals. script: a script typeface, illegible in all capitals.
     """
 
     path: Path
     capitals: bool = False
     script: bool = False
 
-    def at(self, size: int) -> ImageFont.FreeTypeFont:
-        """The face at `size` pixels per em."""
+    def face(self, size: int) -> ImageFont.FreeTypeFont:
+        """The loaded font at `size` pixels per em."""
         return _face(self.path, size)
 
-    def box(self, text: str) -> TextBox:
-        """Ink of `text` at REFERENCE_SIZE."""
+    def ink_box(self, text: str) -> TextBox:
+        """Bounding box of the ink of `text` at REFERENCE_SIZE."""
         return _reference_box(self.path, text)
 
     def size_that_fits(self, text: str, width: float, height: float) -> int:
-        """Largest size at which the ink of `text` fits into width x height pixels (at least 1), in closed form.
+        """Largest size, at least 1, at which the ink of `text` fits into width x height pixels.
 
-        Ink grows linearly with the size; hinting can add a pixel, which the drawing functions leave room for.
+        It assumes that ink grows linearly with the size. Hinting can add a pixel.
         """
-        box = self.box(text)
-        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), LARGEST_SIZE / REFERENCE_SIZE)
+        box = self.ink_box(text)
+        ratio = min(width / max(box.width, 1.0), height / max(box.height, 1.0), MAX_FONT_SIZE / REFERENCE_SIZE)
         return max(1, math.floor(REFERENCE_SIZE * ratio))
 
-    def missing(self, text: str) -> tuple[str, ...]:
-        """The characters of `text` that the font has no glyph for, in order, each one once."""
+    def missing_characters(self, text: str) -> tuple[str, ...]:
+        """The distinct characters of `text` that the font has no glyph for, in order."""
         return tuple(dict.fromkeys(char for char in text if not _has_glyph(self.path, char)))
 
-    def known(self, text: str) -> str:
+    def supported(self, text: str) -> str:
         """`text` without the characters that the font has no glyph for."""
         return "".join(char for char in text if _has_glyph(self.path, char))
 
 
 @dataclass(frozen=True, eq=False)
 class FontTable:
-    """Which fonts draw which language; a language that is not listed is drawn with the default font.
+    """The fonts of each language, and a default font for languages that are not listed.
 
-    Compared and hashed as an object, so that what is worked out for a table can be cached.
+    It is compared and hashed by identity, so that functions of a table can be cached.
     """
 
     default: Font
     languages: dict[str, tuple[Font, ...]]
 
     def fonts_for(self, language: str) -> tuple[Font, ...]:
-        """All fonts of `language`, best first; 'Chinese_sim' and the like fall back to 'Chinese'."""
-        found = self.languages.get(language) or self.languages.get(language.split("_")[0])
-        return found or (self.default,)
+        """All fonts of `language`, best first. 'Chinese_sim' and similar names fall back to 'Chinese'."""
+        fonts = self.languages.get(language) or self.languages.get(language.split("_")[0])
+        return fonts or (self.default,)
 
 
 def load_font_table(path: str | Path = DEFAULT_FONT_TABLE) -> FontTable:
-    """Reads a table of fonts (see fonts/fonts.yaml for the form).
+    """Reads a font table; fonts/fonts.yaml is an example.
 
-    Raises ValueError, naming file and field, when the table cannot be read or a font file is absent.
+    Raises ValueError, with file and field, if the table cannot be read or a font file is missing.
     """
     path = Path(path)
     try:
@@ -121,11 +123,11 @@ def load_font_table(path: str | Path = DEFAULT_FONT_TABLE) -> FontTable:
             raise ValueError(f"{path}: {field}: font file {file} does not exist")
         return Font(file, capitals=name in capitals, script=name in script)
 
-    capitals = _names(path, "capitals", table.get("capitals", []))
-    script = _names(path, "script", table.get("script", []))
+    capitals = _file_names(path, "capitals", table.get("capitals", []))
+    script = _file_names(path, "script", table.get("script", []))
     languages = {
         str(language): tuple(
-            font(f"languages.{language}", name) for name in _names(path, f"languages.{language}", names)
+            font(f"languages.{language}", name) for name in _file_names(path, f"languages.{language}", names)
         )
         for language, names in table["languages"].items()
     }
@@ -133,12 +135,12 @@ def load_font_table(path: str | Path = DEFAULT_FONT_TABLE) -> FontTable:
 
 
 def draw_text(text: str, font: Font, size: int, spacing: float = 0.0, mode: str = "L") -> Image.Image:
-    """The ink of `text` at `size` pixels per em, cut to the font's box around it; blank text gives a black picture.
+    """Draws `text` at `size` pixels per em on a picture of the size of its bounding box. Blank text gives zeros.
 
-    spacing: extra pixels between characters (0 keeps the font's own kerning). mode: "L" for coverage 0..255, "1" for
-    ink or no ink as the font's own rasteriser decides.
+    spacing: extra pixels between characters; 0 keeps the font's kerning. mode: "L" for coverage 0..255, "1" for the
+    rasteriser's bilevel output (Pillow's modes).
     """
-    face = font.at(size)
+    face = font.face(size)
     if spacing == 0:
         left, top, right, bottom = face.getbbox(text)
         pens = [(text, -left)]
@@ -161,7 +163,7 @@ def draw_text(text: str, font: Font, size: int, spacing: float = 0.0, mode: str 
 
 @lru_cache(maxsize=2048)
 def _face(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    # The basic layout needs no shaping library, so that a text looks the same on every machine.
+    # The basic layout does not depend on a shaping library, so that a text looks the same on every machine.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -172,7 +174,7 @@ def _reference_box(path: Path, text: str) -> TextBox:
 
 @lru_cache(maxsize=65536)
 def _has_glyph(path: Path, char: str) -> bool:
-    return char.isspace() or _glyph_bitmap(path, char) != _glyph_bitmap(path, _NEVER_ASSIGNED)
+    return char.isspace() or _glyph_bitmap(path, char) != _glyph_bitmap(path, _NONCHARACTER)
 
 
 @lru_cache(maxsize=4096)
@@ -181,7 +183,7 @@ def _glyph_bitmap(path: Path, char: str) -> tuple[tuple[int, int], bytes]:
     return mask.size, bytes(mask)
 
 
-def _names(table: Path, field: str, value: Any) -> list[str]:
+def _file_names(table: Path, field: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{table}: {field}: expected a list of font files, got {value!r}")
     return value

@@ -1,7 +1,7 @@
-"""What is drawn once for a picture's lines and kept: page ink in every font, glyph line, strokes for the font hint.
+"""The bitmaps of a record's lines that do not change between epochs: glyph page in each font, glyph line, strokes.
 
-`RenderedRasters` draws them when they are asked for, `StoredRasters` reads them from bytes that `pack_rasters` made.
-Everything random (which font, which part of the strokes, which edge) is left to whoever assembles a sample of them.
+`RenderedRasters` draws them on demand, `StoredRasters` reads them from bytes that `pack_rasters` wrote. The dataset
+makes the random choices (font, part of the strokes, transform).
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ import numpy as np
 from anytext2.core.batch import TextLine
 from anytext2.glyphs import render
 from anytext2.glyphs.fonts import Font, FontTable
-from anytext2.glyphs.render import HintChange, Ink
+from anytext2.glyphs.render import Bitmap, HintTransform
 
-_INK = struct.Struct("<HHHH")  # left, top, width, height; the bits follow, eight to a byte
+_BITMAP = struct.Struct("<HHHH")  # left, top, width, height; the bits follow, eight to a byte
 _COUNT = struct.Struct("<H")
-_FARTHEST = 2**16 - 1
+_MAX_COORDINATE = 2**16 - 1
 
 
 class LineRasters(Protocol):
-    """Ink of the lines of one record, by their number in it, in pixels of the sample."""
+    """The bitmaps of a record's lines in pixels of the sample. `line` is the line's number in the record."""
 
     def n_fonts(self, line: int) -> int:
-        """With how many fonts the line's page ink exists (at least one)."""
+        """Number of fonts (at least one) in which the line is drawn on the glyph page."""
 
-    def page(self, line: int, font: int) -> Ink:
-        """The line in its place on the glyph page, drawn with the given one of its fonts."""
+    def glyph_page(self, line: int, font: int) -> Bitmap:
+        """The line drawn into its polygon on the glyph page, in font number `font` < n_fonts."""
 
-    def glyph_line(self, line: int) -> Ink:
-        """The line alone, as the recogniser sees it."""
+    def glyph_line(self, line: int) -> Bitmap:
+        """The line drawn alone on a canvas of GLYPH_LINE_SIZE, for the recogniser."""
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
-        """What is dark in the picture at the line, after the change (None: as it is)."""
+    def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
+        """The strokes of the line in the picture, for the font hint; see `stroke_bitmap`."""
 
 
 @dataclass(frozen=True)
 class RenderedRasters:
-    """Draws, leaving out the characters that the font has no glyph for.
+    """Draws the bitmaps, without the characters that a font has no glyph for.
 
-    lines: all lines of the record, texts cut, polygons in pixels of `pixels`, the picture uint8 [H, W, 3].
+    lines: all lines of the record; their texts are cut to max_chars, their polygons are in pixels of `pixels`.
+    pixels: the picture, uint8 [H, W, 3]. glyph_scale, ink_threshold: see `DatasetConfig`.
     """
 
     lines: Sequence[TextLine]
@@ -55,107 +56,119 @@ class RenderedRasters:
     ink_threshold: float
 
     def n_fonts(self, line: int) -> int:
-        return len(page_fonts(self.lines[line].text, self.lines[line].language, self.fonts))
+        return len(glyph_page_fonts(self.lines[line].text, self.lines[line].language, self.fonts))
 
-    def page(self, line: int, font: int) -> Ink:
-        one = self.lines[line]
-        face = page_fonts(one.text, one.language, self.fonts)[font]
-        return render.page_ink(face.known(one.text), one.polygon * self.glyph_scale, face, self.ink_threshold)
+    def glyph_page(self, line: int, font: int) -> Bitmap:
+        text, language, polygon = self.lines[line].text, self.lines[line].language, self.lines[line].polygon
+        page_font = glyph_page_fonts(text, language, self.fonts)[font]
+        polygon = polygon * self.glyph_scale
+        return render.glyph_page_bitmap(page_font.supported(text), polygon, page_font, self.ink_threshold)
 
-    def glyph_line(self, line: int) -> Ink:
-        one = self.lines[line]
-        face = glyph_line_font(one.text, one.language, self.fonts)
-        return render.glyph_line_ink(face.known(one.text), face)
+    def glyph_line(self, line: int) -> Bitmap:
+        text = self.lines[line].text
+        font = glyph_line_font(text, self.lines[line].language, self.fonts)
+        return render.glyph_line_bitmap(font.supported(text), font)
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
-        return render.stroke_ink(self.pixels, self.lines[line].polygon, change)
+    def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
+        return render.stroke_bitmap(self.pixels, self.lines[line].polygon, transform)
 
 
 @dataclass(frozen=True)
 class StoredRasters:
-    """Reads what `pack_rasters` wrote. A change is applied to the stored strokes, not to the picture they come from."""
+    """Reads the bytes that `pack_rasters` wrote. A transform is applied to the stored strokes, not to the picture.
+
+    offsets: for each line the byte offsets of its bitmaps: glyph line, strokes, glyph page in each font.
+    """
 
     content: bytes
-    lines: tuple[tuple[int, ...], ...]
-    """For each line, the offsets of its inks: glyph line, strokes, then the pages."""
+    offsets: tuple[tuple[int, ...], ...]
 
     @classmethod
     def unpack(cls, content: bytes) -> StoredRasters:
+        """Finds the bitmaps in the bytes; they are decoded when they are read."""
         (n_lines,) = _COUNT.unpack_from(content, 0)
         at, lines = _COUNT.size, []
         for _ in range(n_lines):
-            (n_inks,) = _COUNT.unpack_from(content, at)
+            (n_bitmaps,) = _COUNT.unpack_from(content, at)
             at += _COUNT.size
             offsets = []
-            for _ in range(n_inks):
+            for _ in range(n_bitmaps):
                 offsets.append(at)
-                _, _, width, height = _INK.unpack_from(content, at)
-                at += _INK.size + (width * height + 7) // 8
+                _, _, width, height = _BITMAP.unpack_from(content, at)
+                at += _BITMAP.size + (width * height + 7) // 8
             lines.append(tuple(offsets))
-        assert at == len(content), f"{len(content)} bytes hold {at}"
+        assert at == len(content), f"the bitmaps end at byte {at} of {len(content)}"
         return cls(content, tuple(lines))
 
     def n_fonts(self, line: int) -> int:
-        return len(self.lines[line]) - 2
+        return len(self.offsets[line]) - 2
 
-    def page(self, line: int, font: int) -> Ink:
-        return _unpack_ink(self.content, self.lines[line][2 + font])
+    def glyph_page(self, line: int, font: int) -> Bitmap:
+        return _unpack_bitmap(self.content, self.offsets[line][2 + font])
 
-    def glyph_line(self, line: int) -> Ink:
-        return _unpack_ink(self.content, self.lines[line][0])
+    def glyph_line(self, line: int) -> Bitmap:
+        return _unpack_bitmap(self.content, self.offsets[line][0])
 
-    def strokes(self, line: int, change: HintChange | None) -> Ink:
-        ink = _unpack_ink(self.content, self.lines[line][1])
-        if change is None or not ink.bits.size:
-            return ink
-        return Ink(change.apply(ink.bits, cv2.INTER_NEAREST), ink.left, ink.top)
+    def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
+        bitmap = _unpack_bitmap(self.content, self.offsets[line][1])
+        if transform is None or not bitmap.bits.size:
+            return bitmap
+        return Bitmap(transform.apply(bitmap.bits, cv2.INTER_NEAREST), bitmap.left, bitmap.top)
 
 
-def pack_rasters(parts: LineRasters, n_lines: int) -> bytes:
-    """All parts of all lines as bytes, the strokes unchanged."""
+def pack_rasters(rasters: LineRasters, n_lines: int) -> bytes:
+    """All bitmaps of all lines as bytes; the strokes without a transform."""
     chunks = [_COUNT.pack(n_lines)]
     for line in range(n_lines):
-        pages = [parts.page(line, font) for font in range(parts.n_fonts(line))]
+        pages = [rasters.glyph_page(line, font) for font in range(rasters.n_fonts(line))]
         chunks.append(_COUNT.pack(2 + len(pages)))
-        chunks.extend(_pack_ink(ink) for ink in (parts.glyph_line(line), parts.strokes(line, None), *pages))
+        chunks.extend(map(_pack_bitmap, (rasters.glyph_line(line), rasters.strokes(line, None), *pages)))
     return b"".join(chunks)
 
 
 @lru_cache(maxsize=65536)
 def glyph_line_font(text: str, language: str, fonts: FontTable) -> Font:
-    """The font of glyph lines: the default one, or one of the language's that has characters which that lacks."""
+    """The font of a glyph line: the first of the default font and the language's fonts that has all characters.
+
+    If none has, the default font.
+    """
     candidates = (fonts.default, *fonts.fonts_for(language))
-    return next((font for font in candidates if not font.missing(text)), fonts.default)
+    return next((font for font in candidates if not font.missing_characters(text)), fonts.default)
 
 
 @lru_cache(maxsize=65536)
 def is_drawable(text: str, language: str, fonts: FontTable) -> bool:
-    """Whether there is a glyph for any of its characters, or nothing to draw."""
-    return not text.strip() or bool(glyph_line_font(text, language, fonts).known(text).strip())
+    """Whether the text is blank or its glyph line's font has a glyph for at least one character."""
+    return not text.strip() or bool(glyph_line_font(text, language, fonts).supported(text).strip())
 
 
 @lru_cache(maxsize=65536)
-def page_fonts(text: str, language: str, fonts: FontTable) -> tuple[Font, ...]:
-    """The language's fonts that have the characters and keep their case; without any, that of the glyph line."""
-    small_letters = text != text.upper()
-    able = tuple(
-        font for font in fonts.fonts_for(language) if not font.missing(text) and not (font.capitals and small_letters)
+def glyph_page_fonts(text: str, language: str, fonts: FontTable) -> tuple[Font, ...]:
+    """The language's fonts that have all characters and, for lower-case text, lower-case letters.
+
+    If there is none, the font of the glyph line.
+    """
+    lower_case = text != text.upper()
+    suitable = tuple(
+        font
+        for font in fonts.fonts_for(language)
+        if not font.missing_characters(text) and not (font.capitals and lower_case)
     )
-    return able or (glyph_line_font(text, language, fonts),)
+    return suitable or (glyph_line_font(text, language, fonts),)
 
 
-def _pack_ink(ink: Ink) -> bytes:
-    """What lies left of a page or above it is never seen and not kept, nor what 16 bits cannot place."""
-    x, y = max(0, -ink.left), max(0, -ink.top)
-    bits = ink.bits[y : max(y, _FARTHEST - ink.top), x : max(x, _FARTHEST - ink.left)]
+def _pack_bitmap(bitmap: Bitmap) -> bytes:
+    """The part of a bitmap with coordinates in 0..65535, in binary form."""
+    x, y = max(0, -bitmap.left), max(0, -bitmap.top)
+    bits = bitmap.bits[y : max(y, _MAX_COORDINATE - bitmap.top), x : max(x, _MAX_COORDINATE - bitmap.left)]
     height, width = bits.shape
     if not bits.size:
-        return _INK.pack(0, 0, 0, 0)
-    return _INK.pack(ink.left + x, ink.top + y, width, height) + np.packbits(bits).tobytes()
+        return _BITMAP.pack(0, 0, 0, 0)
+    return _BITMAP.pack(bitmap.left + x, bitmap.top + y, width, height) + np.packbits(bits).tobytes()
 
 
-def _unpack_ink(content: bytes, at: int) -> Ink:
-    left, top, width, height = _INK.unpack_from(content, at)
+def _unpack_bitmap(content: bytes, at: int) -> Bitmap:
+    left, top, width, height = _BITMAP.unpack_from(content, at)
     n_bits = width * height
-    packed = np.frombuffer(content, np.uint8, count=(n_bits + 7) // 8, offset=at + _INK.size)
-    return Ink(np.unpackbits(packed, count=n_bits).reshape(height, width), left, top)
+    packed = np.frombuffer(content, np.uint8, count=(n_bits + 7) // 8, offset=at + _BITMAP.size)
+    return Bitmap(np.unpackbits(packed, count=n_bits).reshape(height, width), left, top)

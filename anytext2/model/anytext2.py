@@ -1,9 +1,10 @@
-"""AnyText2 (Tuo et al. 2024): encode, condition, write, predict the noise, decode. Stateless.
+"""The AnyText2 model (Tuo et al. 2024): VAE, condition encoders, WriteNet and UNet.
 
-Nothing is kept on the model between calls. What can be used twice (conditions, the WriteNet's maps) is a value that
-the caller holds. Attribute names are the official checkpoint's, down to `model.diffusion_model`.
+The model keeps no state between calls. Results that can be reused (conditions, control maps) are values that the
+caller holds. Attribute names are the official checkpoint's, down to `model.diffusion_model`.
 
-Shape suffixes: B batch, L lines, C channels, H/W pixels, h/w latent cells, T tokens, D width; z latent channels.
+Shape suffixes: B batch, N lines of the batch, C channels, H/W pixels, h/w latent cells, T tokens, D context width;
+z latent channels.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from anytext2.model.writenet import WriteNet
 
 __all__ = ["AnyText2", "AnyText2Config", "build_model", "load_model_config", "schedule_tables"]
 
-BLANK_IMAGE = -1.0
-"""Value of the masked image where nothing is given: everywhere, for a sample that is not edited."""
+BLANK_PIXEL = -1.0
+"""Pixel value of the masked image where the picture is hidden: everywhere, unless the sample is edited."""
 
 
 def schedule_tables(cfg: ScheduleConfig) -> dict[str, Tensor]:
-    """The 13 tables of the official checkpoint, computed in float64, float32 [timesteps] each.
+    """The 13 tables of the official checkpoint, float32 [timesteps] each, computed in float64.
 
-    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equations 4, 6 and 7, for betas that are evenly spaced
-    in their square root (latent-diffusion's "linear").
+    Equations 4, 6 and 7 of Ho et al. 2020, "Denoising Diffusion Probabilistic Models". The square roots of the betas
+    are evenly spaced (latent-diffusion's schedule "linear").
     """
     betas = np.linspace(cfg.linear_start**0.5, cfg.linear_end**0.5, cfg.timesteps) ** 2
     bar = np.cumprod(1 - betas)
@@ -51,7 +52,7 @@ def schedule_tables(cfg: ScheduleConfig) -> dict[str, Tensor]:
         "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
         "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
         "posterior_variance": variance,
-        # the first step's variance is 0; its logarithm is cut off
+        # the first step's variance is 0, therefore the logarithm is clipped
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
         "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
@@ -61,7 +62,7 @@ def schedule_tables(cfg: ScheduleConfig) -> dict[str, Tensor]:
 
 
 class DiffusionWrapper(nn.Module):
-    """Gives the UNet the name it has in every latent-diffusion checkpoint."""
+    """Holds the UNet under its name in latent-diffusion checkpoints, `model.diffusion_model`."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -69,11 +70,12 @@ class DiffusionWrapper(nn.Module):
 
 
 class AnyText2(nn.Module):
-    """The whole model.
+    """The complete model.
 
     Args:
         cfg: sizes of all parts.
-        activation_checkpointing: of the UNet and the WriteNet; saves memory, costs one more forward pass.
+        activation_checkpointing: recompute the activations of the UNet and the WriteNet in the backward pass. It saves
+            memory and costs one more forward pass.
     """
 
     def __init__(self, cfg: AnyText2Config, activation_checkpointing: bool = False) -> None:
@@ -90,17 +92,17 @@ class AnyText2(nn.Module):
         self.train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnyText2:
-        """As nn.Module's, but the schedule is a table: it moves with the model and keeps its values in float32."""
+        """nn.Module._apply, except that the schedule's tables stay float32: they only move to the model's device."""
         super()._apply(fn, recurse)
         for name, table in schedule_tables(self.cfg.schedule).items():
             self._buffers[name] = table.to(getattr(self, name).device)
         return self
 
     def train(self, mode: bool = True) -> AnyText2:
-        """As nn.Module's, but the recognisers stay in eval mode.
+        """nn.Module.train, except that the recognisers stay in eval mode.
 
-        Their batch norms would otherwise see the statistics of a handful of line crops. Whoever trains a recogniser
-        itself switches it: `model.text_predictor.train()`, after this.
+        In train mode their batch norms would use the statistics of a few line crops. To train a recogniser itself, call
+        `model.text_predictor.train()` after this.
         """
         super().train(mode)
         self.text_predictor.eval()
@@ -109,7 +111,7 @@ class AnyText2(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype it computes in (outside autocast)."""
+        """The dtype of the computations outside autocast."""
         return self.model.diffusion_model.dtype
 
     @property
@@ -119,37 +121,38 @@ class AnyText2(nn.Module):
     # --- pictures ----------------------------------------------------------------------------------------------------
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(z, h, w) of the latent of a picture."""
+        """(z, h, w) of the latent of a picture of height x width pixels."""
         step = self.cfg.vae.downsampling
         return self.cfg.vae.z_channels, height // step, width // step
 
     def encode(self, image_BCHW: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
-        """Scaled latent [B, z, h, w] of pictures [B, 3, H, W] in [-1, 1]: the mode, or a sample for normal noise.
+        """Scaled latents [B, z, h, w] of pictures [B, 3, H, W] in [-1, 1].
 
-        Raises ValueError if H or W is no multiple of the VAE's downsampling.
+        noise_BChw: standard normal noise for a sample of the posterior; None for its mode.
+        Raises ValueError if H or W is not a multiple of the VAE's downsampling.
         """
         noise = None if noise_BChw is None else noise_BChw.to(self.dtype)
         return self.first_stage_model.encode(image_BCHW.to(self.dtype), noise)
 
     def posterior(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [B, z, h, w] of the scaled latent."""
+        """Mean and standard deviation, [B, z, h, w] each, of the scaled latents of pictures [B, 3, H, W] in [-1, 1]."""
         mean, logvar = self.first_stage_model.encode_moments(image_BCHW.to(self.dtype))
         scale = self.cfg.vae.scale_factor
         return mean * scale, torch.exp(0.5 * logvar) * scale
 
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] of scaled latents, about [-1, 1], not clamped."""
+        """Pictures [B, 3, H, W] of scaled latents [B, z, h, w], about in [-1, 1], not clamped."""
         return self.first_stage_model.decode(latent_BChw.to(self.dtype))
 
     def blank_latent(self, height: int, width: int) -> Tensor:
-        """Scaled latent [1, z, h, w] of the blank picture that stands for 'nothing is edited'."""
-        return self.encode(torch.full((1, 3, height, width), BLANK_IMAGE, device=self.device))
+        """Scaled latent [1, z, h, w] of a blank picture, the masked latent of a sample that is not edited."""
+        return self.encode(torch.full((1, 3, height, width), BLANK_PIXEL, device=self.device))
 
     def masked_latents(self, batch: Batch, blank: Tensor | None = None) -> Tensor:
-        """Scaled latents [B, z, h, w] of the masked images (posterior mode; the reference samples it).
+        """Scaled latents [B, z, h, w] of the masked images: the posterior's mode (official AnyText2 samples it).
 
-        Only the rows in editing mode are encoded, and, where it is not given, one blank picture for all the others.
-        blank: `blank_latent` of the batch's size.
+        Only the rows in editing mode are encoded. The others get `blank`.
+        blank: `blank_latent` of the batch's picture size; None: it is computed if needed.
         """
         if batch.masked_latent is not None:
             rows = batch.masked_latent.to(self.dtype)
@@ -161,48 +164,54 @@ class AnyText2(nn.Module):
             blank = self.blank_latent(*batch.position.shape[-2:])
         latents = list(self.encode(batch.masked_image[edited])) if edited else []
         latents += [] if blank is None else [blank[0]]
-        place = {row: number for number, row in enumerate(edited)}
-        return torch.stack([latents[place.get(row, -1)] for row in range(batch.size)])
+        position = {row: number for number, row in enumerate(edited)}
+        return torch.stack([latents[position.get(row, -1)] for row in range(batch.size)])
 
     # --- conditions --------------------------------------------------------------------------------------------------
 
-    def condition(
+    def encode_conditions(
         self,
         batch: Batch,
         masked_latent: Tensor,
         image_captions: Sequence[str] | None = None,
         text_captions: Sequence[str] | None = None,
     ) -> Conditions:
-        """What the UNet and the WriteNet are told of a batch. Differentiable in the trained encoders.
+        """The conditions of a batch, differentiable in the encoders' parameters.
 
         Args:
+            batch: after `Batch.normalized`.
             masked_latent: [B, z, h, w], see `masked_latents`.
-            image_captions, text_captions: in place of the batch's own; an empty text caption takes no lines. The
-                contexts that came with the batch are used for its own image captions only.
+            image_captions, text_captions: replace the batch's captions. An empty text caption uses none of its lines.
+                Cached contexts of the batch are used for its own image captions only.
         Raises:
-            ValueError: a text caption has not as many placeholders as the sample has lines; names the sample.
+            ValueError: the number of placeholders of a text caption is not the sample's number of lines.
         """
         text_captions = batch.text_caption if text_captions is None else text_captions
         lines_ND = self.embedding_manager(batch, self.text_predictor)
         encoder = self.cond_stage_model
         if image_captions is None:
-            image_context = encoder.encode_images(batch.image_caption, batch.image_context, batch.context_chunks)
+            image_context = encoder.encode_image_captions(
+                batch.image_caption, batch.image_context, batch.context_chunks
+            )
         else:
-            image_context = encoder.encode_images(image_captions)
+            image_context = encoder.encode_image_captions(image_captions)
         return Conditions(
             image_context=image_context,
-            text_context=encoder.encode_texts(text_captions, lines_ND, batch.n_lines, batch.name),
+            text_context=encoder.encode_text_captions(text_captions, lines_ND, batch.n_lines, batch.name),
             glyph=batch.glyph.to(self.dtype),
             position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),
             masked_latent=masked_latent.to(self.dtype),
         )
 
     def unconditional(self, conditions: Conditions, batch: Batch, negative_prompt: str = "") -> Conditions:
-        """The same hints with the negative prompt as image caption and no text caption (the reference's guidance)."""
+        """The conditions of the unconditional branch of classifier-free guidance, as in official AnyText2.
+
+        The image captions are the negative prompt and the text captions are empty; the other conditions stay.
+        """
         encoder = self.cond_stage_model
         none_ND = conditions.text_context.new_zeros(0, conditions.text_context.shape[2])
-        image_context = encoder.encode_images([negative_prompt])
-        text_context = encoder.encode_texts([""], none_ND, [0], ["negative prompt"])
+        image_context = encoder.encode_image_captions([negative_prompt])
+        text_context = encoder.encode_text_captions([""], none_ND, [0], ["negative prompt"])
         return replace(
             conditions,
             image_context=image_context.expand(batch.size, -1, -1),
@@ -211,8 +220,8 @@ class AnyText2(nn.Module):
 
     # --- denoising ---------------------------------------------------------------------------------------------------
 
-    def write(self, conditions: Conditions) -> Control:
-        """The WriteNet's maps. They depend on neither x_t nor t: once a sample is enough."""
+    def control_maps(self, conditions: Conditions) -> Control:
+        """The WriteNet's control maps. They depend on neither x_t nor t: compute them once per sample."""
         return self.control_model(
             conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
         )
@@ -225,7 +234,7 @@ class AnyText2(nn.Module):
         control: Control | None,
         attnx_scale: float = 1.0,
     ) -> Tensor:
-        """eps [B, z, h, w] of noisy latents at timesteps t (0..timesteps - 1), in the dtype of `x_BChw`."""
+        """The UNet's eps [B, z, h, w] of noisy latents at timesteps t in 0..timesteps - 1; see `UNet.forward`."""
         return self.model.diffusion_model(x_BChw, t_B, image_context_BTD, control, attnx_scale)
 
 
@@ -235,12 +244,12 @@ def build_model(
     dtype: torch.dtype | None = None,
     activation_checkpointing: bool = False,
 ) -> AnyText2:
-    """A model initialised for training from scratch from torch's global generator, in eval mode.
+    """A model in eval mode, randomly initialised for training from scratch with torch's global generator.
 
-    On device 'meta' nothing is allocated or initialised; `to_empty` and `anytext2.weights.load_weights` follow.
+    On device 'meta' nothing is allocated or initialised; call `to_empty` and `anytext2.model.weights.load_weights`.
     """
     target = torch.device(device or "cpu")
-    # weights are drawn on the CPU whatever the device, so that a seed means the same ones everywhere
+    # Weights are always drawn on the CPU, so that a seed gives the same weights on every device.
     with torch.device("meta" if target.type == "meta" else "cpu"):
         model = AnyText2(config, activation_checkpointing)
     if target.type != "meta":

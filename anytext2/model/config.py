@@ -1,4 +1,4 @@
-"""The shape of the whole model, and how it is read from a YAML file."""
+"""The configuration of the complete model, and its YAML files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anytext2.model.writenet import HINT_DOWNSAMPLING, WriteNetConfig
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The forward process: betas are the squares of `timesteps` numbers evenly spaced between the roots of the ends."""
+    """The noise schedule: `timesteps` betas from linear_start to linear_end with evenly spaced square roots."""
 
     timesteps: int = 1000
     linear_start: float = 0.00085
@@ -37,7 +37,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class AnyText2Config:
-    """One sub-config a component; the defaults are the official AnyText2 v2.0 on Stable Diffusion 1.5."""
+    """One sub-config for each component. The defaults are official AnyText2 v2.0 on Stable Diffusion 1.5."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     writenet: WriteNetConfig = field(default_factory=WriteNetConfig)
@@ -65,10 +65,10 @@ class AnyText2Config:
 
 
 def load_model_config(path_or_name: str | Path) -> AnyText2Config:
-    """Reads a model config: a YAML file, or the name of one that ships ('tiny', 'sd15').
+    """Reads a model config: a YAML file, or the name of one in anytext2/configs ('tiny', 'sd15').
 
     Raises:
-        ValueError: no such file, no YAML, an unknown key, or a value that cannot be.
+        ValueError: the file is missing or not YAML, or has an unknown key or an invalid value.
     """
     path = config_path(path_or_name)
     try:
@@ -80,7 +80,7 @@ def load_model_config(path_or_name: str | Path) -> AnyText2Config:
 
 
 def config_path(path_or_name: str | Path) -> Path:
-    """The file behind a name, or the path itself. Raises ValueError if there is none."""
+    """The file of a shipped name, or the path itself. Raises ValueError if there is no such file."""
     shipped = {path.stem.removeprefix("anytext2_"): path for path in sorted(CONFIG_DIR.glob("anytext2_*.yaml"))}
     path = shipped.get(str(path_or_name), Path(path_or_name))
     if not path.is_file():

@@ -1,9 +1,9 @@
-"""Building blocks of the UNet, the WriteNet and the VAE, and how they are initialised from scratch.
+"""Building blocks of the UNet, the WriteNet and the VAE, and their initialisation from scratch.
 
-Attribute names inside the classes are those of the official checkpoint (latent-diffusion's vocabulary): LoRA targets,
-merged checkpoints and other people's tools speak it.
+Attribute names are those of the official checkpoint (latent-diffusion), because LoRA targets, merged checkpoints and
+other tools use them.
 
-Shape suffixes: B batch, C channels, h/w latent cells, T tokens, D width, N attention heads.
+Shape suffixes: B batch, C channels, h/w latent cells, T tokens, S context tokens, D width.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Root-mean-square preserving gain of a layer that follows SiLU without a normalisation in between:
-# 1 / sqrt(E[silu(x)^2]) for x ~ N(0, 1).
 SILU_GAIN = 1.68
+"""Initialisation gain after SiLU that preserves the root mean square: 1 / sqrt(E[silu(x)^2]) for x ~ N(0, 1)."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,29 +25,30 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @runtime_checkable
-class InitialisedAfterwards(Protocol):
-    """A module that corrects its own parameters at the end of :func:`initialise`."""
+class PostInitialise(Protocol):
+    """A module that adjusts its own parameters at the end of :func:`initialise`."""
 
-    def after_initialise(self) -> None: ...
+    def post_initialise(self) -> None:
+        """Called once, without gradients, after all layers are initialised."""
 
 
 def with_init_scale(module: M, scale: float) -> M:
-    """Mark a convolution or linear layer: :func:`initialise` multiplies its fan-in deviation by `scale` (0 = zeros)."""
+    """Marks a convolution or linear layer: :func:`initialise` multiplies its standard deviation by `scale`."""
     module.init_scale = scale  # type: ignore[assignment]
     return module
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Initialise every layer of `module` for training from scratch, in place.
+    """Initialises every layer of `module` for training from scratch, in place.
 
-    Weights are normal with deviation `init_scale / sqrt(fan_in)` (see :func:`with_init_scale`), biases zero, norms
-    the identity. The last layer of a residual branch is marked small (VAE) or zero (UNet and WriteNet, as in
-    latent-diffusion and ControlNet), so that a deep stack starts as the identity plus little.
+    Weights are normal with standard deviation `init_scale / sqrt(fan_in)` (see :func:`with_init_scale`), biases are
+    zero, norms are the identity. The last layer of a residual branch has a small init_scale (VAE) or zero (UNet and
+    WriteNet, as in latent-diffusion and ControlNet), so that a deep stack starts close to the identity.
 
     Args:
-        module: anything built from this file's blocks. Convolutions, linear layers and norms are set, nothing else.
-        generator: CPU source of the weights (torch's global one if None). The values do not depend on the device.
+        module: built from this file's blocks. Only convolutions, linear layers and norms are initialised.
+        generator: CPU generator; None for torch's global one. The values do not depend on the device.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -60,18 +60,19 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
         elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
             layer.reset_parameters()
     for layer in module.modules():
-        if isinstance(layer, InitialisedAfterwards):
-            layer.after_initialise()
+        if isinstance(layer, PostInitialise):
+            layer.post_initialise()
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
 def attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, heads: int) -> Tensor:
-    """Multi-head scaled dot-product attention over already projected tensors.
+    """Multi-head scaled dot-product attention of projected tensors.
 
     Args:
-        query_BTD: [B, T, D]; key_BTD, value_BTD: [B, S, D]; `heads` divides D, heads are consecutive slices of D.
+        query_BTD: [B, T, D]. key_BTD, value_BTD: [B, S, D].
+        heads: a divisor of D; heads are consecutive slices of D.
     Returns:
         [B, T, D] in the query's dtype.
     """
@@ -79,18 +80,18 @@ def attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, heads: int)
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
-def tokens_of(map_BChw: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, h*w, C]; a view if the map is stored channels-last."""
+def map_to_tokens(map_BChw: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, h*w, C], contiguous if the map is in channels-last memory format."""
     return map_BChw.flatten(2).transpose(1, 2)
 
 
-def map_of(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
-    """[B, h*w, C] -> [B, C, h, w] stored channels-last (a view)."""
+def tokens_to_map(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
+    """[B, h*w, C] -> [B, C, h, w], a view in channels-last memory format."""
     return tokens_BTC.transpose(1, 2).unflatten(2, (h, w))
 
 
 class CrossAttention(nn.Module):
-    """Attention with projections; self-attention if no context is given."""
+    """Multi-head attention with projections; without a context, self-attention."""
 
     def __init__(self, width: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_dim, width, bias=False)
         self.to_v = nn.Linear(context_dim, width, bias=False)
-        # A list of one only because the official keys say `to_out.0`.
+        # A Sequential, because the official keys are `to_out.0.*`.
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x_BTD: Tensor, context_BSD: Tensor | None = None) -> Tensor:
@@ -119,7 +120,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back. (The official network keeps a dropout of rate 0 at index 1.)"""
+    """GEGLU to four times the width and back. Index 1 is a dropout of rate 0 in the official network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,10 +131,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, AnyText2's extra pair of both ("attnx"), feed-forward; all residual.
+    """Self-attention, cross-attention, AnyText2's second pair of both ("attnx") and feed-forward; all residual.
 
-    The extra pair shares the norms of the first pair and is applied after it, weighted by `attnx_scale`
-    (AnyText2, Tuo et al. 2024, section 3.2).
+    The second pair follows the first one, shares its norms and is weighted by `attnx_scale` (Tuo et al. 2024, section
+    3.2).
     """
 
     def __init__(self, width: int, context_dim: int, heads: int, attnx: bool) -> None:
@@ -157,7 +158,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the cells of a map, residual around all of it."""
+    """A transformer block over the cells of a map, with a residual connection around it."""
 
     def __init__(self, width: int, context_dim: int, heads: int, norm_groups: int, attnx: bool = False) -> None:
         super().__init__()
@@ -168,17 +169,17 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x_BChw: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:
         """[B, C, h, w] and [B, S, D] -> [B, C, h, w]."""
-        tokens = tokens_of(self.proj_in(self.norm(x_BChw)))
+        tokens = map_to_tokens(self.proj_in(self.norm(x_BChw)))
         for block in self.transformer_blocks:
             tokens = block(tokens, context_BSD, attnx_scale)
-        return x_BChw + self.proj_out(map_of(tokens, *x_BChw.shape[2:]))
+        return x_BChw + self.proj_out(tokens_to_map(tokens, *x_BChw.shape[2:]))
 
 
 # --- convolutional blocks of the UNet --------------------------------------------------------------------------------
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep embedding added between them, residual around both."""
+    """Two convolutions with the timestep embedding added between them, and a residual connection around both."""
 
     def __init__(self, width_in: int, width_out: int, embedding_width: int, norm_groups: int) -> None:
         super().__init__()
@@ -201,7 +202,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve a map by a strided convolution."""
+    """Halves height and width by a strided convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -212,7 +213,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double a map: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -222,8 +223,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Stage(nn.Sequential):
-    """One numbered block of the UNet: each layer gets what it needs besides the map."""
+class TimestepEmbedSequential(nn.Sequential):
+    """A numbered block of the UNet: passes the embedding to ResBlocks and the context to SpatialTransformers."""
 
     def forward(self, x: Tensor, embedding_BD: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -236,12 +237,12 @@ class Stage(nn.Sequential):
         return x
 
 
-def timestep_features(t_B: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids of a timestep (Vaswani et al. 2017, section 3.5), cosines first.
+def timestep_embedding(t_B: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal timestep embedding (Vaswani et al. 2017, section 3.5), cosines first.
 
     Args:
         t_B: [B] integer or floating timesteps, 0..999.
-        width: even number of features.
+        width: number of features, even.
     Returns:
         [B, width] float32.
     """

@@ -1,7 +1,7 @@
-"""Weights made from key names alone: the same key and shape give the same values everywhere, no file needed.
+"""Pseudo weights: deterministic values that depend only on a tensor's official name and shape.
 
-For checks at the official size where nobody's checkpoint is at hand: the recorded outputs of the reference
-implementation in tests/golden/official were made with these values, and so is the smoke test of a training step.
+They allow checks at the official size without a checkpoint: the recorded outputs of the official implementation in
+tests/golden/official use them, and so does the smoke test of a training step.
 """
 
 from __future__ import annotations
@@ -16,19 +16,28 @@ from torch import Tensor, nn
 
 Variant = Literal["plain", "strong"]
 
-# The encoders of glyphs, positions and fonts forget their input with small weights; 'strong' gives them larger ones.
-STRONG_PARTS = ("text_predictor.", "embedding_manager.", "control_model.glyph_block.", "control_model.position_block.")
+# With small weights the encoders of glyphs, positions and fonts are insensitive to their input. The variant 'strong'
+# gives them larger ones.
+STRONG_PREFIXES = (
+    "text_predictor.",
+    "embedding_manager.",
+    "control_model.glyph_block.",
+    "control_model.position_block.",
+)
 
 
 @torch.no_grad()
-def fill_by_name(target: nn.Module | Mapping[str, Tensor], prefix: str = "", variant: Variant = "strong") -> int:
-    """Fills every floating tensor in place with values that its official name determines; returns how many.
+def fill_with_pseudo_weights(
+    target: nn.Module | Mapping[str, Tensor], prefix: str = "", variant: Variant = "strong"
+) -> int:
+    """Fills every floating-point tensor in place with pseudo weights. Returns the number of tensors.
+
+    Integer tensors become 0. Names without a dot (the noise schedule) are skipped.
 
     Args:
-        target: a state dict with official names (the tensors are written to), or a module whose own names are official.
-        prefix: what the target's names lack in front, e.g. "first_stage_model.".
-
-    Integers become 0. Undotted names (the noise schedule) are left as they are.
+        target: a state dict with official names, or a module whose own names are official.
+        prefix: prefix of the official names that the target's names lack, for example "first_stage_model.".
+        variant: see STRONG_PREFIXES.
     """
     state = target.state_dict() if isinstance(target, nn.Module) else target
     filled = 0
@@ -51,7 +60,7 @@ def _values(key: str, shape: torch.Size, variant: Variant) -> Tensor:
         return 1 + 0.1 * torch.rand(shape, generator=generator)
     values = torch.randn(shape, generator=generator)
     if len(shape) >= 2 and not key.endswith("running_mean"):
-        gain = 1.8 if variant == "strong" and key.startswith(STRONG_PARTS) else 0.5
+        gain = 1.8 if variant == "strong" and key.startswith(STRONG_PREFIXES) else 0.5
         return values * (gain / math.sqrt(shape[1:].numel()))
     is_norm_weight = len(shape) < 2 and key.endswith(".weight")
     return 1 + 0.05 * values if is_norm_weight else 0.05 * values

@@ -1,6 +1,6 @@
-"""The line recogniser: PP-OCRv3 recognition (MobileNetV1 backbone, SVTR neck, CTC head) in PyTorch.
+"""The text line recogniser: PP-OCRv3 recognition (MobileNetV1 backbone, SVTR neck, CTC head) in PyTorch.
 
-AnyText2 holds two copies: `text_predictor` (glyph features, reading) and `embedding_manager.font_predictor` (font
+AnyText2 has two of them: `text_predictor` (glyph features, OCR loss) and `embedding_manager.font_predictor` (font
 features). Attribute names are those of the official checkpoint. Architecture: Du et al. 2022, "SVTR: Scene Text
 Recognition with a Single Visual Model", and PaddleOCR's PP-OCRv3 recognition model.
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 COLUMNS = 40
-"""Columns of the output for the fixed input width of 320 pixels."""
-BLANK = 0
+"""Number of output columns for the fixed input width of 320 pixels."""
+CTC_BLANK = 0
+"""Class of the CTC blank."""
 PPOCR_CHARSET = "ppocr"
 
 # (channels in, channels out, kernel, stride, squeeze-excite) of the 13 depthwise-separable blocks at scale 1.
@@ -41,10 +42,10 @@ _BLOCKS: tuple[tuple[int, int, int, tuple[int, int], bool], ...] = (
 
 @dataclass(frozen=True)
 class RecognizerConfig:
-    """Widths of the recogniser and its characters; the defaults are the official model's.
+    """Widths of the recogniser, and its characters. The defaults are the official model's.
 
-    scale multiplies the backbone's channels. charset is 'ppocr' or a text file with one character a line (relative
-    names are looked up beside the model configs). n_classes = characters + 2: the CTC blank first, the space last.
+    scale: multiplies the backbone's channels. charset: 'ppocr', or a text file with one character a line; a relative
+    path is relative to anytext2/configs. n_classes: characters + 2; the CTC blank is first, the space last.
     """
 
     scale: float = 0.5
@@ -65,26 +66,26 @@ class RecognizerConfig:
 
     @property
     def backbone_width(self) -> int:
-        """Channels that leave the backbone."""
+        """Channels of the backbone's output."""
         return int(_BLOCKS[-1][1] * self.scale)
 
     @property
     def feature_size(self) -> int:
-        """Numbers in one line's flattened features."""
+        """Size of one line's flattened features."""
         return COLUMNS * self.neck_dims
 
 
 class RecognizerOutput(NamedTuple):
-    """logits [N, 40, K] before any softmax, class 0 the blank; features [N, 40, D] under the head."""
+    """logits: [N, 40, K] before the softmax, class 0 is the blank. features: [N, 40, D], the head's input."""
 
     logits: Tensor
     features: Tensor
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Computes in at least float32, whatever the network computes in.
+    """Batch norm that computes in at least float32 and returns the input's dtype.
 
-    Engines cast a network's weights but leave its running statistics in float32, a mixture that batch norm refuses.
+    Engines cast a network's weights but not its running statistics. torch's batch norm refuses mixed dtypes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the channels' means."""
+    """Scales each channel by a gate that is computed from the means of all channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -218,7 +219,7 @@ class NeckBlock(nn.Module):
 
 
 class NeckEncoder(nn.Module):
-    """Mix the columns: [N, C, 1, T] -> [N, dims, 1, T]. The input is concatenated again before the last layers."""
+    """SVTR encoder over the columns, [N, C, 1, T] -> [N, D, 1, T], with a skip connection from the input."""
 
     def __init__(self, cfg: RecognizerConfig) -> None:
         super().__init__()
@@ -240,7 +241,7 @@ class NeckEncoder(nn.Module):
 
 
 class Neck(nn.Module):
-    """[N, C, 1, 40] -> the features [N, 40, D]."""
+    """[N, C, 1, 40] -> features [N, 40, D]."""
 
     def __init__(self, cfg: RecognizerConfig) -> None:
         super().__init__()
@@ -262,7 +263,7 @@ class Head(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """Reads one line of text. See `anytext2.line_crop` for how a line becomes the input."""
+    """Recognises one line of text. `anytext2.core.line_crop` makes its input."""
 
     def __init__(self, cfg: RecognizerConfig) -> None:
         super().__init__()
@@ -272,13 +273,13 @@ class Recognizer(nn.Module):
         self.head = Head(cfg.neck_dims, cfg.n_classes)
 
     def features(self, x_NCHW: Tensor) -> Tensor:
-        """Features [N, 40, D] of normalised lines [N, 3, 48, 320] in [-1, 1], right-padded with 0."""
-        # Depthwise convolutions are about 1.5 times as fast in this layout, on CPUs too.
+        """Features [N, 40, D] of lines [N, 3, 48, 320] in [-1, 1], padded on the right with 0."""
+        # Depthwise convolutions are about 1.5 times as fast in channels-last, also on CPUs.
         x = x_NCHW.to(self.head.fc.weight.dtype, memory_format=torch.channels_last)
         return self.neck(self.backbone(x))
 
     def forward(self, x_NCHW: Tensor) -> RecognizerOutput:
-        """Logits [N, 40, K] and features [N, 40, D] of normalised lines [N, 3, 48, 320]."""
+        """Logits [N, 40, K] and features [N, 40, D] of lines [N, 3, 48, 320]; see `features`."""
         features = self.features(x_NCHW)
         return RecognizerOutput(self.head(features), features)
 
@@ -287,13 +288,11 @@ class Recognizer(nn.Module):
 
 
 def load_charset(charset: str, n_classes: int) -> tuple[str, ...]:
-    """The character of every class; class 0 (the CTC blank) is '' and the last one a space.
+    """The character of each class: '' for class 0 (the CTC blank), a space for the last one.
 
-    charset: 'ppocr' (the list of PaddleOCR's Chinese models, read from an installed rapidocr-onnxruntime) or a UTF-8
-    text file with one character a line.
-
-    Raises:
-        ValueError: the list cannot be found, or its length does not fit `n_classes`.
+    charset: 'ppocr' (the characters of PaddleOCR's Chinese models, read from an installed rapidocr-onnxruntime), or a
+    UTF-8 text file with one character a line.
+    Raises ValueError if the characters cannot be found or are not n_classes - 2.
     """
     if charset == PPOCR_CHARSET:
         characters = _ppocr_characters()
@@ -311,7 +310,7 @@ def load_charset(charset: str, n_classes: int) -> tuple[str, ...]:
 
 
 def _ppocr_characters() -> list[str]:
-    """The 6623 characters, from the metadata of the recognition model that rapidocr-onnxruntime carries."""
+    """The 6623 characters of PP-OCR, from the metadata of rapidocr-onnxruntime's recognition model."""
     spec = importlib.util.find_spec("rapidocr_onnxruntime")
     models = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("models/*rec*.onnx"))
     if not models:
@@ -326,24 +325,24 @@ def _ppocr_characters() -> list[str]:
 
 
 def ctc_targets(texts: Sequence[str], charset: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """CTC targets of some lines: class numbers int64 [N, S], padded with the blank, and lengths int64 [N].
+    """CTC targets of texts: class numbers int64 [N, S], padded with the blank, and lengths int64 [N].
 
-    A character outside the charset counts as the last class, as in AnyText2's OCR loss.
+    A character outside the charset gets the last class, as in AnyText2's OCR loss.
     """
     class_of = {character: number for number, character in enumerate(charset) if character}
     rows = [[class_of.get(character, len(charset) - 1) for character in text] for text in texts]
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    targets = torch.full((len(rows), max(map(len, rows), default=0)), BLANK, dtype=torch.int64)
+    targets = torch.full((len(rows), max(map(len, rows), default=0)), CTC_BLANK, dtype=torch.int64)
     for target, row in zip(targets, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.int64)
     return targets, lengths
 
 
-def decode(logits_NTK: Tensor, charset: Sequence[str]) -> list[str]:
-    """Greedy CTC reading of each line: best class a column, repeats merged, blanks dropped."""
+def ctc_greedy_decode(logits_NTK: Tensor, charset: Sequence[str]) -> list[str]:
+    """Greedy CTC decoding of each line: best class of each column, repeats merged, blanks removed."""
     assert logits_NTK.shape[-1] == len(charset), (logits_NTK.shape, len(charset))
     texts = []
     for classes in logits_NTK.argmax(dim=-1).cpu():
         merged = torch.unique_consecutive(classes)
-        texts.append("".join(charset[number] for number in merged.tolist() if number != BLANK))
+        texts.append("".join(charset[number] for number in merged.tolist() if number != CTC_BLANK))
     return texts

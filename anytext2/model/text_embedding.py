@@ -1,7 +1,7 @@
-"""Glyph, position, font and colour of a line -> the one embedding that replaces its placeholder in the text caption.
+"""The line embeddings that replace the placeholders in the text caption (AnyText2's `embedding_manager`).
 
-AnyText2 (Tuo et al. 2024), section 3.3: the sum of four projections. Attribute names are the official checkpoint's
-(`embedding_manager.*`).
+A line's embedding is the sum of four projections: of its glyph, position, font and colour (Tuo et al. 2024, section
+3.3). Attribute names are the official checkpoint's.
 
 Shape suffixes: N lines of the whole batch, sample by sample; D width of the embedding; H/W pixels.
 """
@@ -21,13 +21,13 @@ from anytext2.core.batch import Batch
 from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, crop_line, recognizer_input
 from anytext2.model.recognizer import Recognizer, RecognizerConfig
 
-# Where the reference looks for a font when a line has no place in the picture: its top left corner.
-_NOWHERE = np.array([[0, 0], [100, 0], [100, 100], [0, 100]], dtype=np.float32)
+# Official AnyText2 takes the font hint of a line without a region from the top left corner.
+_DEFAULT_QUAD = np.array([[0, 0], [100, 0], [100, 100], [0, 100]], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class TextEmbeddingConfig:
-    """position_widths: channels of the position encoder, which halves the map between each two."""
+    """position_widths: channels of the position encoder's levels; each level halves height and width."""
 
     position_widths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
 
@@ -37,10 +37,11 @@ class TextEmbeddingConfig:
 
 
 @dataclass(frozen=True)
-class LineParts:
-    """The four summands [N, D] of the line embeddings, and what the recognisers were shown ([N, 3, 48, 320]).
+class LineEmbeddingParts:
+    """The four summands of the line embeddings, [N, D] each, and the recognisers' inputs.
 
-    has_place: for each line, whether its position mask held a region from which the font could be taken.
+    style: of the font. glyph_input, font_input: float32 [N, 3, 48, 320]. has_region: for each line, whether its
+    position mask has a region for the font hint.
     """
 
     glyph: Tensor
@@ -49,10 +50,11 @@ class LineParts:
     color: Tensor
     glyph_input: Tensor
     font_input: Tensor
-    has_place: tuple[bool, ...]
+    has_region: tuple[bool, ...]
 
     @property
     def total(self) -> Tensor:
+        """The line embeddings [N, D]."""
         return self.glyph + self.position + self.style + self.color
 
 
@@ -72,7 +74,7 @@ class PositionEncoder(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """`embedding_manager`. The recogniser that sees the glyphs belongs to the model and is handed in."""
+    """AnyText2's `embedding_manager`. The glyph recogniser is not a part of it, but an argument of its methods."""
 
     def __init__(self, cfg: TextEmbeddingConfig, recognizer: RecognizerConfig, width: int) -> None:
         super().__init__()
@@ -84,56 +86,56 @@ class TextEmbedding(nn.Module):
         self.proj = nn.Sequential(nn.Linear(recognizer.feature_size, width), nn.LayerNorm(width))
 
     def forward(self, batch: Batch, recognizer: Recognizer) -> Tensor:
-        """Line embeddings [N, D], N = sum of `batch.n_lines`, sample by sample."""
+        """Line embeddings [N, D], sample by sample; N is the sum of `batch.n_lines`."""
         if not sum(batch.n_lines):
             return self.position_encoder.conv1.weight.new_zeros(0, self.width)
         return self.parts(batch, recognizer).total
 
-    def parts(self, batch: Batch, recognizer: Recognizer) -> LineParts:
-        """The same in parts; the batch has at least one line."""
+    def parts(self, batch: Batch, recognizer: Recognizer) -> LineEmbeddingParts:
+        """The summands of the line embeddings. The batch must have at least one line."""
         dtype = self.position_encoder.conv1.weight.dtype
         sample, line = _packed_index(batch.n_lines, batch.position.device)
         position_N1HW = batch.position[sample, line].unsqueeze(1).to(dtype)
         glyph_input = recognizer_input(batch.glyph_line[sample, line].unsqueeze(1).float())
-        font_input, has_place = font_inputs(batch)
-        return LineParts(
+        font_input, has_region = font_inputs(batch)
+        return LineEmbeddingParts(
             glyph=self.proj(recognizer.features(glyph_input).flatten(1)),
             position=self.position_encoder(position_N1HW),
             style=self.style_proj(self.font_predictor.features(font_input).flatten(1)),
             color=self.color_proj(batch.color[sample, line].to(dtype)),
             glyph_input=glyph_input,
             font_input=font_input,
-            has_place=has_place,
+            has_region=has_region,
         )
 
 
 def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
-    """The font hint under each line's position mask, as the recogniser wants it: float32 [N, 3, 48, 320].
+    """The recogniser's inputs float32 [N, 3, 48, 320]: crops of the font hint at the lines' position masks.
 
-    A line without a place (empty mask, or thinner than a pixel) is shown the hint's top left corner, as in the
-    reference; there is a warning, and the second result is False for it.
+    A line without a region (empty mask, or thinner than a pixel) gets the hint's top left corner, as in official
+    AnyText2, and a warning. The second result says which lines have a region.
     """
     hints_B1HW = batch.font_hint.float()
     inputs: list[Tensor] = []
-    has_place: list[bool] = []
+    has_region: list[bool] = []
     for b, n in enumerate(batch.n_lines):
         for number in range(n):
             quad = batch.quads[b][number]
             crop = None if quad is None else crop_line(hints_B1HW[b], quad)
-            has_place.append(crop is not None)
+            has_region.append(crop is not None)
             if crop is None:
-                # one text for all lines, so that Python's default filter shows it once a run
+                # The same text for all lines, so that Python's default filter shows it once per run.
                 warnings.warn("a line's position mask has no region to take a font from", stacklevel=2)
-                crop = crop_line(hints_B1HW[b], _NOWHERE)
+                crop = crop_line(hints_B1HW[b], _DEFAULT_QUAD)
                 assert crop is not None
             inputs.append(recognizer_input(crop[None]))
     if not inputs:
         return hints_B1HW.new_zeros(0, 3, LINE_HEIGHT, LINE_WIDTH), ()
-    return torch.cat(inputs), tuple(has_place)
+    return torch.cat(inputs), tuple(has_region)
 
 
 def _packed_index(n_lines: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample number and line number, int64 [N] each, of every real line in order."""
+    """Sample number and line number, int64 [N] each, of all lines in order."""
     pairs = [(b, number) for b, n in enumerate(n_lines) for number in range(n)]
     sample, line = torch.tensor(pairs, dtype=torch.int64).to(device).unbind(1)
     return sample, line

@@ -1,6 +1,6 @@
-"""The noise predictor: Stable Diffusion 1.5's UNet with AnyText2's extra attention ("attnx") in the decoder.
+"""The noise prediction network: Stable Diffusion 1.5's UNet with AnyText2's second attention pair ("attnx").
 
-The WriteNet shares the encoder half, which is therefore built by functions of this file.
+The attnx layers are in the middle block and the decoder. The WriteNet uses the functions of this file for its encoder.
 
 Shape suffixes: B batch, C channels, h/w latent cells, T tokens, D width.
 """
@@ -19,20 +19,20 @@ from anytext2.model.layers import (
     Downsample,
     ResBlock,
     SpatialTransformer,
-    Stage,
+    TimestepEmbedSequential,
     Upsample,
-    timestep_features,
+    timestep_embedding,
     with_init_scale,
 )
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of the UNet; the defaults are the official AnyText2 v2.0.
+    """Shape of the UNet; the defaults are official AnyText2 v2.0.
 
-    Level i works at 1/2**i of the latent with `int(model_channels * channel_mult[i])` channels.
-    `attention_resolutions` lists the downsampling factors (1, 2, 4, ...) that have transformers, `attnx_levels` the
-    decoder's levels whose transformers have the extra attention.
+    Level i has 1/2**i of the latent's resolution and `int(model_channels * channel_mult[i])` channels.
+    attention_resolutions: the downsampling factors (1, 2, 4, ...) of levels with transformers. attnx_levels: the
+    decoder's levels whose transformers have attnx. attnx_middle: whether the middle block has it.
     """
 
     in_channels: int = 4
@@ -81,56 +81,63 @@ class UNetConfig:
 
     @property
     def downsampling(self) -> int:
-        """Latent cells of the input per cell of the middle block, in each direction."""
+        """Downsampling factor from the latent to the middle block, in each direction."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def has_attention(self, level: int) -> bool:
+        """Whether a level has transformers."""
         return 2**level in self.attention_resolutions
 
     def transformer(self, level: int, attnx: bool = False) -> SpatialTransformer:
-        """A transformer as wide as `level`."""
+        """A transformer with the width of `level`."""
         return SpatialTransformer(self.widths[level], self.context_dim, self.num_heads, self.norm_groups, attnx)
 
     def res_block(self, width_in: int, width_out: int) -> ResBlock:
+        """A residual block from `width_in` to `width_out` channels."""
         return ResBlock(width_in, width_out, self.embedding_width, self.norm_groups)
 
 
 def make_time_embed(cfg: UNetConfig) -> nn.Sequential:
-    """Timestep features [B, model_channels] -> embedding [B, 4 model_channels]."""
+    """MLP from `timestep_embedding` [B, model_channels] to [B, 4 model_channels]."""
     width = cfg.embedding_width
     return nn.Sequential(nn.Linear(cfg.model_channels, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def make_input_blocks(cfg: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder half, and the width of each of its blocks' output maps."""
+    """The encoder's blocks, and the number of output channels of each."""
     width = cfg.model_channels
-    blocks = [Stage(nn.Conv2d(cfg.in_channels, width, 3, padding=1))]
+    blocks = [TimestepEmbedSequential(nn.Conv2d(cfg.in_channels, width, 3, padding=1))]
     block_widths = [width]
     for level, width_out in enumerate(cfg.widths):
         if level > 0:
-            blocks.append(Stage(Downsample(width)))
+            blocks.append(TimestepEmbedSequential(Downsample(width)))
             block_widths.append(width)
         for _ in range(cfg.num_res_blocks):
             layers: list[nn.Module] = [cfg.res_block(width, width_out)]
             if cfg.has_attention(level):
                 layers.append(cfg.transformer(level))
-            blocks.append(Stage(*layers))
+            blocks.append(TimestepEmbedSequential(*layers))
             block_widths.append(width_out)
             width = width_out
     return nn.ModuleList(blocks), block_widths
 
 
-def make_middle_block(cfg: UNetConfig, attnx: bool) -> Stage:
-    """The bottleneck; it has a transformer whatever `attention_resolutions` says."""
+def make_middle_block(cfg: UNetConfig, attnx: bool) -> TimestepEmbedSequential:
+    """The middle block. It always has a transformer, whatever `attention_resolutions` is."""
     last = len(cfg.widths) - 1
     width = cfg.widths[last]
-    return Stage(cfg.res_block(width, width), cfg.transformer(last, attnx), cfg.res_block(width, width))
+    return TimestepEmbedSequential(
+        cfg.res_block(width, width), cfg.transformer(last, attnx), cfg.res_block(width, width)
+    )
 
 
 def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.ModuleList:
-    """The decoder half. Each block takes the map so far and the encoder's map it mirrors, side by side."""
+    """The decoder's blocks. A block's input is the previous map concatenated with a skip map of the encoder.
+
+    skip_widths: the second result of `make_input_blocks`.
+    """
     remaining = list(skip_widths)
-    blocks: list[Stage] = []
+    blocks: list[TimestepEmbedSequential] = []
     width = cfg.widths[-1]
     for level, width_out in reversed(list(enumerate(cfg.widths))):
         for i in range(cfg.num_res_blocks + 1):
@@ -140,25 +147,25 @@ def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.Module
                 layers.append(cfg.transformer(level, attnx=level in cfg.attnx_levels))
             if level > 0 and i == cfg.num_res_blocks:
                 layers.append(Upsample(width))
-            blocks.append(Stage(*layers))
+            blocks.append(TimestepEmbedSequential(*layers))
     assert not remaining
     return nn.ModuleList(blocks)
 
 
-def run_stage(stage: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
-    """Call a stage; with `recompute` its activations are not kept but computed again in the backward pass."""
+def run_block(block: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
+    """Calls a block. With `recompute`, its activations are recomputed in the backward pass instead of stored."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(stage, *inputs, use_reentrant=False)
-    return stage(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 class UNet(nn.Module):
-    """Predicts the noise in a latent.
+    """Predicts the noise of a noisy latent.
 
     Args:
         cfg: the shape.
-        activation_checkpointing: keep no activations inside blocks, recompute them in the backward pass. May be
-            changed at any time.
+        activation_checkpointing: recompute the activations of blocks in the backward pass. The attribute may be changed
+            at any time.
     """
 
     def __init__(self, cfg: UNetConfig, activation_checkpointing: bool = False) -> None:
@@ -177,7 +184,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype it computes in (outside autocast): that of the base weights."""
+        """The dtype of the computations outside autocast: that of the base weights."""
         return self.time_embed[0].weight.dtype  # type: ignore[union-attr, return-value]
 
     def forward(
@@ -188,35 +195,35 @@ class UNet(nn.Module):
         control: Control | None = None,
         attnx_scale: float = 1.0,
     ) -> Tensor:
-        """Noise of a noisy latent.
+        """The predicted noise eps of noisy latents.
 
         Args:
             x_BChw: noisy scaled latent [B, in_channels, h, w]; h and w are multiples of `cfg.downsampling`.
             t_B: timesteps [B], integer or float, 0..999.
-            context_BTD: embedded image caption [B, T, context_dim].
-            control: the WriteNet's maps, added to the skip maps and to the middle block's output; None for none.
-            attnx_scale: weight of the extra attentions; 0 leaves them out.
+            context_BTD: context of the image captions [B, T, context_dim].
+            control: the WriteNet's control maps, which are added to the skip maps and to the middle block's output.
+            attnx_scale: weight of the attnx layers; with 0 they are not computed.
         Returns:
             eps [B, out_channels, h, w] in the dtype of `x_BChw`. No argument is changed.
         Raises:
-            ValueError: a latent's side is not a multiple of `cfg.downsampling`, or too few or many control maps.
+            ValueError: h or w is not a multiple of `cfg.downsampling`, or the number of control maps is wrong.
         """
         self._check(x_BChw, control)
         recompute = self.activation_checkpointing
         context = context_BTD.to(self.dtype)
-        embedding = self.time_embed(timestep_features(t_B, self.cfg.model_channels).to(self.dtype))
+        embedding = self.time_embed(timestep_embedding(t_B, self.cfg.model_channels).to(self.dtype))
         hidden = x_BChw.to(self.dtype)
         skips: list[Tensor] = []
         for block in self.input_blocks:
-            hidden = run_stage(block, recompute, hidden, embedding, context)
+            hidden = run_block(block, recompute, hidden, embedding, context)
             skips.append(hidden)
-        hidden = run_stage(self.middle_block, recompute, hidden, embedding, context, attnx_scale)
+        hidden = run_block(self.middle_block, recompute, hidden, embedding, context, attnx_scale)
         if control is not None:
             hidden = hidden + control[-1].to(hidden.dtype)
             skips = [skip + added.to(skip.dtype) for skip, added in zip(skips, control[:-1], strict=True)]
         for block in self.output_blocks:
             joined = torch.cat([hidden, skips.pop()], dim=1)
-            hidden = run_stage(block, recompute, joined, embedding, context, attnx_scale)
+            hidden = run_block(block, recompute, joined, embedding, context, attnx_scale)
         return self.out(hidden).to(x_BChw.dtype)
 
     def _check(self, x_BChw: Tensor, control: Control | None) -> None:

@@ -1,6 +1,6 @@
-"""Image <-> latent: the KL autoencoder of latent diffusion (Rombach et al. 2022, section 3.1).
+"""The VAE: the KL autoencoder of latent diffusion (Rombach et al. 2022, section 3.1).
 
-Owns the scale factor: latents that leave or enter this file are scaled, the diffusion side never multiplies.
+`VAE.encode` and `VAE.decode` apply the scale factor: latents outside this file are always scaled.
 
 Shape suffixes: B batch, C channels, H/W pixels, h/w latent cells.
 """
@@ -13,21 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anytext2.model.layers import attention, map_of, tokens_of, with_init_scale
+from anytext2.model.layers import attention, map_to_tokens, tokens_to_map, with_init_scale
 
 LOGVAR_RANGE = (-30.0, 20.0)
-# A fresh encoder starts almost deterministic; with unit deviation the decoder would first learn to ignore it.
+"""Limits of the posterior's log variance."""
 INITIAL_LOGVAR = -6.0
+"""Log variance of a new encoder: with a variance of 1, the decoder would first learn to ignore the latent."""
 RESIDUAL_INIT_SCALE = 0.1
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Widths of the autoencoder; the defaults are Stable Diffusion's KL-f8.
+    """Shape of the autoencoder; the defaults are Stable Diffusion's KL-f8.
 
-    Level i works at 1/2**i of the image with `ch * ch_mult[i]` channels; `norm_groups` divides all of them.
-    `scale_factor` multiplies latents so that they have about unit variance.
+    Level i has 1/2**i of the image's resolution and `ch * ch_mult[i]` channels. norm_groups: divides all widths.
+    scale_factor: multiplies latents, so that their variance is about 1.
     """
 
     ch: int = 128
@@ -56,7 +57,7 @@ class VAEConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels of the image per latent cell, in each direction."""
+        """Pixels per latent cell, in each direction."""
         return 2 ** (len(self.ch_mult) - 1)
 
 
@@ -78,7 +79,7 @@ class VAEResBlock(nn.Module):
 
 
 class VAEAttention(nn.Module):
-    """Residual self-attention of all cells of a map, one head as wide as the map."""
+    """Residual self-attention over the cells of a map, with one head."""
 
     def __init__(self, width: int, norm_groups: int) -> None:
         super().__init__()
@@ -90,13 +91,13 @@ class VAEAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        query, key, value = (tokens_of(layer(normed)) for layer in (self.q, self.k, self.v))
+        query, key, value = (map_to_tokens(layer(normed)) for layer in (self.q, self.k, self.v))
         mixed = attention(query, key, value, heads=1)
-        return x + self.proj_out(map_of(mixed, *x.shape[2:]))
+        return x + self.proj_out(tokens_to_map(mixed, *x.shape[2:]))
 
 
 class VAEDownsample(nn.Module):
-    """Halve a map. The official model pads below and to the right only."""
+    """Halves height and width. As in the official model, only bottom and right are padded."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class VAEDownsample(nn.Module):
 
 
 class VAEUpsample(nn.Module):
-    """Double a map: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class VAEUpsample(nn.Module):
 
 
 class VAEMiddle(nn.Module):
-    """The two residual blocks, and the optional attention between them, at the coarsest level."""
+    """Two residual blocks with an optional attention between them, at the coarsest level."""
 
     def __init__(self, width: int, cfg: VAEConfig) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class VAEMiddle(nn.Module):
 
 
 class VAELevel(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution unless it is the last level."""
+    """Residual blocks at one resolution, followed by downsampling, upsampling or (last level) nothing."""
 
     def __init__(self, width_in: int, width_out: int, n_blocks: int, norm_groups: int) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class VAELevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image [B, 3, H, W] -> [B, 2 z, h, w], what `quant_conv` turns into mean and log variance."""
+    """Image [B, 3, H, W] -> [B, 2 z, h, w], the input of `quant_conv`, which gives mean and log variance."""
 
     def __init__(self, cfg: VAEConfig) -> None:
         super().__init__()
@@ -232,18 +233,18 @@ class VAE(nn.Module):
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def encode(self, image_BCHW: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
-        """Scaled latent [B, z, h, w]: the posterior's mode, or its sample for standard normal `noise_BChw`."""
+        """Scaled latent [B, z, h, w]: the posterior's mode, or a sample with standard normal `noise_BChw`."""
         mean, logvar = self.encode_moments(image_BCHW)
         if noise_BChw is not None:
             mean = mean + torch.exp(0.5 * logvar) * noise_BChw
         return mean * self.cfg.scale_factor
 
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """Image [B, 3, H, W] of a scaled latent: in [-1, 1] but for what the decoder overshoots (not clamped)."""
+        """Image [B, 3, H, W] of a scaled latent [B, z, h, w], about in [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latent_BChw / self.cfg.scale_factor))
 
-    def after_initialise(self) -> None:
-        """Called by :func:`anytext2.layers.initialise`: start with a nearly deterministic posterior."""
+    def post_initialise(self) -> None:
+        """Starts with a nearly deterministic posterior; called by `anytext2.model.layers.initialise`."""
         z = self.cfg.z_channels
         self.quant_conv.weight[z:].zero_()
         assert self.quant_conv.bias is not None

@@ -1,7 +1,7 @@
-"""Weights files: the official AnyText2 names <-> ours, read strictly, written back.
+"""Reads and writes weights files with the official AnyText2 names.
 
-Only the CLIP tower has other names inside (it is open_clip's, whose attention keeps q, k and v in one matrix).
-Everywhere else the module paths are the official ones already.
+Only the CLIP text tower has other names in this package: it is open_clip's, whose attention has q, k and v in one
+matrix. All other module paths are the official ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from anytext2.model.anytext2 import AnyText2, AnyText2Config, build_model, schedule_tables
 from anytext2.model.recognizer import CONFIG_DIR
 
-EMBEDDED_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
-"""The trained weights of the 'tiny' config that ship with the package."""
+TINY_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
+"""The trained weights of the model config 'tiny', which are part of the package."""
 
 OFFICIAL_TOWER = "cond_stage_model.transformer.text_model."
 OUR_TOWER = "cond_stage_model.tower."
-IGNORED = OFFICIAL_TOWER + "embeddings.position_ids"
-"""A constant that files written with older transformers releases carry."""
+IGNORED_KEY = OFFICIAL_TOWER + "embeddings.position_ids"
+"""A constant in files that older releases of transformers wrote; it is not loaded."""
 
 _TOWER_NAMES = (
     (r"^token_embedding\.", "embeddings.token_embedding."),
@@ -46,8 +46,8 @@ _IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def official_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state under the official names. The tensors share memory with the model: writing to them loads it."""
+def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict with official names. The tensors share memory with the model."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         for official, part in _official(name, tensor):
@@ -56,7 +56,7 @@ def official_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """The official name(s) of one of our tensors; one name but for the joined q, k, v of the text tower."""
+    """Official names and tensors for one of our tensors: three for the q, k, v of the text tower, else one."""
     if not name.startswith(OUR_TOWER):
         return [(name, tensor)]
     name = name.removeprefix(OUR_TOWER)
@@ -75,14 +75,14 @@ def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors`, `.ckpt`, `.pt` or `.pth` file, bare or nested under "state_dict".
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors`, `.ckpt`, `.pt` or `.pth` file, at the top level or under "state_dict".
 
-    Pickles are read with `weights_only`, and mapped into memory where the format allows it.
+    Pickles are read with `weights_only`, and memory-mapped if the format allows it.
 
     Raises:
-        ValueError: the file is missing, truncated, of another format, holds no tensors, or objects that only code of
-            its own could make; that code is not run.
+        ValueError: the file is missing, truncated, of another format, has no tensors, or has objects that would run
+            code; that code is not run.
     """
     path = Path(path)
     if not path.is_file():
@@ -113,10 +113,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def names_in(path: Path) -> set[str]:
-    """Names of the tensors of a weights file, which safetensors tell without being read. Raises as `read_state`."""
+def tensor_names(path: Path) -> set[str]:
+    """Names of a weights file's tensors. Of safetensors, only the header is read. Raises as `read_state_dict`."""
     if path.suffix != ".safetensors" or not path.is_file():
-        return set(read_state(path))
+        return set(read_state_dict(path))
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys())
@@ -125,7 +125,7 @@ def names_in(path: Path) -> set[str]:
 
 
 def _not_unpickled(error: pickle.UnpicklingError) -> str:
-    """What was found in the file; torch's own message recommends to run it."""
+    """The reason of a refused pickle. torch's own message recommends an unsafe option."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return "not a readable weights file, truncated or of another format (not a pickle of tensors)"
@@ -134,34 +134,33 @@ def _not_unpickled(error: pickle.UnpicklingError) -> str:
 
 @torch.no_grad()
 def load_weights(model: AnyText2, path: Path) -> None:
-    """Loads a complete file with the official names, converting to the model's dtypes.
+    """Loads a complete weights file with official names. Values are converted to the model's dtypes.
 
     Raises:
-        ValueError: the file cannot be read; keys are missing, unexpected or of another shape (each is counted and the
-            first are named); or its noise schedule is not the config's. The model is then unchanged.
+        ValueError: the file cannot be read; names are missing, unexpected or of another shape; or its noise schedule is
+            not the config's. The model is then unchanged.
     """
     path = Path(path)
-    source = read_state(path)
-    source.pop(IGNORED, None)
-    target = official_state(model)
+    source = read_state_dict(path)
+    source.pop(IGNORED_KEY, None)
+    target = official_state_dict(model)
     _require_fit(path, source, target)
     _require_schedule(path, source, model.cfg)
     _copy(source, target)
 
 
 @torch.no_grad()
-def load_parts(model: AnyText2, paths: Iterable[Path]) -> set[str]:
-    """Loads files that hold only some of the tensors, later ones over earlier ones; names official or ours.
+def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
+    """Loads files with some of the model's tensors, under official or our names. Later files override earlier ones.
 
     Returns the names that were loaded.
-
-    Raises ValueError for a name that the model lacks or another shape; the model is then unchanged.
+    Raises ValueError for a name that the model does not have or another shape; the model is then unchanged.
     """
-    target = official_state(model) | model.state_dict()
+    target = official_state_dict(model) | model.state_dict()
     sources = []
     for path in map(Path, paths):
-        source = read_state(path)
-        source.pop(IGNORED, None)
+        source = read_state_dict(path)
+        source.pop(IGNORED_KEY, None)
         _require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
         sources.append(source)
     for source in sources:
@@ -172,7 +171,7 @@ def load_parts(model: AnyText2, paths: Iterable[Path]) -> set[str]:
 def load_model(
     config: AnyText2Config, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> AnyText2:
-    """A model built and loaded without drawing weights first; in eval mode. Raises as `load_weights`."""
+    """A model in eval mode with the weights of a file, without random initialisation. Raises as `load_weights`."""
     model = build_model(config, "meta", dtype).to_empty(device=device)
     load_weights(model, path)
     return model
@@ -180,13 +179,14 @@ def load_model(
 
 @torch.no_grad()
 def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes all tensors under the official names to `.safetensors`, or to a `.ckpt`, `.pt` as {"state_dict": ...}.
+    """Writes all tensors with official names to a `.safetensors` file, or as {"state_dict": ...} to a `.ckpt` or `.pt`.
 
-    dtype: of the weights. The schedule, batch norm statistics and integers keep their own.
+    dtype: of the weights in the file; None for the model's. The schedule, batch norm statistics and integers keep their
+    dtypes.
     """
     path = Path(path)
     state = {}
-    for name, tensor in official_state(model).items():
+    for name, tensor in official_state_dict(model).items():
         keep = "." not in name or ".running_" in name or not tensor.is_floating_point()
         state[name] = (
             tensor.detach()
@@ -207,7 +207,7 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
 
 @dataclass(frozen=True)
 class InitReport:
-    """Names of the model's tensors that were copied, and of those that keep their own initialisation."""
+    """Names of the model's tensors that were copied, and of those that kept their initialisation."""
 
     copied: tuple[str, ...]
     kept: tuple[str, ...]
@@ -217,15 +217,16 @@ class InitReport:
 def init_from_sd15(
     model: AnyText2, sd15_state: Mapping[str, Tensor], recognizer_state: Mapping[str, Tensor]
 ) -> InitReport:
-    """Starts an AnyText2 from Stable Diffusion 1.5 and a PP-OCRv3 recogniser, as the reference's tool does.
+    """Initialises a model from Stable Diffusion 1.5 and a PP-OCRv3 recogniser, as official AnyText2's tool does.
 
-    The WriteNet's encoder is the UNet's, the extra attentions are the ordinary ones; hint encoders, zero convolutions
-    and projections keep their initialisation. Keys of `recognizer_state` start with `backbone.`, `neck.`, `head.`.
+    The WriteNet's encoder is copied from the UNet's, the attnx layers from the first attention pair. Hint encoders,
+    zero convolutions and projections keep their initialisation. Names in `recognizer_state` start with `backbone.`,
+    `neck.` or `head.`.
 
     Raises:
-        ValueError: a tensor of the UNet, VAE, text tower or recognisers has no source, or one of another shape.
+        ValueError: a tensor of the UNet, VAE, text tower or recognisers is missing or of another shape.
     """
-    target = official_state(model)
+    target = official_state_dict(model)
     source: dict[str, Tensor] = {}
     for name in target:
         if "." not in name:
@@ -241,12 +242,13 @@ def init_from_sd15(
 
 
 def _sd15_key(name: str) -> str:
-    """Where in Stable Diffusion one of AnyText2's tensors comes from, if it is there at all."""
+    """The name in Stable Diffusion 1.5 of the tensor from which an AnyText2 tensor is copied, if it exists there."""
     name = re.sub(r"^control_model\.", "model.diffusion_model.", name)
     return re.sub(r"\.attn([12])x\.", r".attn\1.", name)
 
 
 def _recognizer_key(name: str) -> str | None:
+    """The name of a recogniser's tensor within the recogniser; None for other tensors."""
     for prefix in ("text_predictor.", "embedding_manager.font_predictor."):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -268,7 +270,7 @@ def _needs_source(name: str) -> bool:
 
 
 def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless both have the same names and shapes."""
+    """Raises ValueError, with counts and first names, unless both have the same names and shapes."""
     missing = [name for name in target if name not in source]
     unexpected = [name for name in source if name not in target]
     reshaped = [
@@ -278,8 +280,8 @@ def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, 
     ]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
     if any(names for _, names in faults):
-        told = "; ".join(f"{len(names)} {what}{_first(names)}" for what, names in faults)
-        raise ValueError(f"{path}: does not fit the model: {told}")
+        summary = "; ".join(f"{len(names)} {what}{_first(names)}" for what, names in faults)
+        raise ValueError(f"{path}: does not fit the model: {summary}")
 
 
 def _first(names: Sequence[str], n: int = 3) -> str:
@@ -293,15 +295,15 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _require_schedule(path: Path, source: Mapping[str, Tensor], cfg: AnyText2Config) -> None:
-    """Raises ValueError if the file was trained on another noise schedule than the config says."""
+    """Raises ValueError if the file's noise schedule is not the config's."""
     for name in ("betas", "alphas_cumprod"):
-        # 1e-2: files that hold the tables in half precision are accepted
+        # 1e-2 accepts files with tables in half precision.
         if not torch.allclose(source[name].float(), schedule_tables(cfg.schedule)[name], rtol=1e-2, atol=1e-6):
             raise ValueError(f"{path}: its table {name} is not that of the config's schedule ({cfg.schedule})")
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Copies every source tensor, except the schedule, which the config has already given."""
+    """Copies all source tensors except the schedule, which comes from the config."""
     for name, tensor in source.items():
         if "." in name:
             target[name].copy_(tensor)

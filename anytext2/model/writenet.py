@@ -1,8 +1,8 @@
-"""The WriteNet: the ControlNet branch (Zhang et al. 2023) that tells the UNet what to write, and where.
+"""The WriteNet: the ControlNet branch (Zhang et al. 2023) for the glyphs and positions of the text.
 
-It sees the glyph page, the positions, the masked latent and the embedded text caption, but neither the noisy latent
-nor the timestep (AnyText2's `fast_control`). Its maps are therefore a constant of a sample: compute them once, and
-hand them to every call of the UNet.
+Its inputs are the glyph page, the positions, the masked latent and the text caption's context, but neither the noisy
+latent nor the timestep (AnyText2's `fast_control`). Its control maps are therefore the same at all timesteps: compute
+them once per sample and pass them to every call of the UNet.
 
 Shape suffixes: B batch, C channels, H/W pixels, h/w latent cells, T tokens, D width; g = glyph scale.
 """
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.core.batch import Control
-from anytext2.model.layers import SILU_GAIN, timestep_features, with_init_scale
-from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_stage
+from anytext2.model.layers import SILU_GAIN, timestep_embedding, with_init_scale
+from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_block
 
-# What a hint encoder divides the page by; the latents must have the same cells.
 HINT_DOWNSAMPLING = 8
+"""Downsampling factor of the hint encoders, which must be the VAE's."""
 
 
 @dataclass(frozen=True)
 class WriteNetConfig:
-    """What the WriteNet has beyond the shared encoder; the defaults are the official AnyText2 v2.0.
+    """Shape of the hint encoders; the defaults are official AnyText2 v2.0.
 
-    `glyph_scale` = g: glyph pages are drawn g times as large as the image (1 or 2). `glyph_widths` and
-    `position_widths` are the hint encoders' channels at 1, 1/2, 1/4 and 1/8 of the image; a scale of 2 puts one more
-    level, half as wide, before the glyph encoder.
+    glyph_scale: g = 1 or 2; glyph pages are g times as large as the image. glyph_widths, position_widths: channels of
+    the hint encoders at 1, 1/2, 1/4 and 1/8 of the image's resolution. With glyph_scale 2 the glyph encoder has one
+    more level before these, with half of the first width.
     """
 
     glyph_scale: int = 1
@@ -46,15 +46,15 @@ class WriteNetConfig:
 
     @property
     def glyph_levels(self) -> list[int]:
-        """Widths of the glyph encoder from the page's own resolution on."""
+        """Channels of all levels of the glyph encoder, from the page's resolution on."""
         widths = list(self.glyph_widths)
         return widths if self.glyph_scale == 1 else [widths[0] // 2, *widths]
 
 
 def make_hint_encoder(widths: list[int]) -> nn.Sequential:
-    """Page [B, 1, H, W] -> [B, widths[-1], H / 2**(n-1), W / 2**(n-1)], all 3x3 convolutions with SiLU.
+    """Page [B, 1, H, W] -> [B, widths[-1], H / 2**(n-1), W / 2**(n-1)] for n widths: 3x3 convolutions with SiLU.
 
-    A level is a convolution at its width and a strided one to the next level.
+    Each level has a convolution at its width and a strided one to the next level.
     """
     convolutions = [nn.Conv2d(1, widths[0], 3, padding=1)]
     for width, next_width in pairwise(widths):
@@ -64,17 +64,17 @@ def make_hint_encoder(widths: list[int]) -> nn.Sequential:
 
 
 def make_zero_convolution(width: int) -> nn.Sequential:
-    """A 1x1 convolution that starts at zero, so that an untrained branch changes nothing."""
+    """ControlNet's zero convolution: 1x1, initialised to zero, so that an untrained branch has no effect."""
     return nn.Sequential(with_init_scale(nn.Conv2d(width, width, 1), 0.0))
 
 
 class WriteNet(nn.Module):
-    """Hints -> control maps of the UNet.
+    """Computes the control maps of the UNet from the hints.
 
     Args:
-        unet_cfg: the UNet's shape; the branch is a copy of its encoder, without extra attention.
-        cfg: the hint encoders.
-        activation_checkpointing: as in :class:`anytext2.unet.UNet`.
+        unet_cfg: the UNet's shape; the WriteNet has the same encoder and middle block, without attnx.
+        cfg: shape of the hint encoders.
+        activation_checkpointing: as in :class:`anytext2.model.unet.UNet`.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class WriteNet(nn.Module):
         self.glyph_block = make_hint_encoder(cfg.glyph_levels)
         self.position_block = make_hint_encoder(list(cfg.position_widths))
         hint_width = cfg.glyph_widths[-1] + cfg.position_widths[-1] + unet_cfg.in_channels
-        # Zero in a ControlNet whose encoder is a trained copy. From scratch it must not be: the latent is zero as
-        # well, so with a silent hint every map would be zero and the zero convolutions would never get a gradient.
+        # Not a zero convolution: the latent input is zero, so that with a zero hint all maps would be zero and the zero
+        # convolutions would get no gradient.
         self.fuse_block_za = nn.Conv2d(hint_width, unet_cfg.model_channels, 3, padding=1)
         self.middle_block = make_middle_block(unet_cfg, attnx=False)
         self.middle_block_out = make_zero_convolution(unet_cfg.widths[-1])
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype it computes in (outside autocast): that of the base weights."""
+        """The dtype of the computations outside autocast: that of the base weights."""
         return self.time_embed[0].weight.dtype  # type: ignore[union-attr, return-value]
 
     def fuse_hints(self, glyph_B1HW: Tensor, position_B1HW: Tensor, masked_latent_BChw: Tensor) -> Tensor:
-        """The guided hint [B, model_channels, h, w]; arguments and errors as in :meth:`forward`."""
+        """The encoded hints [B, model_channels, h, w]; arguments and errors as in :meth:`forward`."""
         self._check(glyph_B1HW, position_B1HW, masked_latent_BChw)
         glyph = self.glyph_block(glyph_B1HW.to(self.dtype))
         position = self.position_block(position_B1HW.to(self.dtype))
@@ -120,30 +120,30 @@ class WriteNet(nn.Module):
         """Control maps of a batch.
 
         Args:
-            glyph_B1HW: union of the lines' ink, {0, 1}, [B, 1, H g, W g].
-            position_B1HW: sum of the lines' position masks, not clipped, [B, 1, H, W].
+            glyph_B1HW: glyph pages [B, 1, H g, W g] in {0, 1}.
+            position_B1HW: sum of the lines' position masks [B, 1, H, W], not clipped.
             masked_latent_BChw: scaled latent of the masked image [B, in_channels, H / 8, W / 8].
-            text_context_BTD: embedded text caption [B, T, context_dim].
-            x_BChw, t_B: what a ControlNet without fast_control sees besides. AnyText2's is trained with zeros for both,
-                which is what None means.
+            text_context_BTD: context of the text captions [B, T, context_dim].
+            x_BChw, t_B: noisy latents and timesteps, for a ControlNet without fast_control. None means zeros, with
+                which AnyText2's WriteNet is trained.
         Returns:
-            One map for each input block of the UNet, in order, then the middle block's, in the computing dtype.
+            One map for each input block of the UNet, in order, then the middle block's, in `self.dtype`.
         Raises:
-            ValueError: the three hints do not fit one another, or the UNet's downsampling.
+            ValueError: the sizes of the hints do not match, or h or w is not a multiple of the UNet's downsampling.
         """
         recompute = self.activation_checkpointing
         hint = self.fuse_hints(glyph_B1HW, position_B1HW, masked_latent_BChw)
         context = text_context_BTD.to(self.dtype)
-        # fast_control: timestep 0 and a latent of zeros for every sample. One row is enough: it broadcasts.
+        # fast_control: timestep 0 and a zero latent for every sample. One row is enough, because it broadcasts.
         time = torch.zeros(1, device=hint.device) if t_B is None else t_B
-        embedding = self.time_embed(timestep_features(time, self.unet_cfg.model_channels).to(self.dtype))
-        seen = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:]) if x_BChw is None else x_BChw
-        hidden = hint + self.input_blocks[0](seen.to(hint.dtype), embedding, context)
+        embedding = self.time_embed(timestep_embedding(time, self.unet_cfg.model_channels).to(self.dtype))
+        latent = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:]) if x_BChw is None else x_BChw
+        hidden = hint + self.input_blocks[0](latent.to(hint.dtype), embedding, context)
         maps = [self.zero_convs[0](hidden)]
         for block, zero_conv in zip(self.input_blocks[1:], self.zero_convs[1:], strict=True):  # type: ignore[arg-type, index]
-            hidden = run_stage(block, recompute, hidden, embedding, context)
+            hidden = run_block(block, recompute, hidden, embedding, context)
             maps.append(zero_conv(hidden))
-        hidden = run_stage(self.middle_block, recompute, hidden, embedding, context)
+        hidden = run_block(self.middle_block, recompute, hidden, embedding, context)
         maps.append(self.middle_block_out(hidden))
         return tuple(maps)
 

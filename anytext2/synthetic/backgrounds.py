@@ -1,7 +1,7 @@
-"""Painted backgrounds for synthetic pictures, each with the words that describe it.
+"""Draws backgrounds for synthetic pictures, each with a description for the caption.
 
-A painter takes a random generator and a size and returns (picture, description); PAINTERS lists them by kind.
-Pictures are uint8 [size, size, 3], red-green-blue.
+A background function takes a random generator and a size and returns (picture, description). BACKGROUNDS lists them by
+kind. Pictures are uint8 [size, size, 3], red-green-blue.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ _NAMES = tuple(PALETTE)
 
 @dataclass(frozen=True)
 class Background:
-    """A painted picture (uint8 [size, size, 3]), its kind (a key of PAINTERS) and its description in words."""
+    """A drawn background: uint8 [size, size, 3], its kind (a key of BACKGROUNDS) and its description."""
 
     image: np.ndarray
     kind: str
     description: str
 
 
-def paint(rng: np.random.Generator, size: int) -> Background:
-    """A background of a random kind; the same state of `rng` paints the same picture."""
+def draw_background(rng: np.random.Generator, size: int) -> Background:
+    """A random background of a random kind; it depends on the state of `rng` and the size only."""
     kind = str(rng.choice(_KINDS, p=_WEIGHTS))
-    image, description = PAINTERS[kind](rng, size)
+    image, description = BACKGROUNDS[kind](rng, size)
     return Background(image, kind, description)
 
 
-def pick_color(rng: np.random.Generator, exclude: tuple[str, ...] = ()) -> tuple[str, Color]:
-    """A named colour with a little jitter; the name still fits what is seen."""
+def random_color(rng: np.random.Generator, exclude: tuple[str, ...] = ()) -> tuple[str, Color]:
+    """A random colour of PALETTE with jitter, and its name."""
     names = [name for name in _NAMES if name not in exclude]
     name = names[int(rng.integers(len(names)))]
-    return name, jitter(rng, PALETTE[name])
+    return name, jitter_color(rng, PALETTE[name])
 
 
-def jitter(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
-    """`color` moved by at most `amount` in each channel."""
+def jitter_color(rng: np.random.Generator, color: Color, amount: int = 10) -> Color:
+    """`color` with a random shift of at most `amount` in each channel."""
     shifts = rng.integers(-amount, amount + 1, 3).tolist()
     red, green, blue = (min(255, max(0, c + d)) for c, d in zip(color, shifts, strict=True))
     return red, green, blue
 
 
 def _flat(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    name, color = pick_color(rng)
+    name, color = random_color(rng)
     return _filled(size, color), f"plain {name} background"
 
 
 def _gradient(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color = pick_color(rng)
-    second, second_color = pick_color(rng, exclude=(first,))
+    first, first_color = random_color(rng)
+    second, second_color = random_color(rng, exclude=(first,))
     if rng.random() < 0.7:
         x, y = _grid(size)
         angle = rng.uniform(0, 2 * np.pi)
@@ -81,7 +81,7 @@ def _gradient(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _stripes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     x, y = _grid(size)
     angle = float(rng.choice([0.0, np.pi / 2, np.pi / 4, -np.pi / 4]))
     phase = (np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(4, 10) + rng.random()
@@ -90,7 +90,7 @@ def _stripes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _checks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     cells = int(rng.integers(4, 9))
     x, y = _grid(size)
     wave = ((np.floor(x * cells) + np.floor(y * cells)) % 2).astype(np.float32)
@@ -98,7 +98,7 @@ def _checks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _dots(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     x, y = _grid(size)
     cells, radius = rng.uniform(5, 9), rng.uniform(0.2, 0.36)
     distance = np.hypot((x * cells) % 1 - 0.5, (y * cells) % 1 - 0.5)
@@ -108,7 +108,7 @@ def _dots(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _bricks(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    name, color = pick_color(rng, exclude=("black", "yellow", "pink"))
+    name, color = random_color(rng, exclude=("black", "yellow", "pink"))
     rows = int(rng.integers(6, 11))
     x, y = _grid(size)
     row = np.floor(y * rows)
@@ -126,25 +126,25 @@ def _wood(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
     warp = _smooth_noise(rng, size, 3) * 0.9
     grain = np.sin((y * rng.uniform(6, 12) + warp + 0.15 * np.sin(x * 5)) * 2 * np.pi)
     planks = (y[:, 0] * int(rng.integers(3, 6))) % 1 < 0.03
-    image = _shaded(jitter(rng, PALETTE[name]), 1.0 + 0.10 * grain)
+    image = _shaded(jitter_color(rng, PALETTE[name]), 1.0 + 0.10 * grain)
     image[planks] = (image[planks] * 0.5).astype(np.uint8)
     return image, f"{name} wooden background"
 
 
 def _clouds(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    first, first_color, second, second_color = _close_pair(rng)
+    first, first_color, second, second_color = _similar_colors(rng)
     noise = 0.65 * _smooth_noise(rng, size, 4) + 0.35 * _smooth_noise(rng, size, 10)
     return _blend(first_color, second_color, 0.5 + 0.45 * noise), f"{first} and {second} marbled background"
 
 
 def _shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-    """Clutter: one or two kinds of objects scattered over a plain or soft ground."""
-    name, color = pick_color(rng)
+    """One or two kinds of shapes, scattered over a plain background."""
+    name, color = random_color(rng)
     image = _filled(size, color)
     phrases = []
     for _ in range(int(rng.integers(1, 3))):
         shape = _SHAPES[int(rng.integers(len(_SHAPES)))]
-        shape_name, shape_color = pick_color(rng, exclude=(name,))
+        shape_name, shape_color = random_color(rng, exclude=(name,))
         count = int(rng.integers(1, 6))
         for _ in range(count):
             _draw_shape(image, rng, shape, shape_color)
@@ -177,7 +177,7 @@ def _draw_shape(image: np.ndarray, rng: np.random.Generator, shape: str, color: 
         cv2.fillPoly(image, [points.round().astype(np.int32)], color, cv2.LINE_AA)
 
 
-PAINTERS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]] = {
+BACKGROUNDS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]] = {
     "flat": _flat,
     "gradient": _gradient,
     "stripes": _stripes,
@@ -188,16 +188,16 @@ PAINTERS: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, str]]
     "clouds": _clouds,
     "shapes": _shapes,
 }
-_KINDS = tuple(PAINTERS)
+_KINDS = tuple(BACKGROUNDS)
 _WEIGHTS = (0.14, 0.18, 0.09, 0.06, 0.07, 0.08, 0.08, 0.10, 0.20)
 
 
-def _close_pair(rng: np.random.Generator) -> tuple[str, Color, str, Color]:
-    """Two named colours of similar brightness, so that one text colour can be read on both."""
-    first, first_color = pick_color(rng)
-    near = [n for n in _NAMES if n != first and abs(_luma(PALETTE[n]) - _luma(first_color)) < 60]
-    second = near[int(rng.integers(len(near)))]
-    return first, first_color, second, jitter(rng, PALETTE[second])
+def _similar_colors(rng: np.random.Generator) -> tuple[str, Color, str, Color]:
+    """Two named colours of similar brightness, so that a text colour can contrast with both."""
+    first, first_color = random_color(rng)
+    similar = [n for n in _NAMES if n != first and abs(_luma(PALETTE[n]) - _luma(first_color)) < 60]
+    second = similar[int(rng.integers(len(similar)))]
+    return first, first_color, second, jitter_color(rng, PALETTE[second])
 
 
 def _luma(color: Color) -> float:
@@ -209,7 +209,7 @@ def _filled(size: int, color: Color) -> np.ndarray:
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y in (0, 1), float32, broadcastable to [size, size]."""
+    """x [1, size] and y [size, 1] of the pixel centres in (0, 1), float32."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     return axis[None, :], axis[:, None]
 
@@ -220,12 +220,12 @@ def _distance_from(center: np.ndarray, size: int) -> np.ndarray:
 
 
 def _soft_step(signed: np.ndarray, size: int, width: float) -> np.ndarray:
-    """0 below the edge, 1 above it, a ramp of about a pixel or two between: no jagged edges."""
+    """An antialiased step function of a signed distance: 0 below 0, 1 above, with a ramp of one or two pixels."""
     return np.clip(signed / (width * 128 / size) + 0.5, 0, 1)
 
 
 def _blend(first: Color, second: Color, weight: np.ndarray) -> np.ndarray:
-    """first where weight is 0, second where it is 1; weight [size, size] is clipped."""
+    """Interpolates from `first` (weight 0) to `second` (weight 1). weight: [size, size], clipped to [0, 1]."""
     weight = np.clip(np.broadcast_to(weight, (max(weight.shape),) * 2), 0, 1).astype(np.float32)[..., None]
     start, end = np.asarray(first, np.float32), np.asarray(second, np.float32)
     return (start + (end - start) * weight + 0.5).astype(np.uint8)
@@ -236,6 +236,6 @@ def _shaded(color: Color, brightness: np.ndarray) -> np.ndarray:
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise in about [-1, 1] with `cells` bumps a side."""
+    """Smooth noise [size, size] in about [-1, 1], interpolated from a grid of `cells` x `cells` random values."""
     coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""What synthetic pictures say: English words and numbers, Chinese words and random characters."""
+"""Random texts for synthetic pictures: English words and numbers, Chinese words and characters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from anytext2.glyphs.fonts import Font
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-# Read alone, these are a stroke or a letter rather than a character.
-_NOT_ALONE = frozenset("一二三十口日工土士人入八己已未末干千了上下")
+# Alone, these characters look like a stroke or a letter.
+_AMBIGUOUS_ALONE = frozenset("一二三十口日工土士人入八己已未末干千了上下")
 
 
 def latin_text(rng: np.random.Generator, font: Font) -> str:
-    """A word as the font can show it (lower case, capitalised or in capitals), or now and then a number."""
+    """A random word in lower case, capitalised or in capitals, or sometimes a number of two to four digits.
+
+    The case is one that the font can show: a font without lower case gets capitals, a script font no all capitals.
+    """
     if rng.random() < 0.08:
         return "".join(str(d) for d in rng.integers(0, 10, int(rng.integers(2, 5))))
     words = _words("words_latin.txt")
@@ -28,13 +31,15 @@ def latin_text(rng: np.random.Generator, font: Font) -> str:
 
 
 def chinese_text(rng: np.random.Generator) -> str:
-    """A Chinese word of two to four characters, or one to three random characters of the tiny character set."""
+    """A random Chinese word, or one to three random characters of the tiny character set."""
     if rng.random() < 0.5:
         words = _words("words_chinese.txt")
         return words[int(rng.integers(len(words)))]
     characters = _chinese_characters()
     text = "".join(characters[i] for i in rng.integers(0, len(characters), int(rng.integers(1, 4))))
-    return text if len(text) > 1 or text not in _NOT_ALONE else text + characters[int(rng.integers(len(characters)))]
+    return (
+        text if len(text) > 1 or text not in _AMBIGUOUS_ALONE else text + characters[int(rng.integers(len(characters)))]
+    )
 
 
 @lru_cache

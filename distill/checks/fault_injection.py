@@ -1,8 +1,7 @@
-"""Faults of earlier attempts, to be put in on purpose (`model.planted`) and one at a time: what does each of them cost?
+"""Faults of earlier attempts, for measuring the cost of each: `model.fault_injection` injects one on purpose.
 
-None shows in the loss. Each changes what the networks are told, in training and in sampling alike, of teacher and
-student alike, as it did there. Where one is planted, the audit of the first batch says what it finds and lets the run
-go on.
+None is visible in the loss. Each changes the networks' inputs in training and in sampling, for teacher and student, as
+it did there. With an injected fault the check of the first batch reports what it finds and does not stop the run.
 """
 
 from __future__ import annotations
@@ -18,55 +17,57 @@ from torch import Tensor
 from anytext2.core.batch import Batch, Conditions
 from anytext2.model.anytext2 import AnyText2
 
-THIN_INK = 1.0 / 255.0
+FAINT_INK = 1.0 / 255.0
 
 
 def glyph_page_all_ink(model: AnyText2) -> None:
     """The glyph page was drawn on white, and the WriteNet takes everything that is not zero for ink."""
-    told = model.condition
+    original = model.encode_conditions
 
-    def condition(*args: Any, **kwargs: Any) -> Conditions:
-        conditions = told(*args, **kwargs)
+    def encode_conditions(*args: Any, **kwargs: Any) -> Conditions:
+        conditions = original(*args, **kwargs)
         return replace(conditions, glyph=torch.ones_like(conditions.glyph))
 
-    model.condition = condition  # type: ignore[method-assign]
+    model.encode_conditions = encode_conditions  # type: ignore[method-assign]
 
 
 def glyph_lines_thin(model: AnyText2) -> None:
     """The lines for the OCR features came from a picture of 0 and 1, divided by 255 as if it were one of 0 to 255."""
-    told = model.condition
+    original = model.encode_conditions
 
-    def condition(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
-        return told(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * THIN_INK), *args, **kwargs)
+    def encode_conditions(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
+        return original(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * FAINT_INK), *args, **kwargs)
 
-    model.condition = condition  # type: ignore[method-assign]
+    model.encode_conditions = encode_conditions  # type: ignore[method-assign]
 
 
 def placeholders_lost(model: AnyText2) -> None:
     """Placeholders were joined with a comma right behind them, which is another token: only the last one was found,
     and it took the first line's embedding."""
     encoder = model.cond_stage_model
-    encode = encoder.encode_texts
+    encode = encoder.encode_text_captions
 
-    def encode_texts(captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]) -> Tensor:
+    def encode_text_captions(
+        captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
+    ) -> Tensor:
         firsts = [first for first, n in zip(accumulate([0, *n_lines]), n_lines, strict=False) if n]
         joined = [caption.replace("* ,", "*,") for caption in captions]
         return encode(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
 
-    encoder.encode_texts = encode_texts  # type: ignore[method-assign]
+    encoder.encode_text_captions = encode_text_captions  # type: ignore[method-assign]
 
 
 def writenet_sees_noise(model: AnyText2) -> None:
     """The WriteNet was fed the noisy latent and the time, although it is trained with zeros for both."""
     predict = model.predict_noise
 
-    def write(conditions: Conditions) -> tuple[Tensor, ...]:
+    def control_maps(conditions: Conditions) -> tuple[Tensor, ...]:
         return conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
 
     def predict_noise(x: Tensor, t: Tensor, context: Tensor, control: tuple[Tensor, ...], *more: Any) -> Tensor:
         return predict(x, t, context, model.control_model(*control, x, t), *more)
 
-    model.write, model.predict_noise = write, predict_noise  # type: ignore[method-assign, assignment]
+    model.control_maps, model.predict_noise = control_maps, predict_noise  # type: ignore[method-assign, assignment]
 
 
 FAULT_INJECTIONS: dict[str, Callable[[AnyText2], None]] = {

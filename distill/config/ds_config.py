@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: what a user may write there, and which file runs on this machine."""
+"""DeepSpeed's JSON: reads it, validates it, and chooses the file for this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from anytext2.core.resources import find_shipped
+
 if TYPE_CHECKING:
     from distill.runtime.world import World
 
@@ -15,14 +17,15 @@ CPU_CONFIG = "zero2_cpu.json"
 SECTIONS = ("zero_optimization", "fp16", "bf16")
 
 
+def find_ds_config(path: Path) -> Path:
+    """`path`, or the shipped configuration that it names. Raises ValueError in one line."""
+    return find_shipped(path, "ds_configs", "--deepspeed")
+
+
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """Reads a DeepSpeed JSON. Raises ValueError in one line."""
-    if not path.is_file():
-        raise ValueError(
-            f"--deepspeed {path}: no such file (shipped: ds_configs/zero2.json, zero2_bf16.json, zero2_cpu.json)"
-        )
+    """Reads a DeepSpeed JSON, where there is no such file a shipped one. Raises ValueError in one line."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(find_ds_config(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"--deepspeed {path}: not valid JSON: line {error.lineno}: {error.msg}") from error
     if not isinstance(config, dict) or not all(isinstance(config.get(name, {}), dict) for name in SECTIONS):
@@ -44,8 +47,8 @@ def precision_of(ds_config: dict[str, Any]) -> str:
 def choose_config(path: Path, world: World, fp16_on_cpu: bool) -> tuple[dict[str, Any], str]:
     """The DeepSpeed configuration that runs here, and a line about it.
 
-    DeepSpeed refuses fp16 without a GPU; there zero2_cpu.json beside the given file takes its place, unless
-    `fp16_on_cpu` asks for real fp16 with real loss scaling on the CPU.
+    DeepSpeed refuses fp16 without a GPU. There zero2_cpu.json beside the given file is used instead, unless
+    `fp16_on_cpu` is set, for fp16 with loss scaling on the CPU.
     """
     config = read_ds_config(path)
     kind = precision_of(config)
@@ -53,7 +56,7 @@ def choose_config(path: Path, world: World, fp16_on_cpu: bool) -> tuple[dict[str
     if world.device.type == "cuda":
         return config, f"DeepSpeed ZeRO-2: {kind}, {ranks} on {torch.cuda.get_device_name(world.device)}"
     if kind == "fp16" and not fp16_on_cpu:
-        config = read_ds_config(path.parent / CPU_CONFIG)
+        config = read_ds_config(find_ds_config(path).parent / CPU_CONFIG)
         return config, (
             f"No GPU here: {path.name} (fp16) falls back to {CPU_CONFIG} ({precision_of(config)}), {ranks} on the CPU"
         )

@@ -1,7 +1,8 @@
 """Samplers as pure functions over one model contract: ``predict(x [B,C,h,w], t int64 [B]) -> eps [B,C,h,w]``.
 
-Conditions, guidance and WriteNet maps are the business of whoever builds ``predict``; noise is injected by the caller,
-so that a picture is a function of its seed and not of the sampler's internal state.
+All have the same signature, so a new sampler is one function here and one entry in `SAMPLERS`; what only some of them
+use is in `SamplerOptions`. Conditions, guidance and WriteNet maps are the business of whoever builds ``predict``. The
+caller supplies the noise, so a picture is a function of its seed and not of a sampler's internal state.
 
 Shape legend: B batch, C channels, h/w latent cells.
 """
@@ -9,7 +10,8 @@ Shape legend: B batch, C channels, h/w latent cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +20,42 @@ from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_
 from distill.diffusion.solver import ddim_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-SamplerName = Literal["ddim", "consistency", "phased", "trajectory"]
 StepNoise = Callable[[int], Tensor]
 """Standard normal noise [B,C,h,w] of the given step (0 is the first step after x_T)."""
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """What samplers can be set to; each uses the options that its docstring names.
+
+    solver_steps, grid: the times that few-step samplers choose from, see `solver_grid`; the same as in the student's
+    training. sigma_data, timestep_scaling: of the boundary scalings. gamma: share of noise that the trajectory sampler
+    adds in each step (eta in diffusers' TCDScheduler). eta: share of fresh noise in DDIM.
+    """
+
+    solver_steps: int = 50
+    grid: str = "uniform"
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+    gamma: float = 0.3
+    eta: float = 0.0
+
+
+LCM_OPTIONS = SamplerOptions()
+"""The values of latent consistency models (Luo et al. 2023)."""
 
 
 class Sampler(Protocol):
     """``x_T`` is standard normal noise; the result is a latent of its shape and device, in at least float32."""
 
     def __call__(
-        self, predict: Predict, x_T: Tensor, n_steps: int, schedule: NoiseSchedule, noise: StepNoise | None = None
+        self,
+        predict: Predict,
+        x_T: Tensor,
+        n_steps: int,
+        schedule: NoiseSchedule,
+        noise: StepNoise | None = None,
+        options: SamplerOptions = LCM_OPTIONS,
     ) -> Tensor: ...
 
 
@@ -47,12 +75,13 @@ def sample_ddim(
     n_steps: int,
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
-    eta: float = 0.0,
+    options: SamplerOptions = LCM_OPTIONS,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12 and 16) on AnyText2's grid; deterministic unless ``eta`` > 0.
+    """DDIM (Song et al. 2021, eq. 12 and 16) on AnyText2's grid; deterministic unless ``options.eta`` > 0.
 
     The last step goes to timestep 0 of the table, not to zero noise, as in AnyText2.
     """
+    eta = options.eta
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise; pass noise= or set eta to 0")
     x = _at_least_float32(x_T)
@@ -78,14 +107,14 @@ def sample_phased(
     n_steps: int,
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
-    solver_steps: int = 50,
-    grid: str = "uniform",
+    options: SamplerOptions = LCM_OPTIONS,
 ) -> Tensor:
     """DDIM along the edges of ``n_steps`` phases (Wang et al. 2024, PCM), deterministic.
 
-    The edges are `sampling_timesteps`, so that sampling begins at the top of the schedule.
+    The edges are the `sampling_timesteps` of the grid (``options.solver_steps``, ``options.grid``), so sampling begins
+    at the top of the schedule. ``noise`` is not used.
     """
-    return sample_trajectory(predict, x_T, n_steps, schedule, solver_steps=solver_steps, grid=grid, gamma=0.0)
+    return sample_trajectory(predict, x_T, n_steps, schedule, None, replace(options, gamma=0.0))
 
 
 def sample_trajectory(
@@ -94,22 +123,22 @@ def sample_trajectory(
     n_steps: int,
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
-    solver_steps: int = 50,
-    grid: str = "uniform",
-    gamma: float = 0.3,
+    options: SamplerOptions = LCM_OPTIONS,
 ) -> Tensor:
     """Strategic stochastic sampling (Zheng et al. 2024, TCD, algorithm 4).
 
-    Each step goes past its end, to (1 - gamma) of it, and comes back with fresh noise: gamma 0 is `sample_phased`,
-    gamma 1 goes to the end of the schedule every time, as `sample_consistency` does.
+    Each step goes past its end t, to (1 - ``options.gamma``) t, and adds fresh noise to return to t: gamma 0 is
+    `sample_phased`, gamma 1 goes to time 0 in every step, as `sample_consistency` does. The times are the
+    `sampling_timesteps` of the grid (``options.solver_steps``, ``options.grid``).
     """
+    gamma = options.gamma
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma = {gamma}: must be in [0, 1] (0.3 is usual)")
     if gamma > 0 and n_steps > 1 and noise is None:
         raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
     schedule = schedule.to(x.device)
-    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
+    times_down = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
     for step, (t, end) in enumerate(_pairs(times_down, last=0)):
         times, past = _fill(t, x), int((1.0 - gamma) * end)
         eps = predict(x, times).to(x.dtype)
@@ -122,7 +151,7 @@ def sample_trajectory(
 
 
 def sampling_timesteps(n_steps: int, grid: Tensor) -> Tensor:
-    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of ``grid``, from its top.
+    """The times of few-step sampling, int64 [n] descending: n evenly spread entries of ``grid``, the highest first.
 
     999, 759, 499, 259 for four steps of a 50-step solver (diffusers' LCMScheduler picks the same).
     """
@@ -138,25 +167,22 @@ def sample_consistency(
     n_steps: int,
     schedule: NoiseSchedule,
     noise: StepNoise | None = None,
-    solver_steps: int = 50,
-    grid: str = "uniform",
-    sigma_data: float = 0.5,
-    timestep_scaling: float = 10.0,
+    options: SamplerOptions = LCM_OPTIONS,
 ) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1; Luo et al. 2023, algorithm 3).
 
-    Each step jumps to the clean estimate ``f = c_skip x + c_out x0`` and, but for the last, noises it again with
-    ``noise(step)`` to the next time.
+    Each step goes to the clean estimate ``f = c_skip x + c_out x0``; all but the last then add ``noise(step)`` for the
+    next time. Uses all options but gamma and eta.
     """
     if n_steps > 1 and noise is None:
         raise ValueError(f"consistency sampling with {n_steps} steps needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
     schedule = schedule.to(x.device)
-    times_down = sampling_timesteps(n_steps, solver_grid(grid, solver_steps, schedule))
+    times_down = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
     for step, t in enumerate(times_down.tolist()):
         times = _fill(t, x)
         x0 = schedule.eps_to_x0(x, predict(x, times).to(x.dtype), times)
-        c_skip, c_out = boundary_scalings(times, sigma_data, timestep_scaling)
+        c_skip, c_out = boundary_scalings(times, options.sigma_data, options.timestep_scaling)
         x = expand_like(c_skip, x) * x + expand_like(c_out, x) * x0
         if noise is not None and step + 1 < n_steps:
             x = schedule.add_noise(x, noise(step).to(x), _fill(int(times_down[step + 1]), x))
@@ -181,6 +207,9 @@ SAMPLERS: dict[str, Sampler] = {
     "phased": sample_phased,
     "trajectory": sample_trajectory,
 }
+
+TEACHER_SAMPLER = "ddim"
+"""The teacher's own sampler: the only one whose times are AnyText2's instead of the student's grid."""
 
 
 def _pairs(times_down: Tensor, last: int) -> Iterator[tuple[int, int]]:

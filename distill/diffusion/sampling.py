@@ -1,7 +1,7 @@
-"""Pictures from noise: one batch, sampled by teacher or student in any of several ways from the same start noise.
+"""Samples one batch by teacher or student in any of several ways, all from the same start noise.
 
-A way of sampling is a `SamplingSpec`: who computes (teacher, the same weights undistilled at few steps, student),
-sampler, steps, guidance. The WriteNet's maps depend on neither noise nor time, so they are made once for a batch and
+A way of sampling is a `SamplingSpec`: role (teacher, the same weights undistilled at few steps, student), sampler,
+steps and guidance. The WriteNet's maps depend on neither noise nor time, so they are computed once for each batch and
 role.
 
 Shape legend: B batch, z latent channels, h/w latent cells, H/W pixels.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,38 +19,31 @@ import torch
 from anytext2.core.batch import Batch, Conditions, Control
 from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles, predict_noise
-from distill.diffusion.samplers import (
-    Predict,
-    SamplerName,
-    guided,
-    sample_consistency,
-    sample_ddim,
-    sample_phased,
-    sample_trajectory,
-)
+from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, Predict, SamplerOptions, guided
 from distill.diffusion.schedule import NoiseSchedule
-from distill.viz.grids import pixels
+from distill.viz.grids import to_unit_range
 
 Role = Literal["teacher", "undistilled", "student"]
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """One way of sampling. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost.
+    """One way of sampling.
 
+    sampler: a name in `SAMPLERS`. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost.
     gamma: of the trajectory sampler.
     """
 
     role: Role
-    sampler: SamplerName
+    sampler: str
     steps: int
     guidance: float = 1.0
     gamma: float = 0.3
 
     def __post_init__(self) -> None:
-        for name, value, known in (("role", self.role, Role), ("sampler", self.sampler, SamplerName)):
-            if value not in get_args(known):
-                raise ValueError(f"row {self.key}: {name}={value!r}: one of {', '.join(get_args(known))}")
+        for name, value, known in (("role", self.role, get_args(Role)), ("sampler", self.sampler, SAMPLERS)):
+            if value not in known:
+                raise ValueError(f"row {self.key}: {name}={value!r}: one of {', '.join(known)}")
         if self.steps < 1:
             raise ValueError(f"row {self.key}: steps={self.steps} must be at least 1")
         if self.guidance < 1.0:
@@ -62,28 +55,15 @@ class SamplingSpec:
 
     @property
     def label(self) -> str:
-        """For a picture's column: without the sampler where the role has only one that is usual."""
-        usual = {"teacher": ("ddim",), "student": ("consistency", "phased", "trajectory")}.get(self.role, ())
-        return f"{self.role} {self.steps}" if self.sampler in usual else f"{self.role} {self.steps} {self.sampler}"
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """What the student's sampler must share with its training; see `sample_consistency`."""
-
-    solver_steps: int = 50
-    grid: str = "uniform"
-    sigma_data: float = 0.5
-    timestep_scaling: float = 10.0
-
-
-LCM_OPTIONS = SamplerOptions()
-"""LCM's own values."""
+        """For a picture's column. It names the sampler unless it is a usual one of the role."""
+        is_teachers = self.sampler == TEACHER_SAMPLER
+        usual = {"teacher": is_teachers, "student": not is_teachers}.get(self.role, False)
+        return f"{self.role} {self.steps}" if usual else f"{self.role} {self.steps} {self.sampler}"
 
 
 @dataclass(frozen=True)
 class SamplingInputs:
-    """A batch and what all rows share: the shape of its latents, its random draws, its conditions."""
+    """A batch and what all ways of sampling share: the shape of its latents, its random draws, its conditions."""
 
     batch: Batch
     draws: Draws
@@ -94,7 +74,7 @@ class SamplingInputs:
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """The result of one row for a batch: latent [B, z, h, w] float32, image [B, 3, H, W] float32 in [0, 1].
+    """The result of one way of sampling for a batch: latent [B, z, h, w] float32, image [B, 3, H, W] float32 in [0, 1].
 
     nfe: UNet calls; seconds: of WriteNet, UNet and decoder for the whole batch.
     """
@@ -109,14 +89,14 @@ class SampledBatch:
 def prepare_sampling(
     roles: Roles, batch: Batch, seed: int, negative_prompt: str | None, epoch: int = 0
 ) -> SamplingInputs:
-    """Computes what all rows share for `batch` (on the model's device), with frozen parts only.
+    """Computes what all ways of sampling share for `batch` (on the model's device), with frozen parts only.
 
-    negative_prompt: None where no row is guided, so that nothing unconditional is computed.
+    negative_prompt: None if no row is guided; then nothing unconditional is computed.
     """
     model = roles.model
     with roles.teacher():
         masked = model.masked_latents(batch)
-        conditions = model.condition(batch, masked)
+        conditions = model.encode_conditions(batch, masked)
         unconditional = None if negative_prompt is None else model.unconditional(conditions, batch, negative_prompt)
     draws = Draws(seed, (epoch,) * batch.size, batch.index)
     return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, unconditional)
@@ -129,16 +109,23 @@ def sample_batch(
     schedule: NoiseSchedule,
     options: SamplerOptions = LCM_OPTIONS,
 ) -> Iterator[SampledBatch]:
-    """Samples the batch in every way of `specs`, all from the same noise."""
+    """Samples the batch in every way of `specs`, all from the same noise.
+
+    options: of all samplers; gamma is taken from each spec instead.
+    """
     device = scene.conditions.image_context.device
     start = scene.draws.normal("start_noise", scene.latent_shape, device)
+
+    def noise(step: int) -> torch.Tensor:
+        return scene.draws.normal(f"sampler_noise_{step}", scene.latent_shape, device)
+
     maps: dict[tuple[str, bool], tuple[Control, float]] = {}
 
     def control(role: str, conditions: Conditions, with_text: bool) -> tuple[Control, float]:
         key = (role, with_text)
         if key not in maps:
             began = _now(device)
-            value = roles.model.write(conditions)
+            value = roles.model.control_maps(conditions)
             maps[key] = value, _now(device) - began
         return maps[key]
 
@@ -155,8 +142,9 @@ def sample_batch(
                 calls.append(_Counted(roles.model, scene.unconditional, without))
                 predict, seconds = guided(counted, calls[1], spec.guidance), seconds + more
             began = _now(device)
-            latent = _sample(predict, start, spec, schedule, options, scene.draws)
-            image = pixels(roles.model.decode(latent))
+            sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
+            latent = sampler(predict, start, spec.steps, schedule, noise, own)
+            image = to_unit_range(roles.model.decode(latent))
             seconds += _now(device) - began
         yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
 
@@ -170,29 +158,6 @@ class _Counted:
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return predict_noise(self.model, x, t, self.conditions, self.control)
-
-
-def _sample(
-    predict: Predict,
-    start: torch.Tensor,
-    spec: SamplingSpec,
-    schedule: NoiseSchedule,
-    options: SamplerOptions,
-    draws: Draws,
-) -> torch.Tensor:
-    if spec.sampler == "ddim":
-        return sample_ddim(predict, start, spec.steps, schedule)
-
-    def fresh(step: int) -> torch.Tensor:
-        return draws.normal(f"sampler_noise_{step}", start.shape[1:], start.device)
-
-    if spec.sampler == "phased":
-        return sample_phased(predict, start, spec.steps, schedule, None, options.solver_steps, options.grid)
-    if spec.sampler == "trajectory":
-        return sample_trajectory(
-            predict, start, spec.steps, schedule, fresh, options.solver_steps, options.grid, spec.gamma
-        )
-    return sample_consistency(predict, start, spec.steps, schedule, noise=fresh, **asdict(options))
 
 
 def _now(device: torch.device) -> float:

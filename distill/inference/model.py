@@ -8,16 +8,15 @@ import torch
 
 from anytext2.model.anytext2 import AnyText2, build_model
 from anytext2.model.config import AnyText2Config, load_model_config
-from anytext2.model.pseudo_weights import fill_by_name
+from anytext2.model.pseudo_weights import fill_with_pseudo_weights
 from anytext2.model.recognizer import load_charset
-from anytext2.model.weights import EMBEDDED_WEIGHTS, load_parts, load_weights, names_in, official_state
+from anytext2.model.weights import TINY_WEIGHTS, load_partial_weights, load_weights, official_state_dict, tensor_names
 from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.checkpoint.store import find_checkpoint
 from distill.checks.fault_injection import FAULT_INJECTIONS
-from distill.config.recipes import objective_config
 from distill.config.schema import ModelConfig, Recipe
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.terms import terms_needing
+from distill.losses.terms import terms_with_charset, terms_with_recognizer
 
 GLYPH_RECOGNISER = "text_predictor."
 FONT_RECOGNISER = "embedding_manager.font_predictor."
@@ -34,21 +33,21 @@ def make_model(section: ModelConfig, seed: int) -> AnyText2:
         model = build_model(config, "meta", activation_checkpointing=section.activation_checkpointing)
         model = model.to_empty(device="cpu")
         if section.weights == "filled":
-            fill_by_name(official_state(model))
+            fill_with_pseudo_weights(official_state_dict(model))
         elif section.weights != "embedded":
             load_weights(model, Path(section.weights))
         elif section.config == "tiny":
-            load_weights(model, EMBEDDED_WEIGHTS)
+            load_weights(model, TINY_WEIGHTS)
         else:
             raise ValueError(
                 f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file"
             )
-    loaded = load_parts(model, [_part_file(Path(p)) for p in section.parts])
+    loaded = load_partial_weights(model, [_part_file(Path(p)) for p in section.parts])
     if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
-    if section.planted:
-        FAULT_INJECTIONS[section.planted](model)
+    if section.fault_injection:
+        FAULT_INJECTIONS[section.fault_injection](model)
     return model
 
 
@@ -57,18 +56,21 @@ def _part_file(path: Path) -> Path:
 
 
 def require_recognizer(recipe: Recipe) -> None:
-    """Loss terms that read need a recogniser that can. Looks at names in files alone; raises ValueError in one line."""
-    terms = getattr(objective_config(recipe), "terms", {})
-    section, reading = recipe.model, terms_needing(terms, "needs_recognizer")
+    """Raises ValueError where a loss term needs a trained recogniser and the recipe has none.
+
+    Only the names in weight files are read.
+    """
+    section, terms = recipe.model, recipe.student.terms
+    reading = terms_with_recognizer(terms)
     if reading and section.weights in ("scratch", "filled"):
         files = [_part_file(Path(part)) for part in section.parts]
-        if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in names_in(file)):
+        if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in tensor_names(file)):
             raise ValueError(
                 f"objective.terms.{reading[0]}: reads with the model's own recogniser, which model.weights="
                 f"{section.weights} leaves untrained; name a run of objective recognize, or a file with "
                 f"{GLYPH_RECOGNISER}* keys, in model.parts"
             )
-    if spelling := terms_needing(terms, "needs_charset"):
+    if spelling := terms_with_charset(terms):
         recognizer = load_model_config(section.config).recognizer
         try:
             load_charset(recognizer.charset, recognizer.n_classes)

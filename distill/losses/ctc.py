@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al. 2006) of the recogniser's columns, and what it can be asked for.
+"""Connectionist temporal classification (Graves et al. 2006) of the recogniser's columns, and its limits.
 
 Shape legend: N lines, T columns, K classes.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytext2.model.recognizer import BLANK, Recognizer, ctc_targets, load_charset
+from anytext2.model.recognizer import CTC_BLANK, Recognizer, ctc_targets, load_charset
 
 
 def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Tensor:
@@ -22,14 +22,14 @@ def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) 
     """
     targets, lengths = ctc_targets(texts, charset)
     logits = logits_NTK.to(torch.promote_types(logits_NTK.dtype, torch.float32))
-    # Lengths stay on the host, where torch wants them: from a device it would have to wait for them.
+    # Lengths stay on the host, where torch needs them; copying them from a device would synchronise.
     columns = torch.full((logits.shape[0],), logits.shape[1], dtype=torch.int64)
     return F.ctc_loss(
         logits.log_softmax(dim=-1).transpose(0, 1),
         targets.to(logits.device),
         columns,
         lengths,
-        blank=BLANK,
+        blank=CTC_BLANK,
         reduction="none",
         zero_infinity=True,
     )

@@ -1,7 +1,7 @@
-"""What the WriteNet attends to in the text caption: queries and keys of its cross-attentions, taken while it writes.
+"""The WriteNet's attention to the text caption: queries and keys of its cross-attentions, recorded during its forward.
 
-They are taken by hooks on the projections, which a LoRA replaces as a whole, so that what it adds is in them. Nothing
-is computed inside a hook: under activation checkpointing the recomputed forward must do what the first one did.
+They are recorded by hooks on the projections. PEFT replaces a projection as a whole, so the LoRA's share is included.
+Nothing is computed inside a hook: under activation checkpointing the recomputed forward must equal the first one.
 
 Shape legend: B batch, C channels, h/w cells of a level, Q = h * w queries, S tokens, D width.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,33 +46,46 @@ WriteAttention = tuple[Attention, ...]
 """Of all cross-attentions of the WriteNet, in its order."""
 
 
-def write(model: AnyText2, conditions: Conditions, attending: bool) -> tuple[Control, WriteAttention | None]:
-    """The WriteNet's maps and, with ``attending``, what it attended to (None otherwise, at no cost).
+@dataclass(frozen=True)
+class AttentionRecorder:
+    """Calls the WriteNet and, if it is active, records the attention of each call under the name of a role.
 
-    What was taken is of the call's own kind: with its graph, or an inference tensor.
+    An inactive recorder only calls the WriteNet, at no cost. It is made for one micro-batch.
     """
-    if not attending:
-        return model.write(conditions), None
-    layers = [
-        module
-        for name, module in model.control_model.named_modules()
-        if isinstance(module, CrossAttention) and name.rsplit(".", 1)[-1] in _CROSS
-    ]
-    with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
-        control = model.write(conditions)
-    return control, tuple(Attention(outputs[layer.to_q], outputs[layer.to_k], layer.heads) for layer in layers)
+
+    active: bool = False
+    recorded: dict[str, WriteAttention] = field(default_factory=dict)
+
+    def write(self, model: AnyText2, conditions: Conditions, role: str) -> Control:
+        """The WriteNet's maps for ``conditions``."""
+        if not self.active:
+            return model.control_maps(conditions)
+        layers = [
+            module
+            for name, module in model.control_model.named_modules()
+            if isinstance(module, CrossAttention) and name.rsplit(".", 1)[-1] in _CROSS
+        ]
+        with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
+            control = model.control_maps(conditions)
+        self.recorded[role] = tuple(
+            Attention(outputs[layer.to_q], outputs[layer.to_k], layer.heads) for layer in layers
+        )
+        return control
+
+    def of(self, role: str) -> WriteAttention:
+        """What was recorded for ``role``, as normal tensors; the student's keep their graph."""
+        assert role in self.recorded, f"no WriteNet call was recorded for the {role}"
+        return tuple(Attention(_normal(one.query), _normal(one.key), one.heads) for one in self.recorded[role])
 
 
-def cloned(attention: WriteAttention | None) -> WriteAttention | None:
-    """Normal tensors from inference tensors."""
-    if attention is None:
-        return None
-    return tuple(Attention(one.query.clone(), one.key.clone(), one.heads) for one in attention)
+def _normal(tensor: Tensor) -> Tensor:
+    """Autograd refuses to save inference tensors; their clones are normal ones."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextmanager
 def _outputs(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """What each module gives back while the block runs."""
+    """The last output of each module inside the block."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:

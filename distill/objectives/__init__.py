@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from distill.adapters.roles import Roles
-from distill.losses.step import LossOutput, StepInput
 from distill.objectives.autoencode import Autoencode
-from distill.objectives.base import AlternatingObjective, FullWeightObjective, Objective
+from distill.objectives.base import Objective
 from distill.objectives.consistency import Consistency
 from distill.objectives.denoise import Denoise
 from distill.objectives.distribution_matching import DistributionMatching
@@ -16,7 +12,7 @@ from distill.objectives.recognize import Recognize
 from distill.objectives.trajectory import Trajectory
 from distill.objectives.x0_regression import X0Regression
 
-OBJECTIVES: dict[str, Any] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "consistency": Consistency,
     "phased": Phased,
     "trajectory": Trajectory,
@@ -26,5 +22,3 @@ OBJECTIVES: dict[str, Any] = {
     "autoencode": Autoencode,
     "recognize": Recognize,
 }
-
-__all__ = ["OBJECTIVES", "AlternatingObjective", "FullWeightObjective", "LossOutput", "Objective", "Roles", "StepInput"]

@@ -1,7 +1,7 @@
-"""Where each character of a glyph line stands, so that a recogniser need not find out by CTC alone.
+"""The columns of each character of a glyph line: an alignment that a recogniser need not find by CTC alone.
 
-CTC from scratch first learns to predict nothing but blanks and may stay there for thousands of updates. A glyph line is
-our own drawing: its ink begins with the first character and ends with the last, and the font says how wide each one is.
+CTC from scratch first learns to predict only blanks and may stay there for thousands of updates. We draw the glyph line
+ourselves: its ink begins with the first character and ends with the last, and the font has the width of each one.
 
 Shape legend: H/W pixels of the glyph line, T = 40 columns of the recogniser.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH
 from anytext2.glyphs.fonts import Font
-from anytext2.model.recognizer import BLANK, COLUMNS
+from anytext2.model.recognizer import COLUMNS, CTC_BLANK
 
 _MEASURING_SIZE = 64  # pixels; only the proportions of the advance widths matter
-_CORE = 0.6  # the middle part of a character that must be recognised; between two of them stays a blank, as CTC wants
+_CORE = 0.6  # the middle part of a character that gets its class; the columns between two characters stay blank
 
 
 def glyph_line_columns(glyph_line_HW: Tensor, text: str, font: Font, charset: Sequence[str]) -> Tensor:
@@ -28,12 +28,12 @@ def glyph_line_columns(glyph_line_HW: Tensor, text: str, font: Font, charset: Se
     Every known character gets at least one column; equal neighbours too narrow for a blank between them share theirs.
     A line without ink is all blank.
     """
-    columns = torch.full((COLUMNS,), BLANK, dtype=torch.int64)
+    columns = torch.full((COLUMNS,), CTC_BLANK, dtype=torch.int64)
     inked = glyph_line_HW.any(dim=0).nonzero().flatten().tolist()
     if not inked or not text:
         return columns
     per_column = LINE_WIDTH / COLUMNS * glyph_line_HW.shape[0] / LINE_HEIGHT
-    face = font.at(_MEASURING_SIZE)
+    face = font.face(_MEASURING_SIZE)
     ends = list(accumulate(face.getlength(char) for char in text))
     first, width = inked[0], inked[-1] + 1 - inked[0]
     classes = {char: number for number, char in enumerate(charset)}
@@ -42,5 +42,5 @@ def glyph_line_columns(glyph_line_HW: Tensor, text: str, font: Font, charset: Se
         low, high = ((first + width * edge) / per_column - 0.5 for edge in (middle - half, middle + half))
         covered = range(max(round(low), 0), min(round(high), COLUMNS - 1) + 1)
         for column in covered or [min(max(round((low + high) / 2), 0), COLUMNS - 1)]:
-            columns[column] = classes.get(char, BLANK)
+            columns[column] = classes.get(char, CTC_BLANK)
     return columns

@@ -1,4 +1,4 @@
-"""What the LoRA objectives share: the conditions, made once, and the teacher's guided estimate.
+"""Shared by the student objectives: the conditions of a micro-batch, and the teacher's guided estimate under them.
 
 Shape legend: B batch, C channels, h/w latent cells.
 """
@@ -13,83 +13,94 @@ from torch import Tensor
 from anytext2.core.batch import Conditions, Control
 from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.schedule import GRIDS, NoiseSchedule, expand_like
 from distill.diffusion.solver import ddim_step, heun_step
 from distill.losses.step import StepInput, masked_latent_of
-from distill.losses.terms import terms_needing
-from distill.losses.writenet_attention import cloned, write
-from distill.objectives.distillation_loss import MatchingConfig
+from distill.losses.terms import TermInput, terms_with_attention
+from distill.losses.writenet_attention import AttentionRecorder
+from distill.objectives.base import StudentSpec
+from distill.objectives.distillation_loss import DistillationLossConfig
 
 SOLVERS = ("ddim", "heun")
 
 
 @dataclass
-class GuidedConfig(MatchingConfig):
-    """What every objective with a guided teacher needs.
+class StudentConfig(DistillationLossConfig):
+    """The options that all student objectives have.
 
-    ``w_min``, ``w_max``: range of the guidance w in ``c + w (c - u)``; the usual guidance scale is w + 1.
+    ``w_min``, ``w_max``: range of the teacher's guidance w in ``c + w (c - u)``; the usual guidance scale is w + 1.
+    ``negative_prompt``: of that guidance. ``solver_steps``, ``grid``: the times that the student is trained and sampled
+    at, see `solver_grid`.
     """
 
     w_min: float = 5.0
     w_max: float = 15.0
     negative_prompt: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.w_min <= self.w_max:
-            raise ValueError(f"w_min = {self.w_min}, w_max = {self.w_max}: expected 0 <= w_min <= w_max")
-
-    @property
-    def unguided(self) -> bool:
-        """The teacher's unconditional estimate never matters."""
-        return self.w_max == 0.0
-
-
-@dataclass
-class GridConfig(GuidedConfig):
-    """``solver_steps``, ``grid``: of the times that a student learns and is sampled at, see `solver_grid`."""
-
     solver_steps: int = 50
     grid: str = "uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0.0 <= self.w_min <= self.w_max:
+            raise ValueError(f"w_min = {self.w_min}, w_max = {self.w_max}: expected 0 <= w_min <= w_max")
         if self.solver_steps < 1:
             raise ValueError(f"solver_steps = {self.solver_steps}: must be >= 1 (50 is usual)")
         if self.grid not in GRIDS:
             raise ValueError(f"grid = '{self.grid}': choose one of {', '.join(GRIDS)}")
 
+    @property
+    def is_unguided(self) -> bool:
+        """Whether the teacher's unconditional estimate is never used."""
+        return self.w_max == 0.0
+
+    def sampled_with(
+        self, sampler: str, phases: int | None = None, sigma_data: float = 0.5, timestep_scaling: float = 10.0
+    ) -> StudentSpec:
+        """The declaration of a student with these options that is sampled with ``sampler``."""
+        options = SamplerOptions(self.solver_steps, self.grid, sigma_data, timestep_scaling)
+        return StudentSpec(sampler, options, phases, (self.w_min + 1.0, self.w_max + 1.0), self.terms)
+
 
 class GuidedTeacher:
-    """The teacher under guidance w drawn per sample, for one micro-batch: conditions and WriteNet maps are made once.
+    """The teacher under guidance w drawn per sample, for one micro-batch; computes conditions and WriteNet maps once.
 
-    ``conditions`` are normal tensors, for the student to share: text tower, text embedding and VAE carry no adapter, so
-    what they say holds for every role. ``attention``: what the WriteNet attended to under the conditions, where a term
-    of the loss asks for it.
+    ``conditions`` are normal tensors that the student shares: text tower, text embedding and VAE carry no adapter, so
+    their outputs are the same for every role.
     """
 
-    def __init__(self, roles: Roles, item: StepInput, config: GuidedConfig, schedule: NoiseSchedule) -> None:
+    def __init__(self, roles: Roles, item: StepInput, config: StudentConfig, schedule: NoiseSchedule) -> None:
         model = roles.model
-        self._roles, self._schedule = roles, schedule
+        self._roles, self._item, self._schedule = roles, item, schedule
         self._w = guidance_of(item.draws, config)
-        attending = bool(terms_needing(config.terms, "needs_attention", item.update))
+        self._recorder = AttentionRecorder(active=bool(terms_with_attention(config.terms, item.update)))
         with roles.teacher():
-            conditions = model.condition(item.batch, masked_latent_of(model, item))
-            control, attention = write(model, conditions, attending)
-            self._given = conditions, control
+            conditions = model.encode_conditions(item.batch, masked_latent_of(model, item))
+            self._given = conditions, self._recorder.write(model, conditions, "teacher")
             self._without: tuple[Conditions, Control] | None = None
-            if not config.unguided:
+            if not config.is_unguided:
                 without = model.unconditional(conditions, item.batch, config.negative_prompt)
-                self._without = without, model.write(without)
+                self._without = without, model.control_maps(without)
         # An inference tensor may not be saved for backward; clones made out here are normal ones.
         self.conditions = conditions.map(torch.clone)
-        self.attention = cloned(attention)
+
+    def student_control(self) -> Control:
+        """The WriteNet's maps for ``conditions`` by the active adapter, with its graph."""
+        return self._recorder.write(self._roles.model, self.conditions, "student")
+
+    def term_input(
+        self, prediction: Tensor, target: Tensor, x0: Tensor, teacher_x0: Tensor, clean: Tensor, t: Tensor
+    ) -> TermInput:
+        """The input of the distillation loss, see `TermInput`."""
+        return TermInput(
+            prediction, target, x0, teacher_x0, clean, t, self._schedule, self._item, self._roles, self._recorder
+        )
 
     def __call__(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided x0 and eps [B,C,h,w] at (``noisy``, ``t``); normal tensors, free of any graph.
 
-        Both are extrapolated: ``x0_c + w (x0_c - x0_u)`` and likewise eps (Luo et al. 2023, eq. 14; as in the diffusers
-        LCM-LoRA script).
+        Both are extrapolated: ``x0_c + w (x0_c - x0_u)`` and likewise eps (Luo et al. 2023, eq. 14, as in the LCM-LoRA
+        script of diffusers).
         """
         model, schedule = self._roles.model, self._schedule
         with self._roles.teacher():
@@ -103,7 +114,7 @@ class GuidedTeacher:
         return x0.clone(), eps.clone()
 
     def solve(self, noisy: Tensor, t: Tensor, s: Tensor, steps: int, solver: str = "ddim") -> tuple[Tensor, Tensor]:
-        """``noisy`` taken from t down to s [B] in equal steps of the solver, and the guided x0 at (``noisy``, t)."""
+        """``noisy`` moved from t down to s [B] in equal steps of the solver, and the guided x0 at (``noisy``, t)."""
         now, x, first_x0 = t, noisy, None
         for step in range(1, steps + 1):
             then = t - (t - s) * step // steps
@@ -117,6 +128,6 @@ class GuidedTeacher:
         return x, first_x0
 
 
-def guidance_of(draws: Draws, config: GuidedConfig) -> Tensor:
+def guidance_of(draws: Draws, config: StudentConfig) -> Tensor:
     """w ~ U[w_min, w_max], float32 [B] on the CPU."""
     return draws.uniform("guidance", config.w_min, config.w_max)

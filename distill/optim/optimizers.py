@@ -1,20 +1,18 @@
-"""The optimizers behind `train.optimizer`: how each is made, and what of its state a checkpoint holds.
+"""The optimizers behind `train.optimizer`: their construction, and the state that a checkpoint holds.
 
-ZeRO-2 gives every rank one flat float32 tensor of all its weights, `master`. State that has a value for each weight is
-a "moment": float32 and as long as `master`. Everything else must be a number that all ranks share, a "scalar".
+ZeRO-2 gives every rank one flat float32 tensor of all its weights, `master`. State with a value for each weight is a
+"moment": float32 and as long as `master`. Everything else must be a number that all ranks share, a "scalar".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from distill.optim import eight_bit
 from distill.optim.prodigy import Prodigy
 
 Total = Callable[[Tensor], Tensor]
@@ -22,7 +20,7 @@ Total = Callable[[Tensor], Tensor]
 
 
 class OptimizerConfig(Protocol):
-    """What every optimizer is told; the recipe's train section has it."""
+    """The options of every optimizer, which are in the recipe's train section."""
 
     learning_rate: float
     betas: list[float]
@@ -35,8 +33,8 @@ class AdamW:
     moments: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
     scalars: dict[str, torch.dtype] = {"step": torch.float32}
     betas = (0.9, 0.999)
-    told: tuple[str, ...] = ()
-    """Scalars that belong into the log."""
+    logged: tuple[str, ...] = ()
+    """Scalars that are written to the log."""
 
     def make(
         self, params: list[Any], config: OptimizerConfig, device: torch.device, total: Total
@@ -44,8 +42,8 @@ class AdamW:
         return torch.optim.AdamW(params, **_common(config), fused=device.type == "cuda" or None)
 
     def start(self, optimizer: torch.optim.Optimizer, master: Tensor) -> None:
-        """Fresh state: from the start, not from the first step on, since resume writes into it and it is counted."""
-        # Fused Adam wants its step counter beside the weights, the plain one on the CPU.
+        """Creates fresh state before the first step, because resume writes into it and its bytes are counted."""
+        # Fused Adam needs its step counter on the weights' device, the plain one on the CPU.
         step = torch.zeros((), device=master.device if optimizer.defaults["fused"] else "cpu")
         optimizer.state[master] = {"step": step} | {name: torch.zeros_like(master) for name in self.moments}
 
@@ -64,49 +62,13 @@ class AdamW:
         optimizer.state[master][name].fill_(value)
 
 
-class AdamW8bit(AdamW):
-    """AdamW with moments of 8 bits (Dettmers et al. 2022), bitsandbytes'. A checkpoint holds them in float32."""
-
-    def make(
-        self, params: list[Any], config: OptimizerConfig, device: torch.device, total: Total
-    ) -> torch.optim.Optimizer:
-        from bitsandbytes.optim import AdamW8bit as Inner
-
-        optimizer: torch.optim.Optimizer = Inner(params, **_common(config))
-        return optimizer
-
-    def start(self, optimizer: torch.optim.Optimizer, master: Tensor) -> None:
-        optimizer.state.pop(master, None)
-        optimizer.init_state(optimizer.param_groups[0], master, 0, 0)  # type: ignore[attr-defined]
-
-    def moment(self, optimizer: torch.optim.Optimizer, master: Tensor, name: str) -> Tensor:
-        state, number = optimizer.state[master], self.moments.index(name) + 1
-        codes: Tensor = state[f"state{number}"]
-        if codes.dtype == torch.float32:  # bitsandbytes keeps few weights in full
-            return codes
-        return eight_bit.decoded(codes, state[f"qmap{number}"], state[f"absmax{number}"])
-
-    def put_moment(self, optimizer: torch.optim.Optimizer, master: Tensor, name: str, values: Tensor) -> None:
-        state, number = optimizer.state[master], self.moments.index(name) + 1
-        codes: Tensor = state[f"state{number}"]
-        if codes.dtype == torch.float32:
-            codes.copy_(values)
-            return
-        found, absmax = eight_bit.encoded(values, state[f"qmap{number}"])
-        codes.copy_(found)
-        state[f"absmax{number}"].copy_(absmax)
-
-    def put_scalar(self, optimizer: torch.optim.Optimizer, master: Tensor, name: str, value: float) -> None:
-        optimizer.state[master][name] = int(value)
-
-
 class ProdigyOptimizer(AdamW):
     """Prodigy, see distill/optim/prodigy.py."""
 
     moments = ("exp_avg", "exp_avg_sq", "s", "p0")
     scalars = dict.fromkeys(("step", "d", "d_numerator"), torch.float64)
     betas = (0.9, 0.99)
-    told = ("d",)
+    logged = ("d",)
 
     def make(
         self, params: list[Any], config: OptimizerConfig, device: torch.device, total: Total
@@ -118,11 +80,11 @@ class ProdigyOptimizer(AdamW):
         optimizer.start(master)
 
 
-OPTIMIZERS: dict[str, AdamW] = {"adamw": AdamW(), "adamw8bit": AdamW8bit(), "prodigy": ProdigyOptimizer()}
+OPTIMIZERS: dict[str, AdamW] = {"adamw": AdamW(), "prodigy": ProdigyOptimizer()}
 
 
 PAUSED = "paused"
-"""Key of a parameter group that is to stay as it is for now."""
+"""Key of a parameter group that the next steps leave unchanged."""
 
 
 def skip_paused(optimizer: torch.optim.Optimizer) -> None:
@@ -130,7 +92,7 @@ def skip_paused(optimizer: torch.optim.Optimizer) -> None:
     step = optimizer.step
 
     def guarded(closure: Any = None) -> Any:
-        # ZeRO-2 shows the optimizer one group at a time
+        # ZeRO-2 gives the optimizer one group at a time
         kept = optimizer.param_groups
         optimizer.param_groups = [group for group in kept if not group.get(PAUSED)]
         try:
@@ -157,17 +119,4 @@ def check_rate(optimizer: str, rate: float) -> None:
         raise ValueError(
             f"train.learning_rate={rate} multiplies the step size that prodigy finds for itself: 1.0 is usual, "
             "0.01 to 100 possible"
-        )
-
-
-def require_available(optimizer: str, device: torch.device) -> None:
-    """Raises ValueError where the optimizer cannot run here. Needs no model."""
-    if optimizer != "adamw8bit":
-        return
-    if device.type != "cuda":
-        raise ValueError("train.optimizer=adamw8bit needs a GPU, whose memory it is for; use train.optimizer=adamw")
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "train.optimizer=adamw8bit needs the package bitsandbytes (pip install bitsandbytes); "
-            "or use train.optimizer=adamw"
         )

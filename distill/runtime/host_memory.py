@@ -1,25 +1,29 @@
-"""Memory and disk of this host, in GiB, as the watchdog and launch/oom_guard.py look at them. Needs psutil only.
+"""Reads the memory and disk space of this host in GiB, for the watchdog and launch/oom_guard.py. Imports psutil only.
 
-A cgroup's limit (SLURM, a container) counts like the host's own: what is available is the least of all of them. Pages
-of files that nobody has used lately count as available, because the kernel gives them up first.
+A cgroup's limit (SLURM, a container) counts like the host's own: the available memory is the least of all of them.
+Inactive file pages count as available, because the kernel frees them first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 GIB = 2**30
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+SELF_CGROUP = Path("/proc/self/cgroup")
+TREE_SECONDS = 5.0
+"""How often `resource_reader` walks the processes of the host, which takes tens of milliseconds on a large one."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """available and total in GiB, of `where`: 'the host', or the cgroup that leaves the least."""
+    """Available and total memory in GiB. where: 'the host', or the cgroup with the least available."""
 
     available: float
     total: float
@@ -27,9 +31,9 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class HostReadings:
-    """What is watched. tree: resident memory of the run's processes on this host, pages that they share counted once
-    for each; gpu_free: None without a GPU. All in GiB."""
+class HostResources:
+    """What the watchdog reads, in GiB. tree: resident memory of the run's processes on this host; a page that several
+    share counts once for each. gpu_free: None without a GPU."""
 
     memory: Memory
     tree: float
@@ -37,15 +41,31 @@ class HostReadings:
     gpu_free: float | None = None
 
 
-def read_memory(mounted: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Memory:
-    """The host's, or that of the cgroup above this process that has less left."""
+def resource_reader(
+    pids: Sequence[int], folder: Path, gpu_free: Callable[[], float] | None = None
+) -> Callable[[], HostResources]:
+    """Returns a function that reads the resources. pids: the run's ranks on this host. folder: whose disk counts.
+    gpu_free: returns GiB; None without a GPU."""
+    tree, tree_read_at = 0.0, -math.inf
+
+    def read() -> HostResources:
+        nonlocal tree, tree_read_at
+        if time.monotonic() - tree_read_at >= TREE_SECONDS:
+            tree, tree_read_at = tree_memory(pids), time.monotonic()
+        return HostResources(read_memory(), tree, disk_free(folder), gpu_free() if gpu_free else None)
+
+    return read
+
+
+def read_memory(mounted: Path = CGROUP_ROOT, own: Path = SELF_CGROUP) -> Memory:
+    """The memory of the host, or of the cgroup of this process that has less available."""
     host = psutil.virtual_memory()
     found = [Memory(host.available / GIB, host.total / GIB), *_cgroups(mounted, own)]
     return min(found, key=lambda memory: memory.available)
 
 
 def _cgroups(mounted: Path, own: Path) -> Iterable[Memory]:
-    """Every limit that holds for this process, its own cgroup's first. Limits that are not set are left out."""
+    """The memory of every cgroup of this process that has a limit, innermost first."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -76,7 +96,7 @@ def _limits(root: Path, path: str, names: tuple[str, str, str]) -> Iterable[Memo
 
 
 def _number(path: Path) -> int | None:
-    """None where there is no such file, or it says 'max'."""
+    """The number in a file; None where there is no such file or it says 'max'."""
     try:
         text = path.read_text(encoding="ascii").strip()
     except OSError:
@@ -93,7 +113,7 @@ def _entry(path: Path, name: str) -> int:
 
 
 def process_tree(roots: Iterable[int]) -> list[psutil.Process]:
-    """The processes with these numbers and everything below them, each once; those that have gone are left out."""
+    """The processes with these ids and all their descendants, each once, without those that have ended."""
     found: dict[int, psutil.Process] = {}
     for pid in roots:
         try:
@@ -117,7 +137,7 @@ def _resident(process: psutil.Process) -> int:
 
 
 def disk_free(folder: Path) -> float:
-    """GiB that this user may still write where `folder` is, or will be."""
+    """Disk space in GiB that this user may still use where `folder` is, or will be."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

@@ -1,5 +1,6 @@
-"""Who else belongs to this run on this host, and whether it still lives: read from /proc, without any import that costs
-time. A process is told from a later one with the same number by when it started.
+"""Identifies processes of this host through /proc, and tells whether and how they have ended. Imports are light.
+
+A process id may be used again; the start time tells the two processes apart.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-LAUNCHER = "deepspeed.launcher.launch"
-RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+LAUNCHER_MODULE = "deepspeed.launcher.launch"
+RUNNER_COMMANDS = ("deepspeed", "ds", "deepspeed.launcher.runner")
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """start: clock ticks since boot, which no change of the clock alters."""
+    """A process. start: when it started, in clock ticks since boot (changes of the clock do not alter it)."""
 
     pid: int
     start: int
@@ -26,64 +27,69 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """letter: R, S, D, T, Z (ended, and nobody has asked for its result yet), X. result: as wait() gives it; 0 while it
-    runs, and where it may not be read."""
+    """What /proc/PID/stat says. state: a letter as in ps; Z: ended and not waited for. wait_status: as of os.wait; 0
+    while the process runs, and where this user may not read it."""
 
-    letter: str
+    state: str
     parent: int
     start: int
-    result: int
+    wait_status: int
 
 
-def read_state(pid: int, proc: Path = PROC) -> ProcessState | None:
-    """None where there is no such process, or no /proc."""
+def read_process_state(pid: int, proc: Path = PROC) -> ProcessState | None:
+    """The state of a process; None where there is no such process, or no /proc."""
     try:
         text = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    fields = text[text.rindex(")") + 1 :].split()  # the name before it may hold anything
+    fields = text[text.rindex(")") + 1 :].split()  # the command before it may contain spaces and parentheses
     return ProcessState(fields[0], int(fields[1]), int(fields[19]), int(fields[49]))
 
 
 def identify(pid: int) -> ProcessId | None:
-    state = read_state(pid)
+    """The process that has this id now; None where there is none, or no /proc."""
+    state = read_process_state(pid)
     return None if state is None else ProcessId(pid, state.start)
 
 
-def ending(process: ProcessId) -> str | None:
-    """None while it lives; else how it ended, where that can still be read: 'was killed by SIGKILL', 'has ended'."""
-    state = read_state(process.pid)
-    if state is None or state.start != process.start:
-        return "has ended"
-    if state.letter not in "ZX":
-        return None
-    if number := state.result & 0x7F:
-        return f"was killed by {signal.Signals(number).name}"
-    return f"has ended with exit code {state.result >> 8}" if state.result >> 8 else "has ended"
+def describe_exit(process: ProcessId) -> str | None:
+    """How the process has ended, as far as that can still be read; None while it runs.
 
-
-def launchers(pid: int) -> list[ProcessId]:
-    """DeepSpeed's launcher above process `pid`, and the `deepspeed` command above that, as far as they are there.
-
-    DeepSpeed's commands do not hand every signal on: their end is how this process learns of it.
+    'was killed by SIGKILL', 'has ended with exit code 1' or 'has ended'.
     """
-    state = read_state(pid)
+    found = read_process_state(process.pid)
+    if found is None or found.start != process.start:
+        return "has ended"
+    if found.state not in "ZX":
+        return None
+    if number := found.wait_status & 0x7F:
+        return f"was killed by {signal.Signals(number).name}"
+    code = found.wait_status >> 8
+    return f"has ended with exit code {code}" if code else "has ended"
+
+
+def find_launchers(pid: int) -> list[ProcessId]:
+    """DeepSpeed's launcher, where it is the parent of process `pid`, and the `deepspeed` command above that.
+
+    They do not forward every signal, so that a rank may have to learn of one from their end.
+    """
+    state = read_process_state(pid)
     launcher = state and identify(state.parent)
-    if not state or not launcher or LAUNCHER not in _arguments(launcher.pid):
+    if not state or not launcher or LAUNCHER_MODULE not in _arguments(launcher.pid):
         return []
-    above = read_state(launcher.pid)
+    above = read_process_state(launcher.pid)
     runner = above and identify(above.parent)
-    is_runner = runner and any(Path(word).name in RUNNERS for word in _arguments(runner.pid)[:3])
+    is_runner = runner and any(Path(word).name in RUNNER_COMMANDS for word in _arguments(runner.pid)[:3])
     return [launcher, runner] if runner and is_runner else [launcher]
 
 
 def die_with_parent(number: int) -> None:
-    """From now on this process gets signal `number` when the thread that has started it ends. Linux only."""
+    """Lets the kernel send signal `number` to this process when the thread that started it ends. Linux only."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
-def adopt_orphans() -> None:
-    """From now on what descends from this process becomes its child when its parent ends. Linux only."""
+def become_subreaper() -> None:
+    """Makes orphaned descendants children of this process (a child subreaper, prctl(2)). Linux only."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

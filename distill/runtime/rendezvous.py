@@ -1,7 +1,7 @@
-"""Where a process stands among the others, and where they meet: from the launcher's variables, or from SLURM's.
+"""Reads rank, world size and master address from the variables of a launcher or of SLURM.
 
-`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; `srun` has its own.
-What a launcher has set always wins.
+`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; `srun` sets its own variables.
+A launcher's variables take precedence.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
-FIRST_PORT, PORTS = 20000, 12000  # below 32768, from where Linux hands out ports by itself
-STEPS_APART = 7  # ports between one job and the next, so that the steps of one job do not meet each other
+FIRST_PORT, PORT_COUNT = 20000, 12000  # below 32768, where Linux's ephemeral ports begin
+PORT_STRIDE = 7  # ports between one job and the next, so that the steps of a job have different ones
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -21,7 +21,7 @@ _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """local_size: ranks on this host. master_port: 0 where the only rank may take any free one."""
+    """A process's place in its group. local_size: ranks on this host. master_port: 0 (a single rank): any free one."""
 
     rank: int
     local_rank: int
@@ -31,7 +31,7 @@ class Rendezvous:
     master_port: int
 
     def variables(self) -> dict[str, str]:
-        """What torch and DeepSpeed read."""
+        """The environment variables that torch and DeepSpeed read."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -43,10 +43,10 @@ class Rendezvous:
 
 
 def find_rendezvous(environment: Mapping[str, str], local_rank: int = 0) -> Rendezvous:
-    """This process's place, from `environment`; `local_rank` is the launcher's argument of that name.
+    """This process's place. local_rank: the launcher's argument of that name, used where LOCAL_RANK is not set.
 
-    Without a launcher and outside of `srun` a process is alone. Raises ValueError for variables that contradict each
-    other, cannot be read, or do not say where several ranks meet.
+    Without a launcher and outside of `srun` there is one rank. Raises ValueError for variables that contradict each
+    other or cannot be read, and for several ranks without a port.
     """
     step = {} if "RANK" in environment else _slurm_step(environment)
     known = step | {name: value for name, value in environment.items() if name in _NAMES}
@@ -68,22 +68,22 @@ _NAMES = frozenset(Rendezvous(0, 0, 1, 1, "", 0).variables())
 
 
 def is_main_process(environment: Mapping[str, str]) -> bool:
-    """Whether this process may speak for all, before they have met; True where its variables cannot be read."""
+    """Whether this is rank 0, before the process group exists; True where the variables cannot be read."""
     try:
         return find_rendezvous(environment).rank == 0
-    except ValueError:  # told by whoever needs the rest of it
+    except ValueError:  # `find_rendezvous` is called again by what needs the rest, and reports it
         return True
 
 
 def in_slurm_step(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process. A batch script has a SLURM_PROCID too, but no step, and nobody beside it."""
+    """Whether `srun` started this process. A batch script has a SLURM_PROCID too, but no step id."""
     return "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
 
 
 def device_index(local_rank: int, visible: int, bound_to_one: bool) -> int:
-    """Which of the `visible` GPUs is this rank's. bound_to_one: SLURM may show each task just its own.
+    """Which of the `visible` GPUs this rank uses. bound_to_one: SLURM may show each task only its own GPU.
 
-    Raises ValueError where there is none for it.
+    Raises ValueError where there is no GPU for this rank.
     """
     if bound_to_one and visible == 1:
         return 0
@@ -95,7 +95,7 @@ def device_index(local_rank: int, visible: int, bound_to_one: bool) -> int:
 
 
 def _slurm_step(environment: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's variables for a process that `srun` started; empty for any other."""
+    """SLURM's variables under the launcher's names; empty where `srun` did not start this process."""
     if not in_slurm_step(environment):
         return {}
     size = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
@@ -106,14 +106,14 @@ def _slurm_step(environment: Mapping[str, str]) -> dict[str, str]:
     }
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE")
     if tasks:
-        counts = tasks_per_node(tasks)
+        counts = parse_tasks_per_node(tasks)
         node = _number(environment, "SLURM_NODEID", "0")
         if node >= len(counts):
             raise ValueError(f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={tasks} has {len(counts)} node(s)")
         found["LOCAL_WORLD_SIZE"] = str(counts[node])
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if nodes:
-        found["MASTER_ADDR"] = expand_nodes(nodes)[0]
+        found["MASTER_ADDR"] = expand_node_list(nodes)[0]
     job = environment.get("SLURM_JOB_ID")
     if job and size != "1":
         found["MASTER_PORT"] = str(
@@ -123,11 +123,11 @@ def _slurm_step(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def job_port(job: int, step: int = 0) -> int:
-    """The port on which the ranks of a job's step meet: the same for all, another one for the next job."""
-    return FIRST_PORT + (STEPS_APART * job + step) % PORTS
+    """The master port of a job's step: the same for all its ranks, another one for the next job."""
+    return FIRST_PORT + (PORT_STRIDE * job + step) % PORT_COUNT
 
 
-def expand_nodes(text: str) -> list[str]:
+def expand_node_list(text: str) -> list[str]:
     """The hosts of a SLURM node list in order: `node[1-3,07],gpu-a` -> node1, node2, node3, node07, gpu-a.
 
     Raises ValueError for what is not such a list.
@@ -177,7 +177,7 @@ def _unreadable(text: str) -> ValueError:
     return ValueError(f"node list {text!r} cannot be read; it should look like node[1-3,7],gpu-a")
 
 
-def tasks_per_node(text: str) -> list[int]:
+def parse_tasks_per_node(text: str) -> list[int]:
     """SLURM's counts by node: `2(x3),1` -> 2, 2, 2, 1. Raises ValueError for what is not such a list."""
     counts: list[int] = []
     for item in text.split(","):

@@ -1,6 +1,6 @@
-"""The processes of a run: which of them this one is, and what they tell each other.
+"""The process group of a run: this process's rank in it, and collectives on Python objects.
 
-`engine.init_world` joins them.
+`distill.training.engine.init_world` creates it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """This process's place in the process group, and its device."""
 
     rank: int
     local_rank: int
@@ -30,9 +30,9 @@ class World:
 
 
 def on_main(world: World, call: Callable[[], T]) -> T:
-    """What `call()` returns on rank 0, on every rank; a ValueError that it raises there, too. Collective.
+    """Calls `call()` on rank 0 and returns its (picklable) value on every rank; a ValueError is raised on every rank.
 
-    The value must be picklable.
+    Collective.
     """
     answer: list[Any] = [None, None]
     if world.is_main:
@@ -47,20 +47,20 @@ def on_main(world: World, call: Callable[[], T]) -> T:
     return cast(T, answer[0])
 
 
-def gather(value: Any) -> list[Any]:
-    """Every rank's (picklable) value, in order of rank, on every rank. Collective; needs `init_world` only."""
+def all_gather_object(value: Any) -> list[Any]:
+    """Every rank's (picklable) value in order of rank, on every rank. Collective."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank has gone, or does not answer."""
+def is_communication_error(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank has ended or does not answer."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "closed by peer"))
 
 
 def shutdown() -> None:
-    """Leaves the process group, if there is one."""
+    """Destroys the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

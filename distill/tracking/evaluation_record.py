@@ -1,13 +1,15 @@
-"""An evaluation in MLflow: a run of its own, below the training run that made the checkpoint.
+"""Records an evaluation in MLflow, as a run below the training run that made the checkpoint.
 
-Its journals and copies of its files lie in `RUN/evaluations/evaluation-N` and are sent as a training's are, so that an
-outage of MLflow loses nothing: `launch/sync_tracking.py RUN` sends what is left of a run and of its evaluations.
+Its journals and copies of its files lie in `RUN/evaluations/evaluation-N` and are sent like those of a training, so an
+MLflow outage loses nothing. `launch/sync_tracking.py RUN` sends the rest of a run and of its evaluations.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,6 @@ from distill.checkpoint.run_folder import EVALUATIONS
 from distill.config.schema import TrackingConfig
 from distill.tracking.tracker import Tracker
 from distill.tracking.uploader import Timing
-
-METRICS = (
-    "exact_match",
-    "ned",
-    "structure",
-    "distance",
-    "text_distance",
-    "latent_rmse",
-    "psnr_db",
-    "background",
-    "seconds_per_image",
-    "clip_score",
-    "fid",
-    "kid",
-)
 
 
 def record_evaluation(
@@ -44,13 +31,13 @@ def record_evaluation(
 ) -> str:
     """Returns MLflow's id of the evaluation's run; empty where MLflow has not answered.
 
-    run_dir: the training's; step: optimizer updates of the checkpoint; files: copied into the evaluation's folder.
-    Raises OSError where that cannot be written.
+    run_dir: the training's folder. step: the checkpoint's optimizer updates. files: copied into the evaluation's
+    folder. Raises OSError where that cannot be written.
     """
     timing = timing or Timing(system=0.0)
-    parent = Tracker(run_dir, options, None, say=say, timing=timing)  # sends what is left of it, so that it is there
+    parent = Tracker(run_dir, options, None, say=say, timing=timing)  # sends its rest first: it must be in MLflow
     folder = _new_folder(run_dir / EVALUATIONS)
-    tracking = {"uri": options.uri, "experiment": options.experiment}  # what launch/sync_tracking.py asks for
+    tracking = {"uri": options.uri, "experiment": options.experiment}  # read by launch/sync_tracking.py
     child = Tracker(folder, options, {"recipe": {"tracking": tracking}, **params}, say=say, timing=timing)
     child.log(metrics, step)
     for file in files:
@@ -60,18 +47,10 @@ def record_evaluation(
     return child.run_id
 
 
-def row_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of the rows of a summary by `ROW/NAME`; those that were not measured are left out."""
-    return {f"{row['key']}/{name}": float(row[name]) for row in rows for name in METRICS if row.get(name) is not None}
-
-
 def _new_folder(where: Path) -> Path:
-    """`evaluation-N` with the first N that nobody has taken."""
-    number = 1
-    while True:
-        folder = where / f"evaluation-{number}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
+    """Makes `evaluation-N` with the first free N."""
+    for number in count(1):
+        with suppress(FileExistsError):
+            (where / f"evaluation-{number}").mkdir(parents=True)
+            break
+    return where / f"evaluation-{number}"

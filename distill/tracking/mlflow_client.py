@@ -1,6 +1,7 @@
-"""The only importer of MLflow: a run's journal records become MLflow's metrics, parameters, tags and files.
+"""The only module that imports MLflow. It writes journal records to an MLflow run and samples system metrics.
 
-Errors pass through; `distill.outbox` decides what they mean.
+MLflow is slow to import and may be absent, so `uploader` imports this module when it starts and handles ImportError.
+MLflow's errors pass through to `uploader`, which decides what they mean.
 """
 
 from __future__ import annotations
@@ -9,182 +10,164 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE, _MAX_KEY = 1000, 100, 6000, 250  # MLflow's limits per call and per entry
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; anything else may pass later
-PARENT = "mlflow.parentRunId"
-_GONE = "RESOURCE_DOES_NOT_EXIST"
-_MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+from distill.checkpoint.run_folder import training_run_of
+from distill.tracking.journal import one_line
+
+_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
+_MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; other errors may pass
 
 Record = dict[str, Any]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where records go. uri: MLflow's tracking URI. experiment: its name for a group of runs. artifacts: where a new
-    experiment keeps its files, None for the server's own place."""
-
-    uri: str
-    experiment: str
-    artifacts: str | None = None
-
-
-def import_mlflow(request_seconds: int) -> None:
-    """Imports MLflow, set to give up on a server after one repetition, and to be quiet: each outage is said once by
-    us, and its tracebacks add nothing. Raises ImportError."""
+def configure(request_seconds: int) -> None:
+    """Lets MLflow give up on a server after one repetition, and silences it: we report each outage once ourselves."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(request_seconds))
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import mlflow  # noqa: F401
-
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether MLflow will never take what it was sent, or says so."""
-    return getattr(error, "error_code", "") in _REFUSED
-
-
-def is_gone(error: Exception) -> bool:
-    """Whether MLflow says that there is no such run."""
-    return getattr(error, "error_code", "") == _GONE
-
-
 class MlflowRun:
-    """One run in MLflow. counts: what becomes of records, added to under 'malformed', 'shortened', 'absent artifacts'
-    and 'artifacts outside the run folder'. may_send: which files outside the run folder may be copied."""
+    """One run in the MLflow at `uri`; `run_id` is set by the caller, who finds or creates it.
 
-    def __init__(self, target: Target, run_dir: Path, counts: Counter[str], may_send: Callable[[Path], bool]) -> None:
-        from mlflow import MlflowClient
+    counts: receives 'refused', 'malformed', 'shortened', 'absent artifacts' and 'artifacts outside the run folder'.
+    allowed: the files and folders outside the run folder that may be sent.
+    """
 
+    def __init__(
+        self, uri: str, run_dir: Path, counts: Counter[str], allowed: Collection[Path], say: Callable[[str], None]
+    ) -> None:
         self.run_id = ""
-        self._target, self._run_dir, self._counts, self._may_send = target, run_dir, counts, may_send
-        self._client: MlflowClient = MlflowClient(target.uri)
-        self._send = {
-            "params": self._send_params,
-            "metrics": self._send_metrics,
-            "system": self._send_metrics,
-            "status": self._send_status,
-            "artifacts": self._send_artifacts,
-        }
+        self._uri, self._run_dir, self._counts, self._allowed, self._say = uri, run_dir, counts, allowed, say
+        self._client = MlflowClient(uri)
 
     def find(self, run_id: str) -> bool:
-        """Whether MLflow has the run and it is not deleted; then it is the one that is written to."""
-        from mlflow.exceptions import MlflowException
-
+        """Whether MLflow has the run and it is not deleted."""
         try:
-            run = self._client.get_run(run_id)
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException as error:
-            if not (is_gone(error) or is_refusal(error)):
+            if error.error_code not in (*_REFUSED, "RESOURCE_DOES_NOT_EXIST"):
                 raise
-            # A proxy before a server that is down says 404 or 400 too; it cannot list experiments.
+            # A proxy before a server that is down answers 404 or 400 too; it cannot list experiments.
             self._client.search_experiments(max_results=1)
             return False
-        if run.info.lifecycle_stage != "active":
-            return False
-        self.run_id = run_id
-        return True
 
-    def create(self, began: float | None, parent: str = "") -> str:
-        """A new run, named after the folder. began: seconds since 1970, None for now; parent: id of the run that it
-        belongs below. Returns its id."""
-        run = self._client.create_run(
-            self._experiment_id(),
-            start_time=None if began is None else _milliseconds(began),
-            run_name=self._run_dir.name,
-            tags={"run_dir": str(self._run_dir)} | ({PARENT: parent} if parent else {}),
+    def create(self, experiment: str, began: Any, parent: str) -> str:
+        """Creates a run, named after the folder, and returns its id.
+
+        began: seconds since 1970, anything else for now. parent: id of the run that it belongs below, or ''.
+        """
+        return str(
+            self._client.create_run(
+                self._experiment_id(experiment),
+                start_time=_milliseconds(began) if isinstance(began, float | int) else None,
+                run_name=self._run_dir.name,
+                tags={"run_dir": str(self._run_dir)} | ({"mlflow.parentRunId": parent} if parent else {}),
+            ).info.run_id
         )
-        self.run_id = str(run.info.run_id)
-        return self.run_id
 
     def send(self, journal: str, records: list[Record]) -> None:
-        """Sends records of one journal, in their order."""
-        self._send[journal](records)
+        """Sends records of one journal, in order. Records that MLflow refuses for good are counted and left out."""
+        try:
+            self._send(journal, records)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED or not self.find(self.run_id):  # a deleted run refuses everything
+                raise
+            if len(records) > 1:
+                for record in records:
+                    self.send(journal, [record])
+                return
+            if not self._counts["refused"]:
+                self._say(f"tracking: MLflow refuses a record (it stays in {self._run_dir}): {one_line(error)}")
+            self._counts["refused"] += 1
 
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
+    def _send(self, journal: str, records: list[Record]) -> None:
+        if journal == "params":
+            for params in self._parsed(_params, records):
+                self._send_params(params)
+        elif journal == "status":
+            for status, time in self._parsed(_status, records):
+                self._send_status(status, time)
+        elif journal == "artifacts":
+            for path, folder in self._parsed(_artifact, records):
+                self._send_artifact(path, folder)
+        else:
+            self._log("metrics", [metric for line in self._parsed(_metrics, records) for metric in line])
 
-        name = self._target.experiment
+    def _parsed(self, parse: Callable[[Record], T], records: list[Record]) -> Iterator[T]:
+        """The parsed records. Those that are not what their journal holds are counted and left out."""
+        for record in records:
+            try:
+                parsed = parse(record)
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+                self._counts["malformed"] += 1
+                continue
+            yield parsed
+
+    def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=self._target.artifacts))
-            except MlflowException:
+                return str(self._client.create_experiment(name, _artifact_location(self._uri, self._run_dir)))
+            except MlflowException as error:
                 found = self._client.get_experiment_by_name(name)  # another run may have been faster
                 if found is None:
-                    raise
+                    raise error
         return str(found.experiment_id)
 
-    # --- one journal each ---
+    def _log(self, kind: str, entries: Sequence[Any]) -> None:
+        """Sends metrics, params or tags, in calls of the size that MLflow allows."""
+        for first in range(0, len(entries), _LIMITS[kind]):
+            some: dict[str, Any] = {kind: entries[first : first + _LIMITS[kind]]}
+            self._client.log_batch(self.run_id, **some)
 
-    def _send_metrics(self, records: list[Record]) -> None:
-        metrics = [metric for found in self._read(records, _metrics) for metric in found]
-        for some in _portions(metrics, _MAX_METRICS):
-            self._client.log_batch(self.run_id, metrics=some)
+    def _send_params(self, params: dict[str, str]) -> None:
+        """A parameter of an MLflow run cannot change. A value that a resume changed becomes a tag `resumed.<name>`."""
+        known = self._client.get_run(self.run_id).data.params
+        self._counts["shortened"] += sum(len(value) > _MAX_VALUE for value in params.values())
+        values = {_key(name): value[:_MAX_VALUE] for name, value in params.items()}
+        changed = {f"resumed.{n}"[:_MAX_KEY]: v[:_MAX_TAG] for n, v in values.items() if known.get(n, v) != v}
+        self._log("params", [Param(name, value) for name, value in values.items() if name not in known])
+        self._log("tags", [RunTag(name, value) for name, value in changed.items()])
 
-    def _send_params(self, records: list[Record]) -> None:
-        """A parameter of an MLflow run cannot change. What a resume changed goes into tags `resumed.<name>`."""
-        from mlflow.entities import Param, RunTag
+    def _send_status(self, status: str, time: int) -> None:
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status)
+        else:
+            self._client.set_terminated(self.run_id, status, time)
 
-        for params in self._read(records, _params):
-            known = self._client.get_run(self.run_id).data.params
-            values = {_key(name): value[:_MAX_VALUE] for name, value in params.items()}
-            self._counts["shortened"] += sum(len(value) > _MAX_VALUE for value in params.values())
-            fresh = [Param(name, value) for name, value in values.items() if name not in known]
-            changed = [
-                RunTag(f"resumed.{name}"[:_MAX_KEY], value[:5000])
-                for name, value in values.items()
-                if name in known and known[name] != value
-            ]
-            for some in _portions(fresh, _MAX_PARAMS):
-                self._client.log_batch(self.run_id, params=some)
-            for tags in _portions(changed, _MAX_PARAMS):
-                self._client.log_batch(self.run_id, tags=tags)
+    def _send_artifact(self, path: str, folder: str) -> None:
+        place = (self._run_dir / path).resolve()
+        if not place.is_relative_to(self._run_dir) and place not in self._allowed:
+            # A journal may come from elsewhere. It must not have any file sent that this user can read.
+            self._counts["artifacts outside the run folder"] += 1
+        elif place.is_dir():
+            self._client.log_artifacts(self.run_id, str(place), folder or None)
+        elif place.is_file():
+            self._client.log_artifact(self.run_id, str(place), folder or None)
+        else:  # e.g. a checkpoint that newer ones have replaced
+            self._counts["absent artifacts"] += 1
 
-    def _send_status(self, records: list[Record]) -> None:
-        for status, time in self._read(records, _status):
-            if status == "RUNNING":
-                self._client.update_run(self.run_id, status=status)
-            else:
-                self._client.set_terminated(self.run_id, status, end_time=_milliseconds(time))
 
-    def _send_artifacts(self, records: list[Record]) -> None:
-        for path, folder in self._read(records, _artifact):
-            place = (self._run_dir / path).resolve()
-            if not place.is_relative_to(self._run_dir) and not self._may_send(place):
-                # Journals may come from elsewhere: what they name must not be anything that this user can read.
-                self._counts["artifacts outside the run folder"] += 1
-            elif place.is_dir():
-                self._client.log_artifacts(self.run_id, str(place), folder)
-            elif place.is_file():
-                self._client.log_artifact(self.run_id, str(place), folder)
-            else:  # e.g. a checkpoint that newer ones have pushed out meanwhile
-                self._counts["absent artifacts"] += 1
-
-    def _read(self, records: list[Record], convert: Callable[[Record], T]) -> Iterator[T]:
-        """The records converted; those that are not what their journal holds are counted and left out."""
-        for record in records:
-            try:
-                converted = convert(record)
-            except _MALFORMED:
-                self._counts["malformed"] += 1
-                continue
-            yield converted
+# --- one record of each journal; any error means that it is malformed ---
 
 
 def _metrics(record: Record) -> list[Metric]:
-    from mlflow.entities import Metric
-
     time, step = _milliseconds(record["time"]), int(record["step"])
     return [Metric(_key(n), float(value), time, step) for n, value in record.items() if n not in ("time", "step")]
 
@@ -193,22 +176,30 @@ def _params(record: Record) -> dict[str, str]:
     return {str(name): str(value) for name, value in record["params"].items()}
 
 
-def _status(record: Record) -> tuple[str, float]:
+def _status(record: Record) -> tuple[str, int]:
     if record["status"] not in ("RUNNING", "FINISHED", "FAILED", "KILLED"):
         raise ValueError(record["status"])
-    return record["status"], float(record["time"])
+    return record["status"], _milliseconds(record["time"])
 
 
-def _artifact(record: Record) -> tuple[Path, str | None]:
-    path, folder = Path(record["path"]), str(record["folder"])
+def _artifact(record: Record) -> tuple[str, str]:
+    path, folder = str(record["path"]), str(record["folder"])
     if folder.startswith("/") or ".." in folder.split("/"):
         raise ValueError(folder)
-    return path, folder or None
+    return path, folder
 
 
-def _portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _artifact_location(uri: str, run_dir: Path) -> str | None:
+    """Where a new experiment keeps its files: None for a server, which has a place of its own. With a database MLflow
+    would use the present folder; ours is beside an SQLite file, and beside the run folder for any other database."""
+    if uri.startswith(("http://", "https://")):
+        return None
+    path = (
+        Path(uri.removeprefix("sqlite:///")).resolve()
+        if uri.startswith("sqlite:///")
+        else training_run_of(run_dir) or run_dir
+    )
+    return (path.parent / "mlartifacts").as_uri()
 
 
 def _milliseconds(seconds: float) -> int:
@@ -220,38 +211,25 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:_MAX_KEY]
 
 
-# --- system metrics ---
-
-
 class SystemMonitors:
-    """MLflow's own collectors, so that its page for system metrics shows them; GPU only where its library is there."""
+    """MLflow's collectors, whose names its page for system metrics knows. GPUs only where NVIDIA's library is there."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        self.lost = 0
-        self._say = say
+    def __init__(self, counts: Counter[str], say: Callable[[str], None]) -> None:
+        self._counts, self._say = counts, say
         self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        with suppress(Exception):  # no pynvml, or no NVIDIA driver: each raises its own kind; nothing to watch
+        with suppress(Exception):  # no pynvml, or no NVIDIA driver: each raises its own kind
             self._monitors.append(GPUMonitor())
 
     def sample(self) -> Mapping[str, float]:
-        """What there is to know now, by names that begin with `system/`."""
+        """The present values; names begin with `system/`. A monitor that fails is dropped and counted."""
         values: dict[str, float] = {}
         for monitor in list(self._monitors):
             try:
                 monitor.collect_metrics()
                 values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                 monitor.clear_metrics()
-            except Exception as error:  # drivers and psutil raise what they like
+            except Exception as error:  # drivers and psutil raise errors of any type
                 self._monitors.remove(monitor)
-                self.lost += 1
+                self._counts["system monitors lost"] += 1
                 self._say(f"tracking: {type(monitor).__name__} is left out from here on: {one_line(error)}")
         return values
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,19 +1,17 @@
-"""The journals of a run that is over, sent to MLflow."""
+"""Sends the journals of a run that is over to MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from distill.config.schema import TrackingConfig
-from distill.tracking.journal import Journal
-from distill.tracking.upload_lock import UploadLock
-from distill.tracking.uploader import JOURNALS, SendReport, Timing, Uploader, default_target, open_journals
+from distill.tracking.upload_state import UploadState
+from distill.tracking.uploader import JOURNALS, SendReport, Timing, Uploader, open_journals, tracking_uri
 
 
 class BusyError(RuntimeError):
-    """Another process records or sends in that folder; the message is one line."""
+    """Another process records or sends in that folder. The message is one line."""
 
 
 def sync(
@@ -24,9 +22,9 @@ def sync(
     say: Callable[[str], None] = print,
     timing: Timing | None = None,
 ) -> SendReport:
-    """Sends what MLflow does not have yet, within `timeout` seconds. uri, experiment: None for what the run was told.
+    """Sends what MLflow does not have yet, within `timeout` seconds. uri, experiment: None for those of the run.
 
-    A run that ended without saying so was killed, and is recorded as that.
+    A run without a recorded end was killed: it is recorded as KILLED at the time of its last line.
 
     Raises:
         ValueError: the folder is missing or holds no journals.
@@ -35,33 +33,20 @@ def sync(
     run_dir = run_dir.resolve()
     if not any((run_dir / f"{name}.jsonl").is_file() for name in JOURNALS):
         raise ValueError(f"{run_dir}: no journals here (metrics.jsonl, params.jsonl, ...); give the folder of a run")
-    journals = open_journals(run_dir, say)
-    lock = UploadLock(run_dir)
-    if not lock.acquire():
-        raise BusyError(f"{run_dir}: {lock.holder()} records here and sends by itself; nothing is to be done")
+    journals, state = open_journals(run_dir, say), UploadState(run_dir, say)
+    if not state.acquire():
+        raise BusyError(f"{run_dir}: {state.holder()} records here and sends by itself; nothing is to be done")
     try:
-        told = _last(journals["params"]).get("params", {})
-        uri = told.get("recipe.tracking.uri", "") if uri is None else uri
-        experiment = experiment or told.get("recipe.tracking.experiment") or TrackingConfig.experiment
-        _close(journals)
+        last = {name: journal.last() for name, journal in journals.items()}
+        if last["status"].get("status") == "RUNNING":
+            times = [record.get("time", 0.0) for record in last.values()]
+            journals["status"].append({"time": max(times), "status": "KILLED"})
+        params = last["params"].get("params", {})
+        uri = tracking_uri(run_dir, params.get("recipe.tracking.uri", "") if uri is None else uri)
+        experiment = experiment or params.get("recipe.tracking.experiment") or TrackingConfig.experiment
         timing = timing or Timing(send=1.0, system=0.0, connect=0.0)
-        outbox = Uploader(run_dir, default_target(run_dir, uri, experiment), journals, lock, say=say, timing=timing)
-        outbox.start()
-        return outbox.finish(timeout, patient=True)
+        uploader = Uploader(run_dir, uri, experiment, journals, state, say=say, timing=timing)
+        uploader.start()
+        return uploader.finish(timeout, patient=True)
     finally:
-        lock.release()
-
-
-def _close(journals: dict[str, Journal]) -> None:
-    """Notes an end for a run that left none, at the time of its last line."""
-    if _last(journals["status"]).get("status") != "RUNNING":
-        return
-    times = [_last(journals[name]).get("time", 0.0) for name in JOURNALS]
-    journals["status"].append({"time": max(times), "status": "KILLED"})
-
-
-def _last(journal: Journal) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for last in journal.all():  # noqa: B007
-        pass
-    return last
+        state.release()

@@ -21,10 +21,10 @@ from torch import nn
 from distill.adapters.lora import adapter_of
 from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
-from distill.runtime.world import World, gather
+from distill.runtime.world import World, all_gather_object
 from distill.training.shards import Shards
 
 
@@ -87,7 +87,7 @@ class Engine:
         module: nn.Module,
         params: Sequence[tuple[str, nn.Parameter]],
         train: TrainConfig,
-        plan: BatchPlan,
+        plan: BatchSizes,
         ds_config: dict[str, Any],
         world: World,
     ) -> None:
@@ -134,7 +134,7 @@ class Engine:
     def optimizer_report(self) -> dict[str, float]:
         """What the optimizer has to tell about itself: Prodigy its `d`."""
         inner, master = self._optimizer.optimizer, self._shards.masters[0]
-        return {name: self._kind.scalar(inner, master, name) for name in self._kind.told}
+        return {name: self._kind.scalar(inner, master, name) for name in self._kind.logged}
 
     def forward(self, item: Any) -> Any:
         return self._engine(item)
@@ -270,7 +270,7 @@ class Engine:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's (picklable) value, in order of rank, on every rank. Collective."""
-        return gather(value)
+        return all_gather_object(value)
 
     def barrier(self) -> None:
         if self.world.size > 1:

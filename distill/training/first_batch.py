@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from anytext2.data.dataset import AnyWordDataset
-from anytext2.model.anytext2 import BLANK_IMAGE
-from distill.adapters.roles import FAKE_SCORE, STUDENT, AdapterRoles, Roles
+from anytext2.model.anytext2 import BLANK_PIXEL
+from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
 from distill.config.schema import Recipe
 from distill.losses.step import StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
 from distill.training.null import RunTracker
 from distill.training.previews import from_files, readable
 from distill.training.state import Progress
 from distill.viz import batch_pictures
-from distill.viz.contact_sheet import contact_sheet, evenly_spaced
+from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
 
 AUDIT_PICTURE = "audit.png"
 SAMPLES_PICTURE = "data_samples.png"
@@ -45,10 +45,10 @@ def check_first_batch(
 
     Rank 0 draws its own to `audit.png`, and samples from all over the data to `data_samples.png`. Raises
     FirstBatchError, on every rank, where any rank finds something that cannot be right; with a fault that was put in on
-    purpose (model.planted) the findings are only printed.
+    purpose (model.fault_injection) the findings are only printed.
     """
     item = inputs(batches.first_of(progress.batches), progress.updates)
-    if batches.dataset.latents:
+    if batches.dataset.read_latents:
         item = _with_pictures(item, batches, progress, engine.world.device)
     if engine.world.is_main:
         path = recipe.run_dir / AUDIT_PICTURE
@@ -58,15 +58,16 @@ def check_first_batch(
     with without_dropout(roles.wrapped):
         everywhere = engine.gather(list(_findings(objective, roles, item)))
     findings = [finding for rank in everywhere for finding in rank]
-    if recipe.model.planted:
+    if recipe.model.fault_injection:
         if engine.world.is_main:
             found = "; ".join(map(str, findings[:3])) or "nothing"
             print(
-                f"warning: model.planted={recipe.model.planted}: a fault on purpose. The audit found {found}",
+                f"warning: model.fault_injection={recipe.model.fault_injection}: a fault on purpose. The audit found "
+                f"{found}",
                 flush=True,
             )
         return
-    model_checks.require(findings)
+    model_checks.require_sound(findings)
     if engine.world.is_main:
         print(
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
@@ -77,15 +78,15 @@ def check_first_batch(
 def _with_pictures(item: StepInput, batches: MicroBatches, progress: Progress, device: torch.device) -> StepInput:
     """The same item with the pictures that stored latents were made of."""
     loaded = batches.first_of(progress.batches, from_files(batches.dataset))
-    pictures = loaded.batch.floating().to(device)
+    pictures = loaded.batch.normalized().to(device)
     # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
     editing = torch.tensor(item.batch.editing, device=device).reshape(-1, 1, 1, 1)
-    masked = torch.where(editing, pictures.masked_image, BLANK_IMAGE)
+    masked = torch.where(editing, pictures.masked_image, BLANK_PIXEL)
     return replace(item, batch=replace(item.batch, image=pictures.image, masked_image=masked))
 
 
 def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> None:
-    samples = list(readable(from_files(data), evenly_spaced(len(data), SHOWN_SAMPLES)))
+    samples = list(readable(from_files(data), evenly_spaced_indices(len(data), SHOWN_SAMPLES)))
     if samples:
         path = recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)
@@ -99,7 +100,7 @@ def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Ite
     model = roles.model
     with torch.inference_mode():
         assert item.masked_latent is not None
-        conditions = model.condition(item.batch, item.masked_latent)
+        conditions = model.encode_conditions(item.batch, item.masked_latent)
     yield from model_checks.check_conditions(model, item.batch, conditions)
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
@@ -113,9 +114,8 @@ def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Ite
 
 def _first_updates(objective: Objective) -> dict[str, int]:
     """The adapters that the objective trains, each with the first update that trains it."""
-    if not isinstance(objective, AlternatingObjective):
-        return {STUDENT: 0}
-    return {adapter: next(n for n in count() if objective.turn(n) == adapter) for adapter in (STUDENT, FAKE_SCORE)}
+    trained = [STUDENT, *(second.name for second in objective.config.second_adapters if second.trained)]
+    return {adapter: next(n for n in count() if objective.trained_adapter(n) == adapter) for adapter in trained}
 
 
 def _loss(objective: Objective, roles: Roles, item: StepInput) -> Tensor:

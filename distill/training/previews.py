@@ -12,7 +12,6 @@ from torch import Tensor
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from distill.adapters.roles import AdapterRoles
-from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
@@ -81,11 +80,11 @@ class SamplePreviews:
             return {}
         steps = self._recipe.log.preview_steps
         if trains == "lora":
-            spec, negative_prompt = SamplingSpec("student", student_sampler(self._recipe), steps), None
+            spec, negative_prompt = SamplingSpec("student", self._recipe.student.sampler, steps), None
         else:
             spec, negative_prompt = SamplingSpec("teacher", "ddim", steps, TEACHER_GUIDANCE), ""
         inputs = prepare_sampling(roles, batch, self._recipe.seed, negative_prompt)
-        (sampled,) = sample_batch(roles, inputs, [spec], self._schedule, sampling_options(self._recipe))
+        (sampled,) = sample_batch(roles, inputs, [spec], self._schedule, self._recipe.student.options)
         return {spec.label: sampled.image.cpu() * 2.0 - 1.0}
 
 
@@ -104,4 +103,4 @@ def readable(dataset: AnyWordDataset, indices: Iterable[int]) -> Iterator[Sample
 
 
 def _first_samples(dataset: AnyWordDataset, count: int) -> Batch:
-    return collate(list(islice(readable(from_files(dataset), range(len(dataset))), count))).floating()
+    return collate(list(islice(readable(from_files(dataset), range(len(dataset))), count))).normalized()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.checkpoint.store import write_text_atomically
 from distill.data.loader import LoadedBatch
-from distill.runtime.signals import StopRequests, summary
+from distill.runtime.signals import StopRequests, summarize_reasons
 from distill.training.engine import Engine, StepResult
 from distill.training.state import Progress
 
@@ -103,7 +103,7 @@ class StepGuard:
         reason = self._stop.reason  # read once: it may come while the ranks are asking
         asked = torch.tensor(bool(reason), device=nonfinite.device)
         flags = self._engine.largest(torch.stack([nonfinite, asked]).to(torch.int32)).tolist()
-        return bool(flags[0]), summary(self._engine.gather(reason)) if flags[1] else ""
+        return bool(flags[0]), summarize_reasons(self._engine.gather(reason)) if flags[1] else ""
 
     def _report(self, update: int) -> None:
         ranks = self._engine.gather([one.to_json() for one in self._micro_batches])

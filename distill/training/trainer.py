@@ -10,21 +10,20 @@ import torch
 from torch import nn
 
 from anytext2.core.rng import seed_for
-from distill.adapters.roles import STUDENT, AdapterRoles, Roles
+from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.run_lock import RunLock
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import SampleKey
 from distill.data.loader import LoadedBatch
 from distill.losses.step import LossOutput, StepInput
-from distill.objectives.base import AlternatingObjective, Objective
+from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
-from distill.runtime.watchdog import Watchdog
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine, StepResult
 from distill.training.first_batch import check_first_batch
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import MetricsLog
-from distill.training.null import NullWatchdog, RunTracker
+from distill.training.null import RunTracker, RunWatchdog
 from distill.training.previews import Previews
 from distill.training.sample_log import SampleLog
 from distill.training.state import Progress
@@ -63,7 +62,7 @@ class Trainer:
     previews: Previews
     samples: SampleLog
     tracker: RunTracker
-    watchdog: Watchdog | NullWatchdog
+    watchdog: RunWatchdog
     stop: StopRequests
     lock: RunLock | None  # rank 0's; released when the process ends
 
@@ -92,7 +91,7 @@ class Trainer:
         """
         progress, engine = self.progress, self.engine
         for loaded in islice(stream, engine.plan.accumulation):
-            self.watchdog.beat("training")
+            self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
             output = engine.forward(self.inputs(loaded, progress.updates))
             engine.backward(output.loss)
@@ -101,7 +100,11 @@ class Trainer:
             self.samples.add(loaded.keys)
         reasons = self.guard.before_update(progress.updates + 1)
         rate = learning_rate(self.recipe.train, progress.updates)
-        result = engine.step(rate, ema_decay(self.recipe.train, progress.updates), self._trained_adapter())
+        decay, adapter = (
+            ema_decay(self.recipe.train, progress.updates),
+            self.objective.trained_adapter(progress.updates),
+        )
+        result = engine.step(rate, decay, adapter)
         progress.batches += 1
         self.samples.end_batch(progress.batches)
         self.guard.after_update(progress, result)
@@ -114,7 +117,7 @@ class Trainer:
         log, progress, last = self.recipe.log, self.progress, self.is_done
         scores: dict[str, float] = {}
         if self.validation.is_due(progress.updates, last):
-            self.watchdog.beat("evaluation")
+            self.watchdog.heartbeat("evaluation")
             scores = self.validation.run(progress)
             last = self.is_done  # the evaluation may have used up eval.patience
         if last or scores or progress.updates % log.every == 0:
@@ -122,7 +125,7 @@ class Trainer:
         if last or self.checkpoints.is_due(progress) or progress.is_best:
             self.checkpoints.save(progress, self.metrics.window)
         if log.preview_every and (last or progress.updates % log.preview_every == 0):
-            self.watchdog.beat("evaluation")  # on every rank: the others wait for the one that draws
+            self.watchdog.heartbeat("evaluation")  # on every rank: the others wait for the one that draws
             self.previews.draw(progress.updates)
 
     @property
@@ -130,11 +133,6 @@ class Trainer:
         """Every update is made, or the scores have not improved for eval.patience evaluations."""
         updates = self.progress.updates
         return updates >= self.recipe.train.max_steps or self.validation.is_out_of_patience(self.progress)
-
-    def _trained_adapter(self) -> str:
-        """The adapter that the present update trains."""
-        objective = self.objective
-        return objective.turn(self.progress.updates) if isinstance(objective, AlternatingObjective) else STUDENT
 
     def _seed_dropout(self, first: SampleKey) -> None:
         """Dropout draws from torch's global generators; micro-batches are the same whatever the world size."""
@@ -160,7 +158,7 @@ class Trainer:
             self.checkpoints.save(progress, self.metrics.window)
         self.checkpoints.finish()
         self.engine.barrier()
-        self.stop.ignore()
+        self.stop.ignore_signals()
         checkpoint = self.recipe.run_dir / f"checkpoint-{progress.updates}"
         return Stopped(progress.updates, reasons, checkpoint if checkpoint.is_dir() else None)
 

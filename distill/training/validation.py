@@ -19,21 +19,19 @@ from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.roles import AdapterRoles
-from distill.config.recipes import sampling_options, student_sampler
 from distill.config.schema import Recipe
-from distill.data.build import HELD_OUT_FIRST
-from distill.data.splits import part_of
+from distill.data.build import FIRST_HELD_OUT_INDEX
+from distill.data.splits import split_indices
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
-from distill.objectives import OBJECTIVES
 from distill.runtime.world import World
 from distill.training.engine import Engine
 from distill.training.inputs import without_dropout
 from distill.training.null import Heartbeat
 from distill.training.state import Progress
-from distill.viz.contact_sheet import evenly_spaced
+from distill.viz.contact_sheet import evenly_spaced_indices
 from distill.viz.grids import to_uint8
 
 HELD_OUT = "held_out"
@@ -87,8 +85,8 @@ class SpellingValidation:
     ) -> None:
         self._recipe, self._samples, self._ocr = recipe, samples, ocr
         self._roles, self._schedule, self._engine, self._heartbeat = roles, schedule, engine, heartbeat
-        self._spec = SamplingSpec("student", student_sampler(recipe), recipe.eval.steps)
-        self._options = sampling_options(recipe)
+        self._spec = SamplingSpec("student", recipe.student.sampler, recipe.eval.steps)
+        self._options = recipe.student.options
 
     def is_due(self, updates: int, last: bool) -> bool:
         return last or updates % self._recipe.eval.every == 0
@@ -109,12 +107,12 @@ class SpellingValidation:
         """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
         sums = dict.fromkeys(SUMS, 0.0)
         for first in range(0, len(self._samples), BATCH):
-            batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).floating()
+            batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).normalized()
             inputs = prepare_sampling(self._roles, batch, self._recipe.seed, None)
             (sampled,) = sample_batch(self._roles, inputs, [self._spec], self._schedule, self._options)
             images, glyphs = to_uint8(sampled.image), batch.glyph.to(torch.uint8).cpu().numpy()
-            for image, glyph, lines in zip(images, glyphs, batch.written, strict=True):
-                texts = self._ocr.read_lines(image, [line.polygon for line in lines])
+            for image, glyph, lines in zip(images, glyphs, batch.nonblank_lines, strict=True):
+                texts = self._ocr.recognize_lines(image, [line.polygon for line in lines])
                 for line, text in zip(lines, texts, strict=True):
                     _add_line(sums, line, text, line_structure(image, line.polygon, glyph[0]))
             self._heartbeat("evaluation")
@@ -157,7 +155,7 @@ def make_validation(
     """
     if not recipe.eval.every:
         return NullValidation()
-    if OBJECTIVES[recipe.objective["name"]].trains != "lora":
+    if recipe.objective_config.student is None:
         raise ValueError(
             f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
         )
@@ -173,7 +171,7 @@ def make_validation(
             samples.append(dataset.sample(index, 0))
         except SampleError:
             unreadable += 1
-    counts = engine.total(torch.tensor([sum(bool(s.written) for s in samples), unreadable], device=world.device))
+    counts = engine.total(torch.tensor([sum(bool(s.nonblank_lines) for s in samples), unreadable], device=world.device))
     with_lines, unreadable = counts.tolist()
     if not with_lines:
         raise ValueError("eval: no held-out picture with a line can be read; name others in eval.data")
@@ -191,16 +189,18 @@ def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple
         if data.part != "train":
             raise ValueError(f"eval: data.part={data.part} holds nothing out; name annotation files in eval.data")
         assert isinstance(trained_on.records, Records), "a run's records know their names"
-        val = part_of(trained_on.records, data.split, "val")
+        val = split_indices(trained_on.records, data.split, "val")
         dataset = AnyWordDataset(trained_on.records, data.options, recipe.seed, trained_on.fonts)
-        return dataset, [int(index) for index in val[evenly_spaced(len(val), config.samples)]]
+        return dataset, [int(index) for index in val[evenly_spaced_indices(len(val), config.samples)]]
     if not sources:
         folder, drawn = recipe.run_dir / HELD_OUT, SyntheticConfig(size=data.synthetic.size)
         if world.is_main:
-            write_dataset(folder, config.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
+            write_dataset(folder, config.samples, drawn, data.synthetic.seed, FIRST_HELD_OUT_INDEX)
         if world.size > 1:
             dist.barrier()
         sources = [folder / "data.json"]
     options = data.options
     records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
-    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced(len(records), config.samples)
+    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced_indices(
+        len(records), config.samples
+    )

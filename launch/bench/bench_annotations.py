@@ -1,6 +1,6 @@
-"""What reading a large annotation file costs: `python launch/bench/bench_data.py --annotations 500000`.
+"""Measures time and memory of reading a large annotation file; see `bench_data.py --annotations`.
 
-Generates a file in the AnyWord-3M format and loads it in a process of its own, so that the memory is that of loading.
+Generates a file in the AnyWord-3M format and loads it in a process of its own, to measure the memory of loading only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy as np
 
 from anytext2.data.annotations import load_records
 
-FULL_SIZE = 3_000_000
-"""Items of AnyWord-3M."""
+ANYWORD_3M_ITEMS = 3_000_000
 
 _MIB = 2**20
 _WORDS = ("a photo", "of a shop", "with red letters", "on a wall", "in the street", "at night", "and a sign", "of wood")
@@ -26,8 +25,12 @@ _TEXTS = (("Latin", "OPEN 24 HOURS"), ("Latin", "Bakery"), ("Chinese", "招财�
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of CPU time; MiB of the process before and after loading and at its worst; bytes of one packed record."""
+class LoadCost:
+    """The cost of loading one file.
+
+    cpu_seconds: CPU time. resident_before_mib, resident_mib, peak_mib: memory of the process in MiB before and after
+    loading, and at its peak. bytes_per_record: size of a packed record.
+    """
 
     items: int
     lines: int
@@ -38,8 +41,8 @@ class Cost:
     peak_mib: float
     bytes_per_record: float
 
-    def extrapolated(self, items: int = FULL_SIZE) -> dict[str, float]:
-        """The same for more items: everything but what the process had before grows with them."""
+    def extrapolated(self, items: int = ANYWORD_3M_ITEMS) -> dict[str, float]:
+        """Time and peak memory for another number of items, assuming that both grow linearly."""
         factor = items / self.items
         return {
             "items": items,
@@ -51,18 +54,18 @@ class Cost:
 
 
 def measure(path: Path, items: int) -> dict[str, Any]:
-    """Generates the file `path` with so many items, loads it, removes it; all figures."""
+    """Generates the file `path` with `items` items, loads and removes it. Returns the cost and its extrapolation."""
     write_annotations(path, items)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            cost = process.submit(load, path).result()
+            cost = process.submit(measure_load, path).result()
     finally:
         path.unlink()
     return {**asdict(cost), "extrapolated": cost.extrapolated()}
 
 
 def write_annotations(path: Path, items: int) -> None:
-    """One to five lines an item, three in the mean, captions of about twelve words."""
+    """Writes an annotation file of random items, with one to five lines and captions of about twelve words each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
@@ -93,12 +96,12 @@ def _item(number: int, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def load(path: Path) -> Cost:
+def measure_load(path: Path) -> LoadCost:
     """Loads the file and measures this process."""
     before, began = _memory("VmRSS"), time.process_time()
     records, report = load_records(path)
     seconds = time.process_time() - began
-    return Cost(
+    return LoadCost(
         items=len(records),
         lines=report.lines,
         file_mib=round(path.stat().st_size / _MIB, 1),
@@ -111,19 +114,19 @@ def load(path: Path) -> Cost:
 
 
 def _memory(name: str) -> float:
-    """MiB of this process, of a field of /proc/self/status: VmRSS resident now, VmHWM at most so far."""
+    """Memory of this process in MiB. name: VmRSS (resident) or VmHWM (peak), a field of /proc/self/status."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return round(int(line.split()[1]) / 1024, 1)
     raise AssertionError(f"/proc/self/status has no {name}")
 
 
-def told(found: dict[str, Any]) -> str:
+def format_cost(cost: dict[str, Any]) -> str:
     """The figures in two lines."""
-    full = found["extrapolated"]
+    full = cost["extrapolated"]
     return (
-        f"{found['items']} items, {found['lines']} lines, {found['file_mib']} MiB: {found['cpu_seconds']} s of CPU, "
-        f"{found['resident_mib']} MiB resident ({found['resident_before_mib']} before, {found['peak_mib']} at most), "
-        f"{found['bytes_per_record']} bytes a record\n"
+        f"{cost['items']} items, {cost['lines']} lines, {cost['file_mib']} MiB: {cost['cpu_seconds']} s of CPU, "
+        f"{cost['resident_mib']} MiB resident ({cost['resident_before_mib']} before, {cost['peak_mib']} at most), "
+        f"{cost['bytes_per_record']} bytes a record\n"
         f"{full['items']} items would take {full['cpu_seconds']} s and {full['peak_gib']} GiB"
     )

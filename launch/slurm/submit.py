@@ -7,6 +7,7 @@ code 0: submitted (the job's number is printed); 2: the request, the recipe or S
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -15,13 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.config.ds_config import read_ds_config
-from distill.config.recipes import load_recipe
+from anytext2.core.resources import is_installed
+from distill.config.ds_config import find_ds_config, read_ds_config
+from distill.config.recipes import find_recipe, load_recipe
 from distill.config.schema import Recipe
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = Path.cwd() if is_installed() else HERE.parent.parent
+"""Where jobs run: the checkout, or where they are submitted by an installed package."""
+SCRIPTS = str(HERE.parent) if is_installed() else "launch"
+"""The folder of train.py and slurm/, from ROOT."""
 EARLY_S = 60  # SLURM may send its warning so much earlier than asked for
 _SAFE = re.compile(r"[\w.,:;+@%/=\[\]&|*-]+")
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -114,7 +119,7 @@ def read_sweep(path: Path) -> dict[int, list[str]]:
 def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tuple[Recipe, dict[int, list[str]]]:
     """The recipe, and for a sweep every line's whole list of overrides, with a run name of its own.
 
-    Raises ValueError for what load_recipe and BatchPlan refuse, in any line of a sweep, and for two jobs of one name.
+    Raises ValueError for what load_recipe and BatchSizes refuse, in any line of a sweep, and for two jobs of one name.
     """
     recipe = load_recipe(recipe_path, overrides)
     ranks = request.nodes * request.gpus
@@ -123,7 +128,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         named = [f"name={recipe.name}-{number}", *overrides_without_name(overrides), *line]
         try:
             one = load_recipe(recipe_path, named)
-            BatchPlan(one.train.effective_batch, one.train.micro_batch, ranks)
+            BatchSizes(one.train.effective_batch, one.train.micro_batch, ranks)
         except ValueError as error:
             raise ValueError(f"--array, line {number}: {error}") from error
         if one.name in names:
@@ -133,7 +138,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         names[one.name] = number
         jobs[number] = named
     if not jobs:
-        BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
+        BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
     _check_word("name", recipe.name)
     return recipe, jobs
 
@@ -150,6 +155,7 @@ def render(
     words: overrides of the recipe. environment: settings of supervise.sh.
     """
     template = (HERE / ("train.sbatch" if request.nodes == 1 else "train_multinode.sbatch")).read_text("utf-8")
+    template = template.replace(" launch/", f" {SCRIPTS}/")
     lines = [line for line in template.splitlines() if not line.startswith("#SBATCH")]
     assert lines[0].startswith("#!")
     settings = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -168,13 +174,15 @@ def render_sweep(script: str, jobs: dict[int, list[str]]) -> str:
         '  *) echo "no line $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;',
         "esac",
     ]
-    before, after = script.split("source launch/slurm/supervise.sh", 1)
-    return before + "\n".join(choice) + "\nsource launch/slurm/supervise.sh" + after
+    source = f"source {SCRIPTS}/slurm/supervise.sh"
+    before, after = script.split(source, 1)
+    return before + "\n".join(choice) + f"\n{source}" + after
 
 
 def header(recipe: Recipe, request: Request) -> list[str]:
     """The #SBATCH lines. Raises ValueError where this checkout's folder cannot stand in one."""
     _check_word("this checkout's folder", str(ROOT))
+    _check_word("the folder of this package", SCRIPTS)
     per_rank = request.cpus or recipe.data.workers + 1
     single = request.nodes == 1  # one task there, the launcher of all ranks
     options: dict[str, object] = {
@@ -276,12 +284,14 @@ def script_of(args: argparse.Namespace) -> str:
     recipe, jobs = check(args.recipe, request, args.overrides)
     read_ds_config(args.deepspeed)
     environment = {
-        "ANYTEXT2_DEEPSPEED": str(args.deepspeed.resolve()),
+        "ANYTEXT2_DEEPSPEED": str(find_ds_config(args.deepspeed).resolve()),
         "ANYTEXT2_MAX_REQUEUES": str(request.max_requeues),
         "ANYTEXT2_EVERY": request.every,
     }
+    if is_installed():
+        environment["ANYTEXT2_BIN"] = os.environ.get("ANYTEXT2_BIN", str(Path(sys.executable).parent))
     words = [] if jobs else args.overrides
-    return render_sweep(render(args.recipe.resolve(), recipe, request, words, environment), jobs)
+    return render_sweep(render(find_recipe(args.recipe).resolve(), recipe, request, words, environment), jobs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.checks.model_checks import Finding
+from distill.checks.batch_checks import Finding
 
 SIZE = 128
 
@@ -26,7 +26,7 @@ def lined_batch(dataset: AnyWordDataset) -> Batch:
     samples = [dataset.sample(i, epoch) for i in range(len(dataset)) for epoch in range(4)]
     lined = [s for s in samples if s.n_lines >= 2]
     edited = next(s for s in lined if s.editing)
-    return collate([edited, next(s for s in lined if not s.editing and s.index != edited.index)]).floating()
+    return collate([edited, next(s for s in lined if not s.editing and s.index != edited.index)]).normalized()
 
 
 def said(findings: list[Finding]) -> str:

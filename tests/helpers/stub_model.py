@@ -43,8 +43,8 @@ class Stub(nn.Module):
         self.adapters = True
         self.calls: list[str] = []
 
-    def condition(self, batch: Batch, masked_latent: torch.Tensor) -> Conditions:
-        self.calls.append("condition")
+    def encode_conditions(self, batch: Batch, masked_latent: torch.Tensor) -> Conditions:
+        self.calls.append("encode_conditions")
         length = torch.tensor([len(caption) / 100 for caption in batch.image_caption], dtype=torch.float64)
         return Conditions(
             image_context=length.reshape(-1, 1, 1).expand(-1, 2, CHANNELS).clone(),
@@ -62,8 +62,8 @@ class Stub(nn.Module):
     def masked_latents(self, batch: Batch) -> torch.Tensor:
         return torch.full((batch.size, CHANNELS, CELLS, CELLS), 0.25, dtype=torch.float64)
 
-    def write(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
-        self.calls.append("write")
+    def control_maps(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
+        self.calls.append("control_maps")
         page = F.avg_pool2d(conditions.glyph, SIZE // CELLS) + conditions.text_context.mean((1, 2)).reshape(-1, 1, 1, 1)
         hint = conditions.masked_latent + page
         return (self.writer(hint) + (self.writer_lora(hint) if self.adapters else 0),)
@@ -105,3 +105,9 @@ def step_input(count: int = 3, seed: int = 7) -> StepInput:
 def coefficients(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     abar = torch.from_numpy(ABAR)[t].reshape(-1, 1, 1, 1)
     return abar.sqrt(), (1 - abar).sqrt()
+
+
+def parameter_gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
+    """d loss / d parameter for every parameter, zeros for those that it does not depend on."""
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros(()) if g is None else g for g in found]

@@ -36,7 +36,7 @@ class StubModel(nn.Module):
     def masked_latents(self, batch: Batch) -> torch.Tensor:
         return self.encode(batch.masked_image)
 
-    def condition(self, batch: Batch, masked: torch.Tensor) -> Conditions:
+    def encode_conditions(self, batch: Batch, masked: torch.Tensor) -> Conditions:
         context = batch.image.mean(dim=(1, 2, 3)).reshape(-1, 1, 1)
         position = batch.position.sum(dim=1, keepdim=True).float()
         return Conditions(context, context, batch.glyph.float(), position, masked)
@@ -45,7 +45,7 @@ class StubModel(nn.Module):
         value = torch.full_like(conditions.image_context, float(len(negative_prompt)))
         return replace(conditions, image_context=value, text_context=value)
 
-    def write(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
+    def control_maps(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
         self.writes += 1
         return (conditions.text_context[..., None] * self.gain,)
 

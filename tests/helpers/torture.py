@@ -42,7 +42,7 @@ data:
   workers: 0
   options: {{resolution: 64, max_lines: 1}}
   part: all
-objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}}
+objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, teacher_interval: 100}}
 lora: {{rank: 2, alpha: 4, dropout: 0.1}}
 train: {{effective_batch: {BATCH}, micro_batch: 1, learning_rate: 2.0e-3, warmup_steps: 4, ema_decay: 0.5, threads: 1}}
 checkpoint: {{save_steps: 2, keep: 2}}

@@ -131,7 +131,7 @@ def test_evaluation_writes_a_summary(workplace, tmp_path, capsys):
     pytest.importorskip("rapidocr_onnxruntime")
     argv = ["--run", str(workplace / "run"), "--data", str(workplace / "data" / "data.json"), "--out", str(tmp_path)]
     steps = ["--teacher-steps", "3,2", "--undistilled-steps", "1", "--student-steps", "1,2"]
-    assert evaluate.main([*argv, *steps, "--batch", "2", "--shown", "2", "--guidance", "3"]) == 0
+    assert evaluate.main([*argv, *steps, "--batch", "2", "--grid-rows", "2", "--guidance", "3"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert [(row["role"], row["steps"], row["nfe"]) for row in summary["rows"]] == [
         ("teacher", 3, 6),
@@ -178,7 +178,7 @@ def test_another_engine_can_read(workplace, tmp_path, reuse, monkeypatch, capsys
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert "text_predictor" in summary["ocr_engine"] and "PP-OCRv4" in summary["text_distance_engine"]
     capsys.readouterr()
-    monkeypatch.setattr(ocr_engines, "trained_against", lambda recipe: True)
+    monkeypatch.setattr(ocr_engines, "trained_against_recognizer", lambda recipe: True)
     assert evaluate.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --ocr own: ") and error.count("\n") == 1

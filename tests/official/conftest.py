@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
-from anytext2.model.pseudo_weights import fill_by_name
-from anytext2.model.weights import official_state
+from anytext2.model.pseudo_weights import fill_with_pseudo_weights
+from anytext2.model.weights import official_state_dict
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,5 +21,5 @@ def official_model() -> AnyText2:
     """AnyText2 v2.0 in float32, filled by name (variant 'strong'), in eval mode, without gradients."""
     torch.manual_seed(0)
     model = build_model(load_model_config("sd15"), "meta").to_empty(device="cpu").requires_grad_(False)
-    fill_by_name(official_state(model))
+    fill_with_pseudo_weights(official_state_dict(model))
     return model

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.model.anytext2 import AnyText2
-from anytext2.model.text_embedding import LineParts
-from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_images, tokenize_texts
+from anytext2.model.text_embedding import LineEmbeddingParts
+from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_image_captions, tokenize_text_captions
 from tests.helpers.official_golden import GOLDEN, assert_golden, golden_tensor, read_golden
 
 META = json.loads((GOLDEN / "meta.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def batch() -> Batch:
 
 
 @pytest.fixture(scope="module")
-def parts(official_model: AnyText2, batch: Batch) -> LineParts:
+def parts(official_model: AnyText2, batch: Batch) -> LineEmbeddingParts:
     with torch.inference_mode():
         return official_model.embedding_manager.parts(batch, official_model.text_predictor)
 
@@ -92,7 +92,7 @@ def test_latents(official_model: AnyText2, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(("name", "attribute"), [("rec_input", "glyph_input"), ("font_input", "font_input")])
-def test_recognizer_inputs(parts: LineParts, name: str, attribute: str) -> None:
+def test_recognizer_inputs(parts: LineEmbeddingParts, name: str, attribute: str) -> None:
     ours = getattr(parts, attribute)
     reference = in_line_order(read_golden("b_embedding")[name], ours)
     assert (ours - reference).norm() / reference.norm() <= 1e-4
@@ -100,7 +100,7 @@ def test_recognizer_inputs(parts: LineParts, name: str, attribute: str) -> None:
 
 
 @torch.inference_mode()
-def test_recognizer_features_and_logits(official_model: AnyText2, parts: LineParts) -> None:
+def test_recognizer_features_and_logits(official_model: AnyText2, parts: LineEmbeddingParts) -> None:
     golden = read_golden("b_embedding")
     logits, features = official_model.text_predictor(parts.glyph_input)
     torch.testing.assert_close(features, golden_tensor(golden, "rec_ctc_neck"), rtol=0, atol=1e-3)
@@ -119,13 +119,13 @@ def test_recognizer_features_and_logits(official_model: AnyText2, parts: LinePar
         ("text_embs", "total"),
     ],
 )
-def test_line_embedding(parts: LineParts, name: str, attribute: str) -> None:
+def test_line_embedding(parts: LineEmbeddingParts, name: str, attribute: str) -> None:
     assert_golden(getattr(parts, attribute), read_golden("b_embedding"), name)
 
 
-def test_colors_and_places(batch: Batch, parts: LineParts) -> None:
+def test_colors_and_places(batch: Batch, parts: LineEmbeddingParts) -> None:
     assert_golden(batch.color[0], read_golden("b_embedding"), "color_in")
-    assert parts.has_place == (True, True)
+    assert parts.has_region == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_colors_and_places(batch: Batch, parts: LineParts) -> None:
 def test_token_ids(image_caption: str, text_caption: str, stage: str) -> None:
     golden = read_golden(stage)
     recorded = golden_tensor(golden, "tokens_img")
-    assert torch.equal(tokenize_images([image_caption])[:, 0, : recorded.shape[1]], recorded)
-    ours = tokenize_texts([text_caption])
+    assert torch.equal(tokenize_image_captions([image_caption])[:, 0, : recorded.shape[1]], recorded)
+    ours = tokenize_text_captions([text_caption])
     assert torch.equal(ours, golden_tensor(golden, "tokens_text"))
     if stage == "b_cond":
         assert (ours[0] == PLACEHOLDER_TOKEN).nonzero().flatten().tolist() == META["cond"]["placeholder_positions_text"]
@@ -144,12 +144,12 @@ def test_token_ids(image_caption: str, text_caption: str, stage: str) -> None:
 
 @pytest.mark.parametrize(("text", "ids"), META["token_facts"].items())
 def test_how_placeholders_are_tokenised(text: str, ids: list[int]) -> None:
-    assert tokenize_texts([text])[0, 1 : 1 + len(ids)].tolist() == ids
+    assert tokenize_text_captions([text])[0, 1 : 1 + len(ids)].tolist() == ids
 
 
 @torch.inference_mode()
 def test_conditional_and_unconditional(official_model: AnyText2, batch: Batch) -> None:
-    conditions = official_model.condition(batch, official_model.masked_latents(batch))
+    conditions = official_model.encode_conditions(batch, official_model.masked_latents(batch))
     golden = read_golden("b_cond")
     assert_golden(conditions.image_context, golden, "img_cond")
     assert_golden(conditions.text_context, golden, "text_cond")
@@ -163,5 +163,5 @@ def test_conditional_and_unconditional(official_model: AnyText2, batch: Batch) -
 
 @torch.inference_mode()
 def test_long_caption(official_model: AnyText2) -> None:
-    context = official_model.cond_stage_model.encode_images([META["longcap"]["text"]])
+    context = official_model.cond_stage_model.encode_image_captions([META["longcap"]["text"]])
     assert_golden(context, read_golden("b_longcap"), "img_cond")

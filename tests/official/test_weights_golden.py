@@ -6,7 +6,7 @@ import csv
 import math
 
 from anytext2.model.anytext2 import AnyText2
-from anytext2.model.weights import official_state
+from anytext2.model.weights import official_state_dict
 from tests.helpers.official_golden import GOLDEN
 
 
@@ -18,7 +18,7 @@ def rows(name: str) -> list[list[str]]:
 def test_names_dtypes_and_shapes(official_model: AnyText2) -> None:
     ours = {
         name: (str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape)) or "scalar")
-        for name, tensor in official_state(official_model).items()
+        for name, tensor in official_state_dict(official_model).items()
     }
     assert ours == {name: (dtype, shape) for name, dtype, shape in rows("state_dict.tsv")}
 
@@ -36,7 +36,7 @@ def test_number_of_parameters(official_model: AnyText2) -> None:
 
 
 def test_filled_values(official_model: AnyText2) -> None:
-    state = official_state(official_model)
+    state = official_state_dict(official_model)
     expected = rows("weights_check.tsv")
     assert len(expected) == len(state) == 2047
     for name, shape, first, total, norm in expected:

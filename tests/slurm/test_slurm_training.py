@@ -22,7 +22,7 @@ name: curve
 data:
   workers: 0
   options: {{resolution: 64, max_lines: 1}}
-objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}}
+objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, teacher_interval: 100}}
 lora: {{rank: 2, alpha: 4}}
 train: {{max_steps: {STEPS}, effective_batch: 12, micro_batch: 2, learning_rate: 2.0e-3, warmup_steps: 4, threads: 1}}
 checkpoint: {{save_steps: 1000}}

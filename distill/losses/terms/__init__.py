@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from distill.losses.terms.attention_mass import AttentionMass
 from distill.losses.terms.base import Term, TermConfig, TermInput
@@ -13,7 +12,7 @@ from distill.losses.terms.ocr_ctc import OcrCtc
 from distill.losses.terms.ocr_features import OcrFeatures
 from distill.losses.terms.topology import Topology
 
-TERMS: dict[str, Any] = {
+TERMS: dict[str, type[Term]] = {
     "focal_frequency": FocalFrequency,
     "gradient": Gradient,
     "ocr_features": OcrFeatures,
@@ -23,13 +22,31 @@ TERMS: dict[str, Any] = {
 }
 
 
-def terms_needing(terms: Mapping[str, TermConfig], need: str, update: int | None = None) -> list[str]:
-    """Names of the given terms whose class says ``need = True`` (see `Term`), of those that count at ``update``."""
+def terms_with_recognizer(terms: Mapping[str, TermConfig]) -> list[str]:
+    """Names of those terms that use the model's own recogniser."""
+    return [name for name in terms if TERMS[name].needs_recognizer]
+
+
+def terms_with_charset(terms: Mapping[str, TermConfig]) -> list[str]:
+    """Names of those terms that need the characters of the recogniser's classes."""
+    return [name for name in terms if TERMS[name].needs_charset]
+
+
+def terms_with_attention(terms: Mapping[str, TermConfig], update: int | None = None) -> list[str]:
+    """Names of those terms that need the WriteNet's attention, by default at any update."""
     return [
         name
         for name, config in terms.items()
-        if getattr(TERMS[name], need, False) and (update is None or update >= config.after)
+        if TERMS[name].needs_attention and (update is None or update >= config.after)
     ]
 
 
-__all__ = ["TERMS", "TermInput", "Term", "TermConfig", "terms_needing"]
+__all__ = [
+    "TERMS",
+    "Term",
+    "TermConfig",
+    "TermInput",
+    "terms_with_attention",
+    "terms_with_charset",
+    "terms_with_recognizer",
+]

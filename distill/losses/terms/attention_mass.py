@@ -1,6 +1,6 @@
-"""Attention mass: inside a line's box the student's WriteNet is to look at the same placeholders as the teacher's.
+"""Attention mass: inside a line's box the student's WriteNet should attend to the same placeholders as the teacher's.
 
-The placeholders stand in the text caption, which the WriteNet alone reads.
+The placeholders are tokens of the text caption, which only the WriteNet receives.
 
 Shape legend: B batch, L lines, S tokens, Q = h * w queries of a level.
 """
@@ -13,30 +13,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_texts
-from distill.losses.terms.base import TermConfig, TermInput
+from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_text_captions
+from distill.losses.terms.base import Term, TermConfig, TermInput
 from distill.losses.text_mask import text_share
 from distill.losses.writenet_attention import Attention
 
 
-class AttentionMass:
-    """KL(teacher, student) of the mass (mean over heads) on each line's placeholder and on everything else: mean over
-    cells, weighed by their share inside the boxes, then over the cross-attentions; 0 without text.
+class AttentionMass(Term):
+    """KL(teacher || student) of the attention's mass (mean over heads) on each line's placeholder and on all other
+    tokens: mean over cells, weighted by their share inside the boxes, then over the cross-attentions; 0 without text.
     """
 
-    Config = TermConfig
     needs_attention = True
 
     def __init__(self, config: TermConfig) -> None:
         self.config = config
 
-    def __call__(self, compared: TermInput) -> Tensor:
-        assert compared.attention and compared.wanted_attention, "the objective was to take the WriteNet's attention"
-        batch, cells = compared.item.batch, compared.x0.shape[-2:]
-        groups = token_groups(batch.text_caption).to(compared.x0)
+    def __call__(self, given: TermInput) -> Tensor:
+        batch, cells = given.item.batch, given.x0.shape[-2:]
+        groups = token_groups(batch.text_caption).to(given.x0)
         values = [
-            _divergence(student, teacher, groups, text_share(batch, *_level(student, cells)).to(compared.x0))
-            for student, teacher in zip(compared.attention, compared.wanted_attention, strict=True)
+            _divergence(student, teacher, groups, text_share(batch, *_level(student, cells)).to(given.x0))
+            for student, teacher in zip(given.attention.of("student"), given.attention.of("teacher"), strict=True)
         ]
         return torch.stack(values).mean(dim=0)
 
@@ -46,7 +44,7 @@ def token_groups(captions: Sequence[str]) -> Tensor:
 
     A text caption's k-th placeholder is its k-th line; captions with fewer have empty groups.
     """
-    is_placeholder = tokenize_texts(captions) == PLACEHOLDER_TOKEN
+    is_placeholder = tokenize_text_captions(captions) == PLACEHOLDER_TOKEN
     line = is_placeholder.cumsum(dim=1)
     n_lines = int(line.max())
     groups = F.one_hot(torch.where(is_placeholder, line - 1, n_lines), n_lines + 1)
@@ -65,8 +63,8 @@ def _divergence(student: Attention, teacher: Attention, groups: Tensor, share_B1
     """[B]: see `AttentionMass`."""
     tiny = torch.finfo(groups.dtype).tiny
     with torch.no_grad():
-        wanted = _mass(teacher, groups)
-    each = (torch.special.xlogy(wanted, wanted) - wanted * _mass(student, groups).clamp_min(tiny).log()).sum(dim=2)
+        p = _mass(teacher, groups)
+    each = (torch.special.xlogy(p, p) - p * _mass(student, groups).clamp_min(tiny).log()).sum(dim=2)
     share = share_B1hw.flatten(1)
     return (each * share).sum(dim=1) / share.sum(dim=1).clamp_min(tiny)
 

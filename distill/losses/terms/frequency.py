@@ -1,7 +1,7 @@
-"""Focal frequency loss (Jiang et al. 2021, equations 8 and 9): the frequencies that are worst weigh most.
+"""Focal frequency loss (Jiang et al. 2021, equations 8 and 9): frequencies with larger errors get larger weights.
 
-It is a function of the difference of two spectra alone, so that taking both of a residual (less the masked picture)
-instead of the latents changes nothing: the residual cancels. What is left of that form is the window.
+It depends on the difference of the two spectra only, so taking both of residuals (the masked picture subtracted)
+changes nothing. What remains of the residual form is the window.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.losses.terms.base import TermConfig, TermInput
+from distill.losses.terms.base import Term, TermConfig, TermInput
 from distill.losses.text_mask import soft_window
 
 
 @dataclass
 class FocalFrequencyConfig(TermConfig):
-    """``alpha``: how strongly bad frequencies are preferred. ``windowed``: look at the text boxes only, softly cut."""
+    """``alpha``: exponent of the weights. ``windowed``: multiply by the soft-edged text boxes first."""
 
     alpha: float = 1.0
     windowed: bool = True
@@ -28,18 +28,18 @@ class FocalFrequencyConfig(TermConfig):
             raise ValueError(f"alpha = {self.alpha}: must be >= 0 (1 is usual, 0 weighs all frequencies equally)")
 
 
-class FocalFrequency:
-    """See the module."""
+class FocalFrequency(Term):
+    """Focal frequency loss of prediction and target."""
 
     Config = FocalFrequencyConfig
 
     def __init__(self, config: FocalFrequencyConfig) -> None:
         self.config = config
 
-    def __call__(self, compared: TermInput) -> Tensor:
-        difference = compared.prediction - compared.target
+    def __call__(self, given: TermInput) -> Tensor:
+        difference = given.prediction - given.target
         if self.config.windowed:
-            difference = difference * soft_window(compared.item.batch, *difference.shape[-2:]).to(difference)
+            difference = difference * soft_window(given.item.batch, *difference.shape[-2:]).to(difference)
         return focal_frequency(difference, self.config.alpha)
 
 

@@ -1,6 +1,6 @@
-"""What the terms share that look at lines of text in decoded latents.
+"""Shared by the terms on decoded lines of text: which lines, their decoded pictures, and the mean over them.
 
-Shape legend: B batch, C channels, h/w latent cells, N lines of the batch that are looked at, T columns, D features.
+Shape legend: B batch, C channels, h/w latent cells, N decoded lines of the batch, T columns, D features.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from distill.losses.terms.base import TermConfig, TermInput
 
 @dataclass
 class LineTermConfig(TermConfig):
-    """``max_lines``: of a sample that are decoded, drawn anew in every epoch. ``step_weight``: samples weigh
-    alpha-bar_t, as in AnyText, for at high noise the clean estimate is blurred whatever the student does.
+    """``max_lines``: lines of a sample that are decoded, drawn anew in every epoch. ``step_weight``: multiply a
+    sample's value by alpha-bar_t, as in AnyText, because at high noise any clean estimate is blurred.
     """
 
     max_lines: int = 2
@@ -34,8 +34,8 @@ class LineTermConfig(TermConfig):
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines as the recogniser sees them, [N, 3, 48, 320] in [-1, 1] each, right-padded with 0: decoded from the
-    student's x0, with its graph, and from the picture's own latent, without one.
+    """The recogniser's inputs [N, 3, 48, 320] in [-1, 1], right-padded with 0. ``student`` is decoded from the
+    student's x0, with its graph; ``clean`` from the picture's own latent, without one.
     """
 
     places: tuple[LinePlace, ...]
@@ -43,43 +43,43 @@ class Lines:
     clean: Tensor
 
 
-def picture_size(compared: TermInput) -> tuple[int, int]:
+def picture_size(given: TermInput) -> tuple[int, int]:
     """(H, W) of the pictures in pixels."""
-    height, width = compared.item.batch.position.shape[-2:]
+    height, width = given.item.batch.position.shape[-2:]
     return height, width
 
 
-def decoded_lines(compared: TermInput, max_lines: int) -> Lines | None:
+def decoded_lines(given: TermInput, max_lines: int) -> Lines | None:
     """Up to ``max_lines`` lines of each sample; None where the batch has no line. For `TermInput.shared`."""
-    item, size = compared.item, picture_size(compared)
-    places = choose_lines(item.batch, item.draws, max_lines, size, size[0] // compared.x0.shape[-2])
+    item, size = given.item, picture_size(given)
+    places = choose_lines(item.batch, item.draws, max_lines, size, size[0] // given.x0.shape[-2])
     if not places:
         return None
-    model = compared.roles.model
+    model = given.roles.model
     again = model.control_model.activation_checkpointing and torch.is_grad_enabled()
     decode = partial(checkpoint, model.decode, use_reentrant=False) if again else model.decode
-    student = decode_lines(compared.x0, places, decode)
+    student = decode_lines(given.x0, places, decode)
     with torch.no_grad():
-        return Lines(tuple(places), student, decode_lines(compared.clean, places, model.decode))
+        return Lines(tuple(places), student, decode_lines(given.clean, places, model.decode))
 
 
-def student_features(compared: TermInput, max_lines: int) -> Tensor:
+def student_features(given: TermInput, max_lines: int) -> Tensor:
     """The frozen recogniser's features [N, T, D] of the student's `decoded_lines`, of which there are some."""
-    lines = compared.shared(decoded_lines, max_lines)
+    lines = given.shared(decoded_lines, max_lines)
     assert lines is not None
-    return compared.roles.model.text_predictor.features(lines.student)
+    return given.roles.model.text_predictor.features(lines.student)
 
 
-def mean_of_lines(values: Tensor, places: Sequence[LinePlace], compared: TermInput, step_weight: bool) -> Tensor:
+def mean_of_lines(values: Tensor, places: Sequence[LinePlace], given: TermInput, step_weight: bool) -> Tensor:
     """Each sample's mean [B] over its lines' values [N], 0 without any; with ``step_weight`` times alpha-bar_t."""
     of = [place.row for place in places]
     rows = torch.tensor(of, device=values.device)
     # counted on the host: bincount would have to ask the device how many rows there are
-    counts = torch.tensor([max(1, of.count(row)) for row in range(compared.t.shape[0])], device=values.device)
-    means = values.new_zeros(compared.t.shape[0]).index_add(0, rows, values) / counts.to(values)
-    return means * compared.schedule.alphas_cumprod.to(means.device)[compared.t].to(means) if step_weight else means
+    counts = torch.tensor([max(1, of.count(row)) for row in range(given.t.shape[0])], device=values.device)
+    means = values.new_zeros(given.t.shape[0]).index_add(0, rows, values) / counts.to(values)
+    return means * given.schedule.alphas_cumprod.to(means.device)[given.t].to(means) if step_weight else means
 
 
-def no_lines(compared: TermInput) -> Tensor:
+def no_lines(given: TermInput) -> Tensor:
     """0 for each sample [B]."""
-    return compared.x0.new_zeros(compared.x0.shape[0])
+    return given.x0.new_zeros(given.x0.shape[0])

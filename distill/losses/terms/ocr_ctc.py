@@ -1,6 +1,6 @@
-"""Spelling: the CTC loss of what the frozen recogniser reads in the student's lines, as in AnyText2's second OCR loss.
+"""Spelling: the frozen recogniser's CTC loss on the student's lines, as in AnyText2's second OCR loss.
 
-A student that is trained against a recogniser learns to please it. Its spelling must be scored by another one.
+A student that is trained against a recogniser overfits to it, so another one must score its spelling.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from anytext2.core.batch import Batch
 from anytext2.model.recognizer import COLUMNS
 from distill.losses.ctc import charset_of, columns_needed, text_loss
 from distill.losses.line_crops import LinePlace
-from distill.losses.terms.base import TermInput
+from distill.losses.terms.base import Term, TermInput
 from distill.losses.terms.lines import LineTermConfig, decoded_lines, mean_of_lines, no_lines, student_features
 
 
-class OcrCtc:
-    """-log P(text) a character. Lines that cannot be read at all are left out: blank ones, those with characters
-    outside the recogniser's charset, and those too long for its columns.
+class OcrCtc(Term):
+    """-log P(text) / number of characters. Lines that the recogniser cannot read are left out: blank ones, those with
+    characters outside its charset, and those too long for its columns.
     """
 
     Config = LineTermConfig
@@ -28,23 +28,23 @@ class OcrCtc:
     def __init__(self, config: LineTermConfig) -> None:
         self.config = config
 
-    def __call__(self, compared: TermInput) -> Tensor:
-        lines = compared.shared(decoded_lines, self.config.max_lines)
+    def __call__(self, given: TermInput) -> Tensor:
+        lines = given.shared(decoded_lines, self.config.max_lines)
         if lines is None:
-            return no_lines(compared)
-        recognizer = compared.roles.model.text_predictor
+            return no_lines(given)
+        recognizer = given.roles.model.text_predictor
         charset = charset_of(recognizer)
-        texts = [_text(compared.item.batch, place) for place in lines.places]
+        texts = [_text(given.item.batch, place) for place in lines.places]
         known = set(charset)
         readable = [number for number, text in enumerate(texts) if _is_readable(text, known)]
         if not readable:
-            return no_lines(compared)
-        features = compared.shared(student_features, self.config.max_lines)
+            return no_lines(given)
+        features = given.shared(student_features, self.config.max_lines)
         chosen = features[torch.tensor(readable, device=features.device)]
-        asked = [texts[number] for number in readable]
-        values = text_loss(recognizer.head(chosen), asked, charset)
-        values = values / torch.tensor([len(text) for text in asked], device=values.device)
-        return mean_of_lines(values, [lines.places[n] for n in readable], compared, self.config.step_weight)
+        chosen_texts = [texts[number] for number in readable]
+        values = text_loss(recognizer.head(chosen), chosen_texts, charset)
+        values = values / torch.tensor([len(text) for text in chosen_texts], device=values.device)
+        return mean_of_lines(values, [lines.places[n] for n in readable], given, self.config.step_weight)
 
 
 def _text(batch: Batch, place: LinePlace) -> str:

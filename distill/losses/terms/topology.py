@@ -1,7 +1,7 @@
-"""Strokes that hold together: clDice (Shit et al. 2021, algorithms 1 and 2) between stroke maps of lines.
+"""Connected strokes: clDice (Shit et al. 2021, algorithms 1 and 2) between stroke maps of lines.
 
-A stroke map says how far each pixel has gone from the ground's colour to the ink's. Both colours are taken from the
-clean latent's line, under the glyph page's ink and beside it: what does not look like ink there is no stroke.
+A stroke map is each pixel's position between the background's colour (0) and the ink's (1). Both colours are means over
+the clean latent's line, outside and inside the glyph page's ink.
 
 Shape legend: N lines, P pixels of an upright line (48 x 320).
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.losses.line_crops import inside, sample_pages
-from distill.losses.terms.base import TermInput
+from distill.losses.terms.base import Term, TermInput
 from distill.losses.terms.lines import LineTermConfig, decoded_lines, mean_of_lines, no_lines, picture_size
 
 _SMOOTH = 1.0
-"""Pixels that both ratios of clDice are enlarged by (the paper's epsilon): maps without any stroke agree."""
+"""Added to numerator and denominator of both ratios of clDice (the paper's epsilon): two empty maps give 1."""
 
 _LEAST_CONTRAST = 0.1
-"""Distance of ink and ground as colours in [-1, 1]; lines with less have no strokes to be found."""
+"""Distance between ink and background colour in [-1, 1]; lines with less contrast are ignored."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class TopologyConfig(LineTermConfig):
             raise ValueError(f"iterations = {self.iterations}: must be at least 1 (5 is usual)")
 
 
-class Topology:
+class Topology(Term):
     """1 - clDice of the student's stroke map and the clean latent's."""
 
     Config = TopologyConfig
@@ -44,14 +44,14 @@ class Topology:
     def __init__(self, config: TopologyConfig) -> None:
         self.config = config
 
-    def __call__(self, compared: TermInput) -> Tensor:
-        lines = compared.shared(decoded_lines, self.config.max_lines)
+    def __call__(self, given: TermInput) -> Tensor:
+        lines = given.shared(decoded_lines, self.config.max_lines)
         if lines is None:
-            return no_lines(compared)
-        glyphs = sample_pages(compared.item.batch.glyph.to(lines.clean), lines.places, picture_size(compared))
+            return no_lines(given)
+        glyphs = sample_pages(given.item.batch.glyph.to(lines.clean), lines.places, picture_size(given))
         student, clean, visible = stroke_maps(lines.student, lines.clean, glyphs, inside(lines.places, lines.clean))
         values = (1.0 - cl_dice(student, clean, self.config.iterations)) * visible
-        return mean_of_lines(values, lines.places, compared, self.config.step_weight)
+        return mean_of_lines(values, lines.places, given, self.config.step_weight)
 
 
 def stroke_maps(student: Tensor, clean: Tensor, glyphs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +76,7 @@ def stroke_maps(student: Tensor, clean: Tensor, glyphs: Tensor, mask: Tensor) ->
 
 
 def cl_dice(first: Tensor, second: Tensor, iterations: int) -> Tensor:
-    """Centreline Dice [N] in 0..1 of two maps [N, 1, H, W] in 0..1: how far each one's skeleton lies in the other."""
+    """Centreline Dice [N] in 0..1 of two maps [N, 1, H, W] in 0..1: the share of each skeleton inside the other map."""
 
     def share(skeleton: Tensor, whole: Tensor) -> Tensor:
         return ((skeleton * whole).flatten(1).sum(1) + _SMOOTH) / (skeleton.flatten(1).sum(1) + _SMOOTH)

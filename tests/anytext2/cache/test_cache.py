@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anytext2.cache.build import build, estimated_bytes
-from anytext2.cache.encoders import encoder_of
+from anytext2.cache.build import build_cache, estimate_cache_bytes
+from anytext2.cache.encoders import make_image_encoder
 from anytext2.cache.header import CacheHeader, CacheMismatchError, header_for
 from anytext2.cache.store import FeatureCache, read_header
 from anytext2.core.batch import Sample, collate
@@ -29,6 +29,8 @@ from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError
 from anytext2.data.features import StoredLatents
 from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+
+pytestmark = pytest.mark.process
 
 CONFIG = DatasetConfig(resolution=64, max_lines=2, glyph_scale=2, font_hint_randaug=False)
 FONTS = load_font_table()
@@ -76,8 +78,8 @@ def same(one: Sample, other: Sample) -> list[str]:
 @pytest.fixture(scope="module")
 def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "features.lmdb"
-    report = build(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=2, chunk=8)
-    assert (report.stored, report.drawn, report.skipped.total()) == (40, 40, 0)
+    report = build_cache(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=2, chunk=8)
+    assert (report.stored, report.added, report.skipped.total()) == (40, 40, 0)
     assert not path.with_name(path.name + ".partial").exists() and report.bytes == path.stat().st_size
     return path
 
@@ -182,7 +184,7 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
     path, header = tmp_path / "killed.lmdb", header_for(CONFIG, FONTS, [source])
     rng, kills, unfinished = random.Random(1), 0, 0
     while kills < 20:
-        child = _in_child(partial(build, path, dataset_of(source), header, workers=kills % 3, chunk=3))
+        child = _in_child(partial(build_cache, path, dataset_of(source), header, workers=kills % 3, chunk=3))
         time.sleep(rng.uniform(0.0, 0.25))
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -192,7 +194,7 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
         else:
             assert content(path) == content(store)
             path.unlink()
-    report = build(path, dataset_of(source), header, workers=2)
+    report = build_cache(path, dataset_of(source), header, workers=2)
     assert report.stored == 40 and content(path) == content(store)
     assert unfinished >= 5, "most kills must fall into the building"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.lmdb"]
@@ -224,18 +226,18 @@ def test_what_is_there_is_not_drawn_again(source: Path, tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        build(path, dataset_of(source), header, workers=0, chunk=8, progress=stop)
+        build_cache(path, dataset_of(source), header, workers=0, chunk=8, progress=stop)
     assert not path.exists()
-    report = build(path, dataset_of(source), header, workers=0)
-    assert (report.stored, report.drawn) == (40, 24 + 8 * (sum(done) > 16))
+    report = build_cache(path, dataset_of(source), header, workers=0)
+    assert (report.stored, report.added) == (40, 24 + 8 * (sum(done) > 16))
 
 
 def test_a_partial_store_of_other_settings_is_begun_anew(source: Path, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "features.lmdb"
     for start in (b"rubbish" * 999, store.read_bytes()):
         path.with_name(path.name + ".partial").write_bytes(start)
-        report = build(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=0)
-        assert report.drawn == 40 and content(path) == content(store)
+        report = build_cache(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=0)
+        assert report.added == 40 and content(path) == content(store)
 
 
 def test_unreadable_pictures_are_counted_and_left_to_the_run(source: Path, tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_unreadable_pictures_are_counted_and_left_to_the_run(source: Path, tmp_p
     records[2] = replace(records[2], image_path=tmp_path / "absent.png")
     dataset = AnyWordDataset(records, CONFIG, 7, FONTS)
     path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [])
-    report = build(path, dataset, header, workers=0)
+    report = build_cache(path, dataset, header, workers=0)
     assert report.stored == 2 and report.skipped == {"image corrupt": 1, "image missing": 1}
     served = AnyWordDataset(records, CONFIG, 7, FONTS, FeatureCache.open(path, header))
     assert served.sample(0, 0).n_lines and served.sample(3, 0).n_lines
@@ -261,21 +263,21 @@ def test_lines_outside_the_picture_are_not_in_the_store(source: Path, tmp_path: 
     records = [replace(record, lines=(away, *record.lines))]
     path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [])
     drawn = AnyWordDataset(records, CONFIG, 7, FONTS)
-    assert build(path, drawn, header, workers=0).stored == 1
+    assert build_cache(path, drawn, header, workers=0).stored == 1
     stored = AnyWordDataset(records, CONFIG, 7, FONTS, FeatureCache.open(path, header))
     assert drawn.sample(0, 0).n_lines == 2 and same(drawn.sample(0, 0), stored.sample(0, 0)) == []
 
 
 def test_the_size_is_estimated_and_limited(source: Path, store: Path, tmp_path: Path) -> None:
-    estimate = estimated_bytes(dataset_of(source), (64, 64))
+    estimate = estimate_cache_bytes(dataset_of(source), (64, 64))
     assert 0.5 < estimate / store.stat().st_size < 2
     with pytest.raises(ValueError, match="needs more than 0.00 GiB.*--map-size"):
         header = header_for(CONFIG, FONTS, [source])
-        _build_in(tmp_path / "small.lmdb", source, header, most_bytes=1 << 16)
+        _build_in(tmp_path / "small.lmdb", source, header, max_bytes=1 << 16)
 
 
-def _build_in(path: Path, source: Path, header: CacheHeader, most_bytes: int) -> None:
-    build(path, dataset_of(source), header, workers=0, most_bytes=most_bytes)
+def _build_in(path: Path, source: Path, header: CacheHeader, max_bytes: int) -> None:
+    build_cache(path, dataset_of(source), header, workers=0, max_bytes=max_bytes)
 
 
 def test_one_builder_at_a_time(source: Path, tmp_path: Path) -> None:
@@ -283,9 +285,9 @@ def test_one_builder_at_a_time(source: Path, tmp_path: Path) -> None:
 
     def second(_number: int) -> None:
         with pytest.raises(ValueError, match="another process is building"):
-            build(path, dataset_of(source), header, workers=0)
+            build_cache(path, dataset_of(source), header, workers=0)
 
-    assert build(path, dataset_of(source), header, workers=0, progress=second).stored == 40
+    assert build_cache(path, dataset_of(source), header, workers=0, progress=second).stored == 40
 
 
 def test_latents_stand_in_for_the_picture(source: Path, tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_latents_stand_in_for_the_picture(source: Path, tmp_path: Path) -> None:
         return mean, mean.abs() + 0.5
 
     path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [source], latents="cells")
-    build(path, dataset_of(source), header, workers=1, encode=encoder_of(encode, "cpu"))
+    build_cache(path, dataset_of(source), header, workers=1, encode=make_image_encoder(encode, "cpu"))
     config = replace(CONFIG, mask_pos_prob=1.0)
     served = dataset_of(source, config, FeatureCache.open(path, header), latents=True)
     drawn = dataset_of(source, config)
@@ -307,7 +309,7 @@ def test_latents_stand_in_for_the_picture(source: Path, tmp_path: Path) -> None:
         changed = {"image", "masked_image", "posterior", "masked_latent"}
         assert set(same(ours, theirs)) <= changed | ({"editing", "inverse_mask"} if many else set())
         assert ours.image.shape == (3, 0, 0) and ours.posterior is not None and ours.masked_latent is not None
-        mean, deviation = encode(collate([theirs]).floating().image)
+        mean, deviation = encode(collate([theirs]).normalized().image)
         torch.testing.assert_close(ours.posterior.float(), torch.cat([mean, deviation]), atol=2e-3, rtol=0)
         assert not (many and ours.editing)
         modes.add((ours.editing, many))
@@ -325,7 +327,7 @@ def test_latents_stand_in_for_the_picture(source: Path, tmp_path: Path) -> None:
 def test_stored_latents_come_back_as_they_were() -> None:
     values = np.random.default_rng(0).normal(size=(3, 4, 2, 5)).astype(np.float16)
     back = StoredLatents.unpack(StoredLatents(values[0], values[1], values[2]).pack())
-    for ours, theirs in zip((back.mean, back.deviation, back.masked), values, strict=True):
+    for ours, theirs in zip((back.mean, back.std, back.masked), values, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

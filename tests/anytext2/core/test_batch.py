@@ -62,10 +62,10 @@ def test_collate_stacks_tensors_and_keeps_the_rest_in_order() -> None:
 
 def test_lines_that_say_nothing_are_not_to_be_read() -> None:
     sample = replace(_sample(4, 3), texts=("a", " ", "c"), languages=("Latin", "Latin", "Chinese"))
-    (own, other) = collate([sample, _sample(7, 1)]).written
+    (own, other) = collate([sample, _sample(7, 1)]).nonblank_lines
     assert [(line.text, line.language) for line in own] == [("a", "Latin"), ("c", "Chinese")]
     assert [line.polygon is sample.polygons[n] for line, n in zip(own, (0, 2), strict=True)] == [True, True]
-    assert [line.text for line in sample.written] == ["a", "c"] and [line.text for line in other] == ["a"]
+    assert [line.text for line in sample.nonblank_lines] == ["a", "c"] and [line.text for line in other] == ["a"]
 
 
 def test_quads_enclose_each_line_s_place_and_are_none_where_it_has_none() -> None:
@@ -107,8 +107,8 @@ def test_conditions_map_every_tensor() -> None:
 def test_floating_maps_bytes_to_minus_one_to_one_and_leaves_the_rest() -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
     batch = collate([replace(_sample(1, 1), image=levels, masked_image=torch.zeros(3, 16, 16, dtype=torch.uint8))])
-    floating = batch.floating()
+    floating = batch.normalized()
     expected = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     torch.testing.assert_close(floating.image[0, 1].flatten().double(), expected, atol=1e-6, rtol=0)
     assert (floating.masked_image == -1).all() and batch.image.dtype == torch.uint8
-    assert floating.floating().image is floating.image
+    assert floating.normalized().image is floating.image

@@ -12,10 +12,10 @@ from torch import Tensor
 from anytext2.core.line_crop import (
     crop_line,
     crop_size,
-    quad_of_mask,
-    quad_of_points,
+    quad_from_mask,
+    quad_from_points,
     recognizer_input,
-    recognizer_points,
+    recognizer_sampling_grid,
 )
 from tests.helpers.parity import normal
 
@@ -61,7 +61,7 @@ def plain_crop(image: Tensor, quad: np.ndarray) -> Tensor:
 @pytest.mark.parametrize("size", [(64, 96), (90, 80)])
 def test_crop_equals_the_reference_procedure(degrees: float, size: tuple[int, int]) -> None:
     image = picture(*size, dtype=torch.float64)
-    quad = quad_of_points(rotated(RECTANGLE, degrees))
+    quad = quad_from_points(rotated(RECTANGLE, degrees))
     crop = crop_line(image, quad)
     assert crop is not None and crop.shape[1:] == crop_size(quad)
     torch.testing.assert_close(crop, plain_crop(image, quad), rtol=0, atol=1e-9)
@@ -70,10 +70,10 @@ def test_crop_equals_the_reference_procedure(degrees: float, size: tuple[int, in
 def test_upright_crop_shows_what_lies_in_the_box() -> None:
     image = torch.zeros(1, 100, 100)
     image[0, 20:40, 10:70] = 1
-    crop = crop_line(image, quad_of_points(RECTANGLE))
+    crop = crop_line(image, quad_from_points(RECTANGLE))
     assert crop is not None and crop.shape == (1, 20, 60)
     assert crop[:, 1:-1, 1:-1].min() > 0.99
-    outside = crop_line(image, quad_of_points(RECTANGLE + [0, 40]))
+    outside = crop_line(image, quad_from_points(RECTANGLE + [0, 40]))
     assert outside is not None and outside.max() < 0.5
 
 
@@ -83,14 +83,14 @@ def test_a_turned_line_comes_out_upright() -> None:
     cv2.fillConvexPoly(image, quad.round().astype(np.int32), 255)
     left_end = quad[[0, 3]].mean(axis=0)
     cv2.circle(image, left_end.round().astype(int).tolist(), 6, 0, -1)
-    crop = crop_line(torch.from_numpy(image).float()[None] / 255, quad_of_points(quad))
+    crop = crop_line(torch.from_numpy(image).float()[None] / 255, quad_from_points(quad))
     assert crop is not None
     columns = crop[0].mean(dim=0)
     assert columns[:5].mean() < 0.6 < 0.8 < columns[20:50].min()
 
 
 def test_gradient_of_a_crop() -> None:
-    quad = quad_of_points(rotated(np.array([[2, 2], [8, 2], [8, 6], [2, 6]], np.float32), 20))
+    quad = quad_from_points(rotated(np.array([[2, 2], [8, 2], [8, 6], [2, 6]], np.float32), 20))
     image = (0.3 + 0.4 * torch.rand(2, 9, 10, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: crop_line(x, quad), image)
 
@@ -103,15 +103,15 @@ def test_too_thin_to_crop() -> None:
 def test_corner_order(degrees: float) -> None:
     corners = rotated(RECTANGLE, degrees)
     shuffled = corners[[2, 0, 3, 1]]
-    assert np.abs(quad_of_points(shuffled) - corners).max() <= 1.01  # cut to whole pixels
+    assert np.abs(quad_from_points(shuffled) - corners).max() <= 1.01  # cut to whole pixels
 
 
 def test_largest_region_of_a_mask() -> None:
     mask = np.zeros((50, 60), np.uint8)
-    assert quad_of_mask(mask) is None
+    assert quad_from_mask(mask) is None
     mask[5:9, 5:9] = 1
     mask[20:40, 10:50] = 1
-    quad = quad_of_mask(mask)
+    quad = quad_from_mask(mask)
     assert quad is not None
     np.testing.assert_allclose(quad, [[10, 20], [49, 20], [49, 39], [10, 39]])
 
@@ -148,8 +148,8 @@ def test_recognizer_points_are_where_crop_and_resize_look(degrees: float, size: 
     y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
-    quad = quad_of_points(rotated(RECTANGLE, degrees))
-    points = recognizer_points(quad, size)
+    quad = quad_from_points(rotated(RECTANGLE, degrees))
+    points = recognizer_sampling_grid(quad, size)
     assert points is not None
     inside = ((points >= 1) & (points <= np.array([width - 2, height - 2]))).all(axis=-1)
     assert inside.mean() > 0.9
@@ -162,4 +162,4 @@ def test_recognizer_points_are_where_crop_and_resize_look(degrees: float, size: 
 
 
 def test_points_of_a_line_that_is_too_thin() -> None:
-    assert recognizer_points(np.array([[1, 1], [9, 1], [9, 1], [1, 1]], np.float32), (20, 20)) is None
+    assert recognizer_sampling_grid(np.array([[1, 1], [9, 1], [9, 1], [1, 1]], np.float32), (20, 20)) is None

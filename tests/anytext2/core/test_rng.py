@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anytext2.core.rng import Draws, between, hash_rng, numpy_rng, order, pick, seed_for, torch_generator
+from anytext2.core.rng import Draws, choice, hash_rng, numpy_rng, permutation, seed_for, torch_generator, uniform
 
 
 def test_seed_is_the_digest_of_the_tuple() -> None:
@@ -71,9 +71,9 @@ def test_hash_rng_is_uniform_and_its_own_for_every_draw() -> None:
 
 def test_picks_and_orders_are_even() -> None:
     rng = hash_rng(0, 0, 0, "order")
-    picks = np.bincount([pick(rng, 5) for _ in range(5000)], minlength=5)
+    picks = np.bincount([choice(rng, 5) for _ in range(5000)], minlength=5)
     assert len(picks) == 5 and np.abs(picks - 1000).max() < 150
-    firsts = np.bincount([order(rng, 4)[0] for _ in range(4000)], minlength=4)
+    firsts = np.bincount([permutation(rng, 4)[0] for _ in range(4000)], minlength=4)
     assert np.abs(firsts - 1000).max() < 150
-    assert sorted(order(rng, 9)) == list(range(9)) and order(rng, 0) == []
-    assert all(2.0 <= between(rng, 2.0, 3.0) < 3.0 for _ in range(100))
+    assert sorted(permutation(rng, 9)) == list(range(9)) and permutation(rng, 0) == []
+    assert all(2.0 <= uniform(rng, 2.0, 3.0) < 3.0 for _ in range(100))

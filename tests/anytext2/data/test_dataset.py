@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from anytext2.core.batch import Record, Sample, TextLine, collate
-from anytext2.data.captions import TEXT_PHRASES, fixed_caption, image_caption, text_caption
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs, resized
-from anytext2.data.geometry import scaled
+from anytext2.data.captions import TEXT_PHRASES, fixed_image_caption, image_caption, text_caption
+from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs, resize_image
+from anytext2.data.geometry import scale_polygons
 from anytext2.glyphs.fonts import load_font_table
 
 FONTS = load_font_table()
@@ -74,7 +74,7 @@ def test_shapes_dtypes_and_ranges(record: Record) -> None:
 
 def test_image_is_the_file_in_minus_one_to_one(record: Record) -> None:
     pixels = np.asarray(Image.open(record.image_path)).astype(np.float64)
-    batch = collate([_sample(record)]).floating()
+    batch = collate([_sample(record)]).normalized()
     assert batch.image.dtype == torch.float32 and batch.image.is_contiguous()
     np.testing.assert_allclose(batch.image[0].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_lines_and_padding(record: Record) -> None:
 
 def test_generation_mode_hides_the_picture_and_ignores_invalid_text(record: Record) -> None:
     sample = _sample(record)
-    assert not sample.editing and (collate([sample]).floating().masked_image == -1).all()
+    assert not sample.editing and (collate([sample]).normalized().masked_image == -1).all()
     expected = np.zeros((128, 128), np.uint8)
     expected[100:121, 5:41] = 1
     np.testing.assert_array_equal(sample.inverse_mask[0].numpy(), expected)
@@ -107,7 +107,7 @@ def test_editing_mode_hides_the_lines_only(record: Record) -> None:
     sample = _exact_position(replace(EXACT, mask_img_prob=1), record)
     assert sample.editing and not sample.inverse_mask.any()
     union = sample.position.sum(0, keepdim=True).float()
-    batch = collate([sample]).floating()
+    batch = collate([sample]).normalized()
     torch.testing.assert_close(batch.masked_image[0], (batch.image[0] - union * 10).clamp(-1, 1))
     assert (batch.masked_image != batch.image).any() and (batch.masked_image == batch.image).any()
 
@@ -135,7 +135,7 @@ def test_too_many_lines_leave_the_rest_to_the_inverse_mask(record: Record) -> No
 
 
 def test_pictures_of_another_size_take_their_polygons_along(record: Record, tmp_path: Path) -> None:
-    large = replace(scaled(record, 3, 2), image_path=tmp_path / "large.png")
+    large = replace(scale_polygons(record, 3, 2), image_path=tmp_path / "large.png")
     Image.fromarray(np.zeros((256, 384, 3), np.uint8)).save(large.image_path)
     sample, reference = _sample(large), _sample(record)
     for name in ("position", "glyph", "inverse_mask"):
@@ -227,8 +227,12 @@ def test_gray_and_transparent_pictures_become_colour(record: Record, tmp_path: P
 def test_resizing_keeps_the_mean() -> None:
     pixels = np.zeros((400, 300, 3), np.uint8)
     pixels[::2] = 200
-    assert np.abs(resized(pixels, (100, 100)).astype(int) - 100).max() <= 1  # no aliasing
-    assert resized(pixels[:100, :100], (100, 100)) is not None and resized(pixels, (512, 512)).shape == (512, 512, 3)
+    assert np.abs(resize_image(pixels, (100, 100)).astype(int) - 100).max() <= 1  # no aliasing
+    assert resize_image(pixels[:100, :100], (100, 100)) is not None and resize_image(pixels, (512, 512)).shape == (
+        512,
+        512,
+        3,
+    )
 
 
 # Captions
@@ -254,7 +258,7 @@ def test_short_captions_only_get_a_full_stop() -> None:
 
 def test_long_captions_keep_the_first_sentence_and_random_others() -> None:
     caption = "first it is. second a b. third c d. fourth e f"
-    assert fixed_caption("one two three", 3) == "one two three. " and fixed_caption(caption, 7) is None
+    assert fixed_image_caption("one two three", 3) == "one two three. " and fixed_image_caption(caption, 7) is None
     results = {image_caption(caption, 7, np.random.default_rng(seed)) for seed in range(40)}
     assert len(results) > 2
     for result in results:

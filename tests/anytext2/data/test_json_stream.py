@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from anytext2.data import json_stream
-from anytext2.data.json_stream import JsonError, NotAnObjectError, members
+from anytext2.data.json_stream import JsonError, NotAnObjectError, iter_members
 
 DOCUMENTS = [
     "{}",
@@ -23,13 +23,13 @@ DOCUMENTS = [
 
 @pytest.fixture(params=[1, 2, 3, 7, 50, 1 << 18])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(json_stream, "CHUNK", request.param)
+    monkeypatch.setattr(json_stream, "CHUNK_CHARACTERS", request.param)
     return int(request.param)
 
 
 def _gathered(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, number, value in members(io.StringIO(text)):
+    for name, number, value in iter_members(io.StringIO(text)):
         if number is None:
             found[name] = value
         else:
@@ -58,17 +58,17 @@ def test_what_is_not_json_is_refused_as_by_the_standard_library(chunk: int) -> N
         except json.JSONDecodeError:
             refused += 1
             with pytest.raises(JsonError):
-                list(members(io.StringIO(mutated)))
+                list(iter_members(io.StringIO(mutated)))
         else:
             if isinstance(expected, dict):
-                assert len(list(members(io.StringIO(mutated)))) >= len(expected)
+                assert len(list(iter_members(io.StringIO(mutated)))) >= len(expected)
     assert refused > 150
 
 
 @pytest.mark.parametrize("text", ["[1]", '"a"', "7", "null", "NaN"])
 def test_another_top_level(text: str) -> None:
     with pytest.raises(NotAnObjectError, match="got"):
-        list(members(io.StringIO(text)))
+        list(iter_members(io.StringIO(text)))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_another_top_level(text: str) -> None:
 )
 def test_faults_say_where(text: str, what: str, chunk: int) -> None:
     with pytest.raises(JsonError) as error:
-        list(members(io.StringIO(text)))
+        list(iter_members(io.StringIO(text)))
     assert what in str(error.value) and "not JSON" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -99,11 +99,11 @@ def test_whole_numbers_of_any_length() -> None:
 
 
 def test_endless_values_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_stream, "CHUNK", 10)
-    monkeypatch.setattr(json_stream, "LONGEST_VALUE", 1000)
+    monkeypatch.setattr(json_stream, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(json_stream, "MAX_VALUE_CHARACTERS", 1000)
     assert _gathered('{"a": ["' + "x" * 900 + '"]}') == {"a": ["x" * 900]}
     with pytest.raises(JsonError, match="more than 1000 characters"):
-        list(members(io.StringIO('{"a": ["' + "x" * 5000)))
+        list(iter_members(io.StringIO('{"a": ["' + "x" * 5000)))
 
 
 def test_only_a_window_is_held() -> None:
@@ -117,7 +117,7 @@ def test_only_a_window_is_held() -> None:
             return '{"a": [' if self.asked == 1 else "1, " * 1000
 
     file = Endless()
-    stream = members(file)
+    stream = iter_members(file)
     for _ in range(5001):
         next(stream)
     assert file.asked < 10, "no more is read than is asked for"

@@ -17,7 +17,7 @@ import pytest
 
 from anytext2.core.batch import Record, TextLine
 from anytext2.data.annotations import load_records
-from anytext2.data.records import Packer, Records
+from anytext2.data.records import RecordPacker, Records
 
 ITEMS = 10_000
 ROOT = Path("/somewhere/imgs")
@@ -43,7 +43,7 @@ def _records() -> list[Record]:
 
 
 def _pack(sources: Sequence[Iterable[Record]]) -> Records:
-    packer = Packer()
+    packer = RecordPacker()
     for records in sources:
         for r in records:
             packer.add(r.name, r.caption, r.lines, r.ignored_polygons)
@@ -105,10 +105,10 @@ def test_beyond_the_end() -> None:
 
 
 def test_cutting_keeps_the_beginning() -> None:
-    packer, records = Packer(), _records()
+    packer, records = RecordPacker(), _records()
     for r in records:
         packer.add(r.name, r.caption, r.lines, r.ignored_polygons)
-    packer.cut(4)
+    packer.truncate(4)
     packer.add("last.png", "", (), ())
     packer.end_source(ROOT)
     found = packer.records()
@@ -155,6 +155,7 @@ def test_pickling_writes_what_is_in_view(many: Records) -> None:
     _assert_equal(pickle.loads(whole)[5_432], many[5_432])
 
 
+@pytest.mark.process
 def test_three_million_records_fit(annotation_file: Path) -> None:
     tracemalloc.start()
     records, _ = load_records(annotation_file)
@@ -200,6 +201,7 @@ def _both_growths(records: Records, end: Connection) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="measures with Linux' smaps_rollup")
+@pytest.mark.process
 def test_forked_workers_share_the_records(many: Records) -> None:
     # in a new process, since this one's allocator holds what other tests left
     context = get_context("spawn")

@@ -34,8 +34,8 @@ def test_chinese_font_covers_gb2312_and_kana(table: FontTable) -> None:
     assert len(gb2312) == 6763
     kana = "".join(map(chr, [*range(0x3041, 0x3095), *range(0x30A1, 0x30F7)]))
     (font,) = table.fonts_for("Chinese")
-    assert font.missing(gb2312[::7] + kana) == ()
-    assert font.missing((CONFIGS / "charset_tiny.txt").read_text(encoding="utf-8")) == ()
+    assert font.missing_characters(gb2312[::7] + kana) == ()
+    assert font.missing_characters((CONFIGS / "charset_tiny.txt").read_text(encoding="utf-8")) == ()
 
 
 def test_latin_fonts_cover_ascii_but_know_their_limits(table: FontTable) -> None:
@@ -43,8 +43,8 @@ def test_latin_fonts_cover_ascii_but_know_their_limits(table: FontTable) -> None
     fonts = table.fonts_for("Latin")
     assert len(fonts) >= 4
     for font in fonts:
-        assert font.missing(letters + " ") == (), font.path
-    assert fonts[1].missing("A国B国家") == ("国", "家")
+        assert font.missing_characters(letters + " ") == (), font.path
+    assert fonts[1].missing_characters("A国B国家") == ("国", "家")
 
 
 def test_small_letters_look_like_capitals_only_where_the_table_says_so(table: FontTable) -> None:
@@ -57,7 +57,7 @@ def test_size_that_fits_is_the_largest_that_fits(table: FontTable) -> None:
     for font in table.fonts_for("Latin"):
         for width, height in ((200.0, 60.0), (40.0, 300.0)):
             size = font.size_that_fits("Harbor", width, height)
-            box = font.box("Harbor")
+            box = font.ink_box("Harbor")
             assert (
                 box.scaled(size / REFERENCE_SIZE).width <= width and box.scaled(size / REFERENCE_SIZE).height <= height
             )

@@ -27,7 +27,7 @@ def model() -> AnyText2:
 def conditions(model: AnyText2) -> Conditions:
     with torch.no_grad():
         batch = mini_batch()
-        return model.condition(batch, model.masked_latents(batch))
+        return model.encode_conditions(batch, model.masked_latents(batch))
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ def test_condition(model: AnyText2, conditions: Conditions) -> None:
     batch = mini_batch()
     lines = model.embedding_manager(batch, model.text_predictor)
     encoder = model.cond_stage_model
-    torch.testing.assert_close(conditions.image_context, encoder.encode_images(batch.image_caption))
-    text = encoder.encode_texts(batch.text_caption, lines, batch.n_lines, batch.name)
+    torch.testing.assert_close(conditions.image_context, encoder.encode_image_captions(batch.image_caption))
+    text = encoder.encode_text_captions(batch.text_caption, lines, batch.n_lines, batch.name)
     torch.testing.assert_close(conditions.text_context, text)
     assert torch.equal(conditions.glyph, batch.glyph.double())
     torch.testing.assert_close(conditions.masked_latent, model.encode(batch.masked_image))
@@ -152,7 +152,7 @@ def test_condition(model: AnyText2, conditions: Conditions) -> None:
 def test_positions_are_summed_and_not_clipped(model: AnyText2) -> None:
     batch = mini_batch((2,), (False,))
     doubled = replace(batch, position=torch.ones_like(batch.position))
-    conditions = model.condition(doubled, model.masked_latents(doubled))
+    conditions = model.encode_conditions(doubled, model.masked_latents(doubled))
     assert conditions.position.shape == (1, 1, 32, 32) and (conditions.position == 3).all()
 
 
@@ -160,7 +160,7 @@ def test_captions_in_place_of_the_batchs_own(model: AnyText2, conditions: Condit
     batch = mini_batch()
     captions = (batch.image_caption[0], "", batch.image_caption[2])
     texts = (batch.text_caption[0], "", batch.text_caption[2])
-    dropped = model.condition(batch, conditions.masked_latent, captions, texts)
+    dropped = model.encode_conditions(batch, conditions.masked_latent, captions, texts)
     without = model.unconditional(conditions, batch)
     for name in ("image_context", "text_context"):
         ours, kept, none = (getattr(c, name) for c in (dropped, conditions, without))
@@ -184,7 +184,7 @@ def test_wrong_placeholders_name_the_sample(model: AnyText2, conditions: Conditi
     batch = mini_batch()
     captions = (*batch.text_caption[:2], "Text says *, *. ")
     with pytest.raises(ValueError, match="^picture-2: "):
-        model.condition(batch, conditions.masked_latent, text_captions=captions)
+        model.encode_conditions(batch, conditions.masked_latent, text_captions=captions)
 
 
 # --- denoising -------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_calls_leave_no_trace(model: AnyText2, conditions: Conditions) -> None:
     x, t = normal(3, 3, 4, 4), torch.tensor([3, 500, 999])
 
     def predict(c: Conditions) -> Tensor:
-        return model.predict_noise(x, t, c.image_context, model.write(c))
+        return model.predict_noise(x, t, c.image_context, model.control_maps(c))
 
     state = {name: value.clone() for name, value in model.state_dict().items()}
     first = predict(conditions)
@@ -209,7 +209,7 @@ def test_calls_leave_no_trace(model: AnyText2, conditions: Conditions) -> None:
 @torch.no_grad()
 def test_control_and_extra_attention_matter(model: AnyText2, conditions: Conditions) -> None:
     x, t, context = normal(3, 3, 4, 4), torch.tensor([3, 500, 999]), conditions.image_context
-    control = model.write(conditions)
+    control = model.control_maps(conditions)
     full = model.predict_noise(x, t, context, control)
     for other in (
         model.predict_noise(x, t, context, None),
@@ -222,9 +222,9 @@ def test_control_and_extra_attention_matter(model: AnyText2, conditions: Conditi
 
 def test_gradients_reach_every_trained_part(model: AnyText2) -> None:
     batch = mini_batch()
-    conditions = model.condition(batch, model.masked_latents(batch).detach())
+    conditions = model.encode_conditions(batch, model.masked_latents(batch).detach())
     eps = model.predict_noise(
-        normal(3, 3, 4, 4), torch.tensor([3, 500, 999]), conditions.image_context, model.write(conditions)
+        normal(3, 3, 4, 4), torch.tensor([3, 500, 999]), conditions.image_context, model.control_maps(conditions)
     )
     trained = {
         name: p
@@ -259,9 +259,9 @@ def test_half_precision_keeps_the_schedule_and_runs() -> None:
     model = build_model(mini_config(), dtype=torch.bfloat16)
     batch = mini_batch()
     with torch.no_grad():
-        conditions = model.condition(batch, model.masked_latents(batch))
+        conditions = model.encode_conditions(batch, model.masked_latents(batch))
         eps = model.predict_noise(
-            torch.zeros(3, 3, 4, 4), torch.tensor([1, 2, 3]), conditions.image_context, model.write(conditions)
+            torch.zeros(3, 3, 4, 4), torch.tensor([1, 2, 3]), conditions.image_context, model.control_maps(conditions)
         )
     assert conditions.text_context.dtype == torch.bfloat16 and eps.dtype == torch.float32
     assert model.betas.dtype == torch.float32

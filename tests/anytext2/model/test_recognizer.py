@@ -10,8 +10,8 @@ from torch import Tensor
 from anytext2.model.recognizer import (
     Recognizer,
     RecognizerConfig,
+    ctc_greedy_decode,
     ctc_targets,
-    decode,
     load_charset,
 )
 from tests.helpers.mini_model import fill
@@ -130,7 +130,7 @@ def logits_of(classes: list[int]) -> Tensor:
     [([0, 1, 1, 0, 1, 2, 2], "aab"), ([0, 0, 0], ""), ([3, 4, 4, 3], "c c"), ([1, 0, 0, 1], "aa"), ([1, 1, 1], "a")],
 )
 def test_decode(classes: list[int], text: str) -> None:
-    assert decode(logits_of(classes), CHARSET) == [text]
+    assert ctc_greedy_decode(logits_of(classes), CHARSET) == [text]
 
 
 def test_targets_and_decode_are_inverse_and_unknown_is_last() -> None:
@@ -139,7 +139,7 @@ def test_targets_and_decode_are_inverse_and_unknown_is_last() -> None:
     assert lengths.tolist() == [4, 0, 3]
     evenly_spaced = torch.zeros(2 * targets.shape[1], dtype=torch.int64)
     evenly_spaced[::2] = targets[0]
-    assert decode(F.one_hot(evenly_spaced[None], len(CHARSET)), CHARSET) == ["ab c"]
+    assert ctc_greedy_decode(F.one_hot(evenly_spaced[None], len(CHARSET)), CHARSET) == ["ab c"]
 
 
 def test_charset_file(tmp_path: Path) -> None:

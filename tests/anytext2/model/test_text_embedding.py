@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anytext2.core.batch import Batch, collate, line_quads
 from anytext2.model.anytext2 import AnyText2
-from anytext2.model.text_embedding import LineParts, TextEmbeddingConfig
+from anytext2.model.text_embedding import LineEmbeddingParts, TextEmbeddingConfig
 from tests.helpers.mini_model import MAX_LINES, mini_batch, mini_model, sample
 from tests.helpers.parity import gradients
 
@@ -21,7 +21,7 @@ def model() -> AnyText2:
     return mini_model()
 
 
-def parts_of(model: AnyText2, batch: Batch) -> LineParts:
+def parts_of(model: AnyText2, batch: Batch) -> LineEmbeddingParts:
     return model.embedding_manager.parts(batch, model.text_predictor)
 
 
@@ -126,7 +126,7 @@ def test_a_line_without_a_place_is_told(model: AnyText2) -> None:
     position[1, 0] = 0
     with pytest.warns(UserWarning, match="position mask has no region"):
         parts = parts_of(model, replace(batch, position=position, quads=line_quads(position, batch.n_lines)))
-    assert parts.has_place == (True, False, True, True, True, True)
+    assert parts.has_region == (True, False, True, True, True, True)
     assert parts.total.isfinite().all()
 
 

@@ -11,8 +11,8 @@ from anytext2.model.text_encoder import (
     TextEncoder,
     TextEncoderConfig,
     count_placeholders,
-    tokenize_images,
-    tokenize_texts,
+    tokenize_image_captions,
+    tokenize_text_captions,
 )
 from tests.helpers.mini_model import fill
 from tests.helpers.parity import gradients, normal
@@ -31,20 +31,20 @@ def encoder() -> TextEncoder:
 
 
 def test_captions_end_and_are_padded_with_the_end_token() -> None:
-    ids = tokenize_texts(["a cat", ""])
+    ids = tokenize_text_captions(["a cat", ""])
     assert ids.shape == (2, 77) and ids.dtype == torch.int64
     assert ids[0].tolist() == [START_TOKEN, 320, 2368, *[END_TOKEN] * 74]
     assert ids[1].tolist() == [START_TOKEN, *[END_TOKEN] * 76]
 
 
 def test_a_long_text_caption_is_cut() -> None:
-    ids = tokenize_texts(["a " * 100])
+    ids = tokenize_text_captions(["a " * 100])
     assert ids[0].tolist() == [START_TOKEN, *[320] * 75, END_TOKEN]
 
 
 @pytest.mark.parametrize(("words", "chunks"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
 def test_chunks_of_image_captions(words: int, chunks: int) -> None:
-    ids = tokenize_images(["a " * words, "b"])
+    ids = tokenize_image_captions(["a " * words, "b"])
     assert ids.shape == (2, chunks, 77)
     assert (ids[:, :, 0] == START_TOKEN).all() and (ids[:, :, -1] == END_TOKEN).all()
     assert (ids[0] == 320).sum() == words
@@ -53,9 +53,9 @@ def test_chunks_of_image_captions(words: int, chunks: int) -> None:
 
 def test_a_fixed_number_of_chunks_does_not_depend_on_the_batch() -> None:
     long, short = "a " * 200, "b"
-    both = tokenize_images([long, short], 2)
+    both = tokenize_image_captions([long, short], 2)
     assert both.shape == (2, 2, 77)
-    assert torch.equal(both[1:], tokenize_images([short], 2))
+    assert torch.equal(both[1:], tokenize_image_captions([short], 2))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,10 @@ def plain_tower(encoder: TextEncoder, embedded: Tensor) -> Tensor:
 def test_image_captions_against_torchs_encoder(encoder: TextEncoder) -> None:
     captions = ["a " * 80 + "dog", "a red * poster"]
     table = encoder.tower.token_embedding.weight
-    expected = torch.cat([plain_tower(encoder, table[ids]) for ids in tokenize_images(captions).unbind(1)], dim=1)
-    ours = encoder.encode_images(captions)
+    expected = torch.cat(
+        [plain_tower(encoder, table[ids]) for ids in tokenize_image_captions(captions).unbind(1)], dim=1
+    )
+    ours = encoder.encode_image_captions(captions)
     assert ours.shape == (2, 154, WIDTH)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
@@ -114,13 +116,13 @@ def test_text_captions_against_torchs_encoder(encoder: TextEncoder) -> None:
     """Values, and gradients for the line embeddings."""
     captions, n_lines = ["Text says * , * . ", "", "Text says * . "], [2, 1, 1]
     lines = normal(4, WIDTH).requires_grad_()
-    ids = tokenize_texts(captions)
+    ids = tokenize_text_captions(captions)
     rows, columns = (ids == PLACEHOLDER_TOKEN).nonzero(as_tuple=True)
     embedded = encoder.tower.token_embedding.weight[ids].clone()
     for row, column, line in zip(rows, columns, [0, 1, 3], strict=True):
         embedded[row, column] = lines[line]
     expected = plain_tower(encoder, embedded)
-    ours = encoder.encode_texts(captions, lines, n_lines, ["p", "q", "r"])
+    ours = encoder.encode_text_captions(captions, lines, n_lines, ["p", "q", "r"])
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
     ours_grad, expected_grad = gradients([ours], [lines]), gradients([expected], [lines])
     torch.testing.assert_close(ours_grad, expected_grad, rtol=1e-9, atol=1e-9)
@@ -129,11 +131,11 @@ def test_text_captions_against_torchs_encoder(encoder: TextEncoder) -> None:
 
 def test_a_line_reaches_only_what_follows_its_placeholder(encoder: TextEncoder) -> None:
     lines, captions, names = normal(3, WIDTH), ["Text says * , * . ", "Text says * . "], ["p", "q"]
-    before = encoder.encode_texts(captions, lines, [2, 1], names)
+    before = encoder.encode_text_captions(captions, lines, [2, 1], names)
     changed = lines.clone()
     changed[1] += normal(WIDTH, seed=1)
-    difference = (encoder.encode_texts(captions, changed, [2, 1], names) - before).abs().amax(dim=2)
-    second = int((tokenize_texts(captions)[0] == PLACEHOLDER_TOKEN).nonzero()[1])
+    difference = (encoder.encode_text_captions(captions, changed, [2, 1], names) - before).abs().amax(dim=2)
+    second = int((tokenize_text_captions(captions)[0] == PLACEHOLDER_TOKEN).nonzero()[1])
     assert difference[0, :second].max() < 1e-12 < 1e-6 < difference[0, second:].min()
     assert difference[1].max() < 1e-12
 
@@ -146,7 +148,7 @@ def test_wrong_number_of_placeholders_names_the_sample(
     encoder: TextEncoder, caption: str, n_lines: int, found: int
 ) -> None:
     with pytest.raises(ValueError, match=rf"^img7\.jpg: .* has {found} placeholders .* {n_lines} lines"):
-        encoder.encode_texts(["", caption], normal(n_lines, WIDTH), [0, n_lines], ["img6.jpg", "img7.jpg"])
+        encoder.encode_text_captions(["", caption], normal(n_lines, WIDTH), [0, n_lines], ["img6.jpg", "img7.jpg"])
 
 
 @pytest.mark.parametrize(

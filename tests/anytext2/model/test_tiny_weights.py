@@ -10,7 +10,7 @@ from anytext2.glyphs.fonts import load_font_table
 from anytext2.glyphs.rasters import glyph_line_font
 from anytext2.glyphs.render import glyph_line
 from anytext2.model.anytext2 import AnyText2
-from anytext2.model.recognizer import decode, load_charset
+from anytext2.model.recognizer import ctc_greedy_decode, load_charset
 from distill.config.schema import ModelConfig
 from distill.inference.model import make_model
 
@@ -32,10 +32,10 @@ def lines_of(texts: list[str]) -> torch.Tensor:
 def test_the_recogniser_reads_glyph_lines(model: AnyText2) -> None:
     charset = load_charset(model.cfg.recognizer.charset, model.cfg.recognizer.n_classes)
     chinese = [char for char in charset if "\u4e00" <= char <= "\u9fff"][::8]
-    read = decode(model.text_predictor(recognizer_input(lines_of(chinese))).logits, charset)
+    read = ctc_greedy_decode(model.text_predictor(recognizer_input(lines_of(chinese))).logits, charset)
     assert sum(a == b for a, b in zip(read, chinese, strict=True)) >= 0.85 * len(chinese)
     known = [word for word in WORDS if set(word) <= set(charset)]
-    read = decode(model.text_predictor(recognizer_input(lines_of(known))).logits, charset)
+    read = ctc_greedy_decode(model.text_predictor(recognizer_input(lines_of(known))).logits, charset)
     assert len(known) >= 8 and sum(a == b for a, b in zip(read, known, strict=True)) >= 0.6 * len(known)
 
 

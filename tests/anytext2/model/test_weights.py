@@ -9,13 +9,13 @@ from torch import Tensor
 
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from anytext2.model.weights import (
-    IGNORED,
+    IGNORED_KEY,
     init_from_sd15,
     load_model,
-    load_parts,
+    load_partial_weights,
     load_weights,
-    official_state,
-    read_state,
+    official_state_dict,
+    read_state_dict,
     save_weights,
 )
 from tests.helpers.mini_model import mini_config, mini_model
@@ -50,7 +50,7 @@ def assert_same_weights(a: AnyText2, b: AnyText2) -> None:
 def test_all_official_names_dtypes_and_shapes() -> None:
     ours = {
         name: (str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape)) or "scalar")
-        for name, tensor in official_state(build_model(load_model_config("sd15"), "meta")).items()
+        for name, tensor in official_state_dict(build_model(load_model_config("sd15"), "meta")).items()
     }
     rows = [line.split("\t") for line in OFFICIAL_KEYS.read_text(encoding="utf-8").splitlines()]
     assert ours == {name: (dtype, shape) for name, dtype, shape in rows}
@@ -58,7 +58,7 @@ def test_all_official_names_dtypes_and_shapes() -> None:
 
 
 def test_official_state_shares_memory_and_names_the_right_tensors(fresh: AnyText2) -> None:
-    state = official_state(fresh)
+    state = official_state_dict(fresh)
     block = fresh.cond_stage_model.tower.transformer.resblocks[1]
     for i, letter in enumerate("qkv"):
         state[f"{LAYER}self_attn.{letter}_proj.weight"].fill_(i + 1.0)
@@ -77,13 +77,13 @@ def test_official_state_shares_memory_and_names_the_right_tensors(fresh: AnyText
 def test_round_trip(model: AnyText2, fresh: AnyText2, tmp_path: Path, name: str) -> None:
     save_weights(model, tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [name]
-    assert read_state(tmp_path / name).keys() == official_state(model).keys()
+    assert read_state_dict(tmp_path / name).keys() == official_state_dict(model).keys()
     load_weights(fresh, tmp_path / name)
     assert_same_weights(fresh, model)
 
 
 def test_bare_old_format_and_position_ids(model: AnyText2, fresh: AnyText2, tmp_path: Path) -> None:
-    state = copy_of(official_state(model)) | {IGNORED: torch.arange(77)[None]}
+    state = copy_of(official_state_dict(model)) | {IGNORED_KEY: torch.arange(77)[None]}
     torch.save(state, tmp_path / "w.ckpt", _use_new_zipfile_serialization=False)
     load_weights(fresh, tmp_path / "w.ckpt")
     assert_same_weights(fresh, model)
@@ -108,7 +108,7 @@ def test_load_model_without_drawing_weights(model: AnyText2, tmp_path: Path) -> 
 def test_every_misfit_is_counted_and_named_and_nothing_is_loaded(
     model: AnyText2, fresh: AnyText2, tmp_path: Path
 ) -> None:
-    state = copy_of(official_state(model))
+    state = copy_of(official_state_dict(model))
     for i in range(2):
         del state[f"control_model.zero_convs.{i}.0.weight"]
     state["model_ema.decay"] = torch.ones(())
@@ -127,7 +127,7 @@ def test_every_misfit_is_counted_and_named_and_nothing_is_loaded(
 
 
 def test_another_noise_schedule(model: AnyText2, fresh: AnyText2, tmp_path: Path) -> None:
-    state = copy_of(official_state(model))
+    state = copy_of(official_state_dict(model))
     state["alphas_cumprod"] = state["alphas_cumprod"] * 0.9
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="table alphas_cumprod is not that of the config's schedule"):
@@ -160,7 +160,7 @@ def test_parts_over_one_another(fresh: AnyText2, tmp_path: Path) -> None:
     ours, official = "cond_stage_model.tower.ln_final.bias", f"{LAYER}self_attn.k_proj.bias"
     save_file({ours: torch.full((16,), 1.0), official: torch.full((16,), 2.0)}, tmp_path / "a.safetensors")
     save_file({ours: torch.full((16,), 3.0)}, tmp_path / "b.safetensors")
-    load_parts(fresh, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    load_partial_weights(fresh, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
     after = fresh.state_dict()
     joined = "cond_stage_model.tower.transformer.resblocks.1.attn.in_proj_bias"
     assert (after[ours] == 3).all()
@@ -168,7 +168,7 @@ def test_parts_over_one_another(fresh: AnyText2, tmp_path: Path) -> None:
     assert {name for name in after if not torch.equal(after[name], before[name])} == {ours, joined}
     save_file({"no.such.tensor": torch.ones(1)}, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match=r"c\.safetensors: .* 1 unexpected \(no\.such\.tensor\)"):
-        load_parts(fresh, [tmp_path / "c.safetensors"])
+        load_partial_weights(fresh, [tmp_path / "c.safetensors"])
 
 
 # --- from Stable Diffusion -------------------------------------------------------------------------------------------
@@ -186,10 +186,10 @@ def recognizer_like(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_init_from_stable_diffusion(model: AnyText2, fresh: AnyText2) -> None:
-    state = copy_of(official_state(model))
-    before = copy_of(official_state(fresh))
+    state = copy_of(official_state_dict(model))
+    before = copy_of(official_state_dict(fresh))
     report = init_from_sd15(fresh, stable_diffusion_like(state), recognizer_like(state))
-    after = official_state(fresh)
+    after = official_state_dict(fresh)
     assert set(report.copied) | set(report.kept) == {name for name in after if "." in name}
     assert not set(report.copied) & set(report.kept)
     unet, block = "model.diffusion_model.", "output_blocks.0.1.transformer_blocks.0."
@@ -215,7 +215,7 @@ def test_init_from_stable_diffusion(model: AnyText2, fresh: AnyText2) -> None:
 
 
 def test_init_from_an_incomplete_source(model: AnyText2, fresh: AnyText2) -> None:
-    state = copy_of(official_state(model))
+    state = copy_of(official_state_dict(model))
     incomplete = stable_diffusion_like(state)
     del incomplete["first_stage_model.quant_conv.bias"]
     incomplete["model.diffusion_model.out.2.bias"] = normal(7)

@@ -13,9 +13,10 @@ import pytest
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE, load_font_table
-from anytext2.glyphs.render import filled
-from anytext2.synthetic.backgrounds import PAINTERS, PALETTE
-from anytext2.synthetic.dataset import SyntheticConfig, SyntheticPicture, draw_picture, write_dataset
+from anytext2.glyphs.render import fill_polygons
+from anytext2.synthetic.backgrounds import BACKGROUNDS, PALETTE
+from anytext2.synthetic.dataset import write_dataset
+from anytext2.synthetic.picture import SyntheticConfig, SyntheticPicture, draw_picture
 from launch import make_dataset
 
 CONFIG = SyntheticConfig()
@@ -36,7 +37,7 @@ def test_a_picture_depends_on_seed_and_index_only(pictures: list[SyntheticPictur
 
 
 def test_pictures_are_varied(pictures: list[SyntheticPicture]) -> None:
-    assert {picture.kind for picture in pictures} == set(PAINTERS)
+    assert {picture.kind for picture in pictures} == set(BACKGROUNDS)
     lines = [line for picture in pictures for line in picture.lines]
     languages = Counter(line.language for line in lines)
     assert 0.3 < languages["Chinese"] / len(lines) < 0.5
@@ -68,7 +69,7 @@ def test_lines_lie_on_the_page_apart_and_large_enough(pictures: list[SyntheticPi
             assert set(line.text) <= CHARSET, line.text
             height = float(np.hypot(*(line.polygon[3] - line.polygon[0])))
             assert height > (30 if line.language == "Chinese" and len(line.text) > 2 else 14)
-        masks = [filled([line.polygon], picture.image.shape[:2]).astype(int) for line in picture.lines]
+        masks = [fill_polygons([line.polygon], picture.image.shape[:2]).astype(int) for line in picture.lines]
         assert not masks or np.sum(masks, axis=0).max() == 1
 
 
@@ -76,7 +77,7 @@ def test_the_recorded_colour_is_in_the_box_and_stands_out(pictures: list[Synthet
     weights = np.array([0.299, 0.587, 0.114])
     for picture in pictures:
         for line in picture.lines:
-            inside = picture.image[filled([line.polygon], picture.image.shape[:2]) == 1].astype(float)
+            inside = picture.image[fill_polygons([line.polygon], picture.image.shape[:2]) == 1].astype(float)
             distance = np.abs(inside - np.array(line.color)).max(1)
             assert (distance <= 12).mean() > 0.03, "strokes have the colour"
             contrast = np.abs(inside @ weights - np.array(line.color) @ weights)
@@ -131,7 +132,7 @@ def test_ink_lies_in_the_polygon() -> None:
             continue
         ground = np.median(picture.image.reshape(-1, 3), axis=0)
         ink = (np.abs(picture.image - ground).max(2) > 24).astype(np.uint8)
-        boxes = filled([line.polygon for line in picture.lines], ink.shape)
+        boxes = fill_polygons([line.polygon for line in picture.lines], ink.shape)
         assert ink.any() and not (ink & ~cv2.dilate(boxes, np.ones((3, 3), np.uint8))).any()
         checked += 1
     assert checked > 5

@@ -35,9 +35,9 @@ def filled_model() -> AnyText2:
 def prediction(model: AnyText2) -> torch.Tensor:
     """The whole way of a step: conditions, WriteNet, UNet."""
     batch = mini_batch()
-    conditions = model.condition(batch, model.masked_latents(batch))
+    conditions = model.encode_conditions(batch, model.masked_latents(batch))
     x = torch.randn(batch.size, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(1))
-    return model.predict_noise(x, torch.tensor([0, 499, 999]), conditions.image_context, model.write(conditions))
+    return model.predict_noise(x, torch.tensor([0, 499, 999]), conditions.image_context, model.control_maps(conditions))
 
 
 def lora_parameters(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -64,9 +64,9 @@ def loss_of(roles: Roles) -> torch.Tensor:
     """A step's way through WriteNet and UNet."""
     model, batch = roles.model, mini_batch()
     with torch.no_grad():
-        conditions = model.condition(batch, model.masked_latents(batch))
+        conditions = model.encode_conditions(batch, model.masked_latents(batch))
     x = torch.randn(batch.size, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(1))
-    eps = model.predict_noise(x, torch.tensor([0, 499, 999]), conditions.image_context, model.write(conditions))
+    eps = model.predict_noise(x, torch.tensor([0, 499, 999]), conditions.image_context, model.control_maps(conditions))
     return eps.square().mean()
 
 

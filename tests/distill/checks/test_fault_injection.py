@@ -17,7 +17,7 @@ from tests.helpers.mini_model import mini_batch, mini_model
 
 def condition(model: AnyText2, batch: Batch) -> Conditions:
     with torch.no_grad():
-        return model.condition(batch, model.masked_latents(batch))
+        return model.encode_conditions(batch, model.masked_latents(batch))
 
 
 def told(name: str) -> tuple[Conditions, Conditions, AnyText2, Batch]:
@@ -52,7 +52,7 @@ def test_of_several_placeholders_the_last_takes_the_first_lines_embedding() -> N
     with torch.no_grad():
         lines = model.embedding_manager(batch, model.text_predictor)
         captions = ["Text says *, *, * . ", "Text says *, * . "]  # with the comma that hides the token
-        alone = model.cond_stage_model.encode_texts(captions, lines[[1, 4]], [1, 1], ["b", "c"])
+        alone = model.cond_stage_model.encode_text_captions(captions, lines[[1, 4]], [1, 1], ["b", "c"])
     torch.testing.assert_close(faulty.text_context[1:], alone)
 
 
@@ -62,9 +62,9 @@ def test_a_writenet_that_sees_noise_is_another_function_of_x_and_t() -> None:
     x = torch.randn(conditions.masked_latent.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     times = [torch.full((3,), t) for t in (0, 600)]
     with torch.no_grad():
-        honest = sound.write(conditions)
+        honest = sound.control_maps(conditions)
         for latent, t, same in ((x * 0, times[0], True), (x, times[0], False), (x * 0, times[1], False)):
-            faulty = model.predict_noise(latent, t, conditions.image_context, model.write(conditions))
+            faulty = model.predict_noise(latent, t, conditions.image_context, model.control_maps(conditions))
             right = sound.predict_noise(latent, t, conditions.image_context, honest)
             assert torch.allclose(faulty, right) == same
 
@@ -73,11 +73,13 @@ def test_gradients_pass_through_every_fault() -> None:
     for name in FAULT_INJECTIONS:
         _, conditions, model, _ = told(name)
         x = torch.zeros_like(conditions.masked_latent)
-        model.predict_noise(x, torch.full((3,), 5), conditions.image_context, model.write(conditions)).sum().backward()
+        model.predict_noise(
+            x, torch.full((3,), 5), conditions.image_context, model.control_maps(conditions)
+        ).sum().backward()
         writer: Any = model.control_model.zero_convs[0][0]
         assert writer.weight.grad is not None and writer.weight.grad.abs().max() > 0
 
 
 def test_an_unknown_fault_names_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="model.planted='typo': one of glyph_page_all_ink, glyph_lines_thin"):
-        ModelConfig(planted="typo")
+    with pytest.raises(ValueError, match="model.fault_injection='typo': one of glyph_page_all_ink, glyph_lines_thin"):
+        ModelConfig(fault_injection="typo")

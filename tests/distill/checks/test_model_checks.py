@@ -43,7 +43,7 @@ def model() -> AnyText2:
 @pytest.fixture(scope="module")
 def conditions(model: AnyText2, batch: Batch) -> Conditions:
     with torch.inference_mode():
-        return model.condition(batch, model.masked_latents(batch))
+        return model.encode_conditions(batch, model.masked_latents(batch))
 
 
 # --- conditions ---
@@ -75,18 +75,20 @@ def test_untrained_teacher_passes_too(batch: Batch) -> None:
     torch.manual_seed(1)
     fresh = build_model(load_model_config("tiny"))
     with torch.inference_mode():
-        conditions = fresh.condition(batch, fresh.masked_latents(batch))
+        conditions = fresh.encode_conditions(batch, fresh.masked_latents(batch))
     assert check_conditions(fresh, batch, conditions) == [] == check_control(fresh, conditions)
 
 
 def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
-    """encode_texts with the lines of the batch in another order."""
+    """encode_text_captions with the lines of the batch in another order."""
 
-    def encode_texts(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
+    def encode_text_captions(
+        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
+    ) -> torch.Tensor:
         lines = lines_ND[order(list(range(len(lines_ND))))]
-        return type(self).encode_texts(self, captions, lines, n_lines, names)
+        return type(self).encode_text_captions(self, captions, lines, n_lines, names)
 
-    return encode_texts
+    return encode_text_captions
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
 def test_an_embedding_at_the_wrong_line_is_found(
     model: AnyText2, batch: Batch, conditions: Conditions, patched: Any, order: Any, message: str
 ) -> None:
-    patched(model.cond_stage_model, "encode_texts", _packed(order))
+    patched(model.cond_stage_model, "encode_text_captions", _packed(order))
     findings = check_conditions(model, batch, conditions)
     assert any(f.check == "line embedding" and message in f.message for f in findings), said(findings)
 
@@ -110,12 +112,14 @@ def test_only_the_first_placeholder_replaced_is_found(
 ) -> None:
     """The forerunner's tokens: only one placeholder was found, the other lines' embeddings were lost."""
 
-    def encode_texts(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
+    def encode_text_captions(
+        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
+    ) -> torch.Tensor:
         firsts = [sum(n_lines[:row]) for row in range(len(n_lines))]
         single = [caption.replace("* , ", ", ", count - 1) for caption, count in zip(captions, n_lines, strict=True)]
-        return type(self).encode_texts(self, single, lines_ND[firsts], [1] * len(n_lines), names)
+        return type(self).encode_text_captions(self, single, lines_ND[firsts], [1] * len(n_lines), names)
 
-    patched(model.cond_stage_model, "encode_texts", encode_texts)
+    patched(model.cond_stage_model, "encode_text_captions", encode_text_captions)
     findings = check_conditions(model, batch, conditions)
     lost = [f for f in findings if f.message == "reaches no token of the text caption"]
     assert len(lost) == sum(batch.n_lines) - batch.size, said(findings)
@@ -126,7 +130,7 @@ def test_lines_of_faint_ink_are_found(model: AnyText2, batch: Batch, conditions:
     assert check_recognizer(model, batch, conditions.masked_latent) == []
     thin = copy.deepcopy(model)
     FAULT_INJECTIONS["glyph_lines_thin"](thin)
-    assert check_conditions(thin, batch, thin.condition(batch, conditions.masked_latent)) == []
+    assert check_conditions(thin, batch, thin.encode_conditions(batch, conditions.masked_latent)) == []
     findings = check_recognizer(thin, batch, conditions.masked_latent)
     assert len(findings) == sum(batch.n_lines) > 0
     assert "values of -1.00 to -0.99, values of -1.00 to 1.00 in the batch" in said(findings)
@@ -154,12 +158,12 @@ def test_maps_that_follow_x_and_t_are_found(model: AnyText2, conditions: Conditi
         seen[:] = [x.mean() + t.float().mean() / 1000]
         return type(self).predict_noise(self, x, t, context, control)
 
-    def write(self: Any, conditions: Conditions) -> Control:
-        maps = type(self).write(self, conditions)
+    def control_maps(self: Any, conditions: Conditions) -> Control:
+        maps = type(self).control_maps(self, conditions)
         return tuple(level + seen[0] for level in maps) if seen else maps
 
     patched(model, "predict_noise", predict_noise)
-    patched(model, "write", write)
+    patched(model, "control_maps", control_maps)
     assert "WriteNet: map 0: depends on x_t or t" in said(check_control(model, conditions))
 
 
@@ -190,11 +194,13 @@ def student(model: AnyText2, batch: Batch) -> tuple[nn.Module, Callable[[], torc
     roles = AdapterRoles(wrapped)
     one = collate_first(batch)
     with torch.no_grad():
-        conditions = model.condition(one, model.masked_latents(one))
+        conditions = model.encode_conditions(one, model.masked_latents(one))
     x = torch.randn(conditions.masked_latent.shape, generator=torch.Generator().manual_seed(2))
 
     def loss() -> torch.Tensor:
-        eps = roles.model.predict_noise(x, torch.tensor([500]), conditions.image_context, roles.model.write(conditions))
+        eps = roles.model.predict_noise(
+            x, torch.tensor([500]), conditions.image_context, roles.model.control_maps(conditions)
+        )
         return eps.square().mean()
 
     return wrapped, loss

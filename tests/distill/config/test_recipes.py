@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from distill.config.recipes import DEFAULT_RECIPE, default_steps, dump_recipe, load_recipe, objective_config
+from distill.adapters.roles import EMA, FAKE_SCORE
+from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
 from distill.config.schema import Recipe, TrainConfig, ema_decay, learning_rate
+from distill.diffusion.samplers import SAMPLERS
+from distill.losses.terms.edges import GradientConfig
 from distill.objectives import OBJECTIVES
+from distill.objectives.base import LCM_STUDENT, FullWeightObjective
 from distill.objectives.consistency import ConsistencyConfig
+from distill.objectives.denoise import DenoiseConfig
+from distill.objectives.phased import PhasedConfig
 
 RECIPES = sorted(DEFAULT_RECIPE.parent.glob("*.yaml"))
 
@@ -47,7 +54,7 @@ def test_overrides_come_after_the_file_and_the_file_after_the_defaults(tmp_path:
     assert (recipe.train.max_steps, recipe.train.micro_batch, recipe.train.effective_batch) == (7, 3, 48)
     assert recipe.data.sources == ["a.json", "b.json"] and recipe.name == "a=b"
     assert recipe.run_dir == Path("runs/a=b")
-    assert objective_config(recipe) == ConsistencyConfig(w_min=3.0, w_max=4.0)
+    assert recipe.objective_config == ConsistencyConfig(w_min=3.0, w_max=4.0)
 
 
 def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
@@ -185,4 +192,46 @@ def test_the_average_s_memory_grows_to_its_decay() -> None:
 )
 def test_where_nothing_is_said_a_student_is_drawn_in_steps_that_it_has_learned(objective: str, steps: int) -> None:
     recipe = load_recipe(DEFAULT_RECIPE, [f"objective={objective}", "log.preview_every=0"])
-    assert default_steps(recipe) == steps
+    assert recipe.student.default_steps(recipe.eval.steps) == steps
+
+
+def test_a_whole_phase_is_taken_by_phased_alone() -> None:
+    recipe = load_recipe(DEFAULT_RECIPE)
+    assert recipe.objective_config == PhasedConfig(
+        teacher_interval="phase", phases=4, teacher_steps=2, edges_only=True, w_min=1.0, w_max=1.0
+    )
+    # Another objective on the command line takes over what it can take.
+    other = load_recipe(DEFAULT_RECIPE, ["objective.name=consistency"]).objective_config
+    assert other == ConsistencyConfig(teacher_steps=2, w_min=1.0, w_max=1.0)
+    assert "teacher_interval" in fault(DEFAULT_RECIPE, "objective.name=consistency", "objective.teacher_interval=phase")
+    message = fault(DEFAULT_RECIPE, "objective.teacher_interval=half")
+    assert "teacher_interval = 'half': choose a number of timesteps" in message and "'phase', a whole phase" in message
+    assert "teacher_interval" in fault(DEFAULT_RECIPE, "objective.teacher_interval=20.5")
+
+
+def test_the_objective_is_resolved_once_in_recipes_that_are_loaded_and_in_those_that_are_built() -> None:
+    recipe = load_recipe(DEFAULT_RECIPE)
+    assert recipe.objective_config is recipe.objective_config
+    built = Recipe(objective={"name": "phased", "phases": 2, "terms": {"gradient": {"weight": 0.5, "soft": True}}})
+    assert built.objective_config == PhasedConfig(phases=2, terms={"gradient": GradientConfig(weight=0.5, soft=True)})
+    changed = replace(built, objective={"name": "denoise"})
+    assert changed.objective_config == DenoiseConfig() and changed.objective_config.student is None
+    with pytest.raises(ValueError, match="objective denoise trains no student, so no terms can be added to it"):
+        _ = replace(built, objective={"name": "denoise", "terms": {"gradient": {"weight": 1}}}).objective_config
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_declares_what_it_trains(name: str) -> None:
+    objective, config = OBJECTIVES[name], OBJECTIVES[name].Config()
+    assert (objective.trains == "lora") == (config.student is not None)
+    assert issubclass(objective, FullWeightObjective) == (config.student is None)
+    if config.student is not None:
+        assert config.student.sampler in SAMPLERS and config.student.options.solver_steps == 50
+        assert config.student.guidance in ((6.0, 16.0), (7.5, 7.5)) and config.student.terms == {}
+    assert all(second.name in (EMA, FAKE_SCORE) for second in config.second_adapters)
+    assert any(second.trained for second in config.second_adapters) == (name == "distribution_matching")
+
+
+def test_a_full_weight_objective_does_not_limit_the_steps_of_previews() -> None:
+    recipe = load_recipe(None, ["objective.name=denoise", "log.preview_every=5", "log.preview_steps=80"])
+    assert recipe.student == LCM_STUDENT and recipe.log.preview_steps == 80

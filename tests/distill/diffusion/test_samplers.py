@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 import anytext2  # noqa: F401  # declares torchvision's operators before diffusers looks for them
 from distill.diffusion import samplers
+from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule, ddim_timesteps
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -35,7 +36,7 @@ def test_ddim_equals_diffusers(n_steps: int, eta: float) -> None:
     x = start()
     for step, t in enumerate(reference.timesteps):
         x = reference.step(predict(x, t.expand(2)), t, x, eta=eta, variance_noise=noises[step]).prev_sample
-    ours = samplers.sample_ddim(predict, start(), n_steps, SCHEDULE, noises.__getitem__, eta=eta)
+    ours = samplers.sample_ddim(predict, start(), n_steps, SCHEDULE, noises.__getitem__, SamplerOptions(eta=eta))
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
@@ -67,7 +68,8 @@ def test_trajectory_equals_diffusers_and_phased_is_it_without_noise(
     x = start()
     for t in reference.timesteps:
         x = reference.step(predict(x, t.expand(2)), t, x, eta=gamma).prev_sample
-    ours = samplers.sample_trajectory(predict, start(), n_steps, SCHEDULE, noises.__getitem__, gamma=gamma)
+    options = SamplerOptions(gamma=gamma)
+    ours = samplers.sample_trajectory(predict, start(), n_steps, SCHEDULE, noises.__getitem__, options)
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
     if gamma == 0.0:
         torch.testing.assert_close(samplers.sample_phased(predict, start(), n_steps, SCHEDULE), ours)
@@ -76,7 +78,7 @@ def test_trajectory_equals_diffusers_and_phased_is_it_without_noise(
 @pytest.mark.parametrize("gamma", [-0.1, 1.1])
 def test_an_impossible_gamma_is_named(gamma: float) -> None:
     with pytest.raises(ValueError, match=f"gamma = {gamma}"):
-        samplers.sample_trajectory(predict, start(), 2, SCHEDULE, lambda _: start(), gamma=gamma)
+        samplers.sample_trajectory(predict, start(), 2, SCHEDULE, lambda _: start(), SamplerOptions(gamma=gamma))
 
 
 def test_grids() -> None:
@@ -144,4 +146,4 @@ def test_missing_noise_is_named() -> None:
     with pytest.raises(ValueError, match="noise"):
         samplers.sample_consistency(predict, start(), 2, SCHEDULE)
     with pytest.raises(ValueError, match="noise"):
-        samplers.sample_ddim(predict, start(), 2, SCHEDULE, eta=0.5)
+        samplers.sample_ddim(predict, start(), 2, SCHEDULE, options=SamplerOptions(eta=0.5))

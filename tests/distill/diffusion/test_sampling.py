@@ -8,8 +8,8 @@ import torch
 from anytext2.core.batch import collate
 from anytext2.core.rng import Draws
 from distill.diffusion import sampling
-from distill.diffusion.samplers import sample_consistency, sample_ddim, sample_phased
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.samplers import SAMPLERS, SamplerOptions, sample_consistency, sample_ddim, sample_phased
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from tests.helpers.stub_roles import TEACHER_GAIN, StubRoles, make_sample
 
@@ -137,6 +137,19 @@ def test_options_reach_the_consistency_sampler():
     (usual,) = sample_batch(roles, scene_of(roles, (5,)), rows, SCHEDULE)
     (other,) = sample_batch(roles, scene_of(roles, (5,)), rows, SCHEDULE, SamplerOptions(solver_steps=10))
     assert not torch.allclose(usual.latent, other.latent, atol=1e-3)
+
+
+def test_a_new_sampler_is_one_entry_of_the_table(monkeypatch):
+    def sample_nothing(predict, x_T, n_steps, schedule, noise=None, options=None):
+        return x_T * options.gamma + noise(n_steps)
+
+    monkeypatch.setitem(SAMPLERS, "nothing", sample_nothing)
+    spec = SamplingSpec("student", "nothing", 3, gamma=0.25)
+    assert (spec.key, spec.label) == ("student-nothing-3", "student 3")
+    (sampled,) = sample_batch(StubRoles(), scene_of(StubRoles(), (5,)), [spec], SCHEDULE)
+    draws = Draws(7, (0,), (5,))
+    expected = draws.normal("start_noise", (2, 4, 4)) * 0.25 + draws.normal("sampler_noise_3", (2, 4, 4))
+    assert torch.equal(sampled.latent, expected)
 
 
 def test_paintings_are_pictures_and_leave_the_student_active():

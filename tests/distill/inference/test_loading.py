@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from anytext2.core.batch import collate
 from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.checkpoint.store import save_checkpoint
-from distill.config.recipes import DEFAULT_RECIPE, load_recipe, student_sampler
-from distill.diffusion.sampling import SamplerOptions, SamplingSpec, prepare_sampling, sample_batch
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.diffusion.samplers import SamplerOptions
+from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.loading import SamplingModel, load_sampling_model
 from tests.helpers.stub_roles import make_sample
@@ -41,12 +42,12 @@ def test_weights_of_a_trained_teacher_are_laid_over(plain, tmp_path):
 
 
 def test_the_sampler_follows_the_objective(plain, tmp_path):
-    assert plain.consistency == SamplerOptions() and plain.student_sampler == "phased"
+    assert plain.sampler_options == SamplerOptions() and plain.student_sampler == "phased"
     recipe = tmp_path / "recipe.yaml"
-    options = "{name: consistency, solver_steps: 25, lcm_step: 40, timestep_scaling: 5}"
+    options = "{name: consistency, solver_steps: 25, teacher_interval: 40, timestep_scaling: 5}"
     recipe.write_text(f"model: {{config: tiny}}\nobjective: {options}\n")
     other = load_sampling_model(None, recipe, SCRATCH, "fp32", "cpu")
-    assert other.consistency == SamplerOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
+    assert other.sampler_options == SamplerOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +55,13 @@ def test_the_sampler_follows_the_objective(plain, tmp_path):
 )
 def test_a_student_is_sampled_as_its_objective_taught_it(objective, sampler):
     recipe = load_recipe(DEFAULT_RECIPE)
-    assert student_sampler(replace(recipe, objective={"name": objective})) == sampler
+    assert replace(recipe, objective={"name": objective}).student.sampler == sampler
 
 
 @pytest.mark.parametrize(("low", "high", "scale"), [(5.0, 15.0, 7.5), (2.0, 4.0, 4.0), (8.0, 10.0, 10.0)])
 def test_the_teacher_is_guided_as_it_was_distilled(plain, low, high, scale):
-    plain.recipe.objective.update(w_min=low, w_max=high)
-    assert plain.guidance == scale
+    objective = {**plain.recipe.objective, "w_min": low, "w_max": high}
+    assert replace(plain, recipe=replace(plain.recipe, objective=objective)).guidance == scale
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -13,16 +13,16 @@ import torch
 from torch.nn import functional as F
 
 from anytext2.core.batch import Batch, collate
-from anytext2.core.line_crop import recognizer_points
+from anytext2.core.line_crop import recognizer_sampling_grid
 from anytext2.model.anytext2 import AnyText2
 from distill.losses.line_crops import choose_lines
 from distill.losses.step import StepInput
-from distill.losses.terms import TERMS, TermInput, terms_needing
+from distill.losses.terms import TERMS, TermInput, terms_with_attention, terms_with_charset, terms_with_recognizer
 from distill.losses.terms.attention_mass import token_groups
 from distill.losses.terms.lines import decoded_lines
-from distill.losses.writenet_attention import Attention
-from tests.distill.losses.test_line_crops import SIZE, draws, plain_bilinear, sample
+from distill.losses.writenet_attention import Attention, AttentionRecorder
 from tests.helpers import stub_model
+from tests.helpers.line_samples import SIZE, draws, line_sample, plain_bilinear
 from tests.helpers.mini_model import mini_model
 
 CHARACTERS = "ABCDEFGHIJ"
@@ -60,7 +60,7 @@ def plain_line(model: AnyText2, latent: torch.Tensor, batch: Batch, row: int, nu
     """The recogniser's input [3, 48, 320] of one line, its window worked out from the polygon's corners."""
     quad = batch.quads[row][number]
     assert quad is not None
-    points = recognizer_points(quad, SIZE)
+    points = recognizer_sampling_grid(quad, SIZE)
     assert points is not None
     slices = []
     for axis, cells in ((1, CELLS[0]), (0, CELLS[1])):
@@ -89,7 +89,7 @@ def weighed(values: list[torch.Tensor], given: TermInput) -> torch.Tensor:
 
 
 def test_ocr_features_equal_the_formula_in_value_and_gradient(model: AnyText2) -> None:
-    batch = collate([sample(0), sample(1, (2,)), sample(2, ())])
+    batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
     term = TERMS["ocr_features"](TERMS["ocr_features"].Config(weight=1.0))
     values = {}
@@ -131,7 +131,7 @@ def plain_ctc(logits: torch.Tensor, text: str) -> torch.Tensor:
 def test_ocr_ctc_equals_the_forward_algorithm_in_value_and_gradient(model: AnyText2) -> None:
     # a blank line, a character outside the charset, and a text that no path of 40 columns spells
     texts = ("AAB", " ", "A?", "A" * 21)
-    batch = collate([sample(0, texts=texts), sample(1, (2, 1), ("CAFE", "J")), sample(2, (0,), ("?",))])
+    batch = collate([line_sample(0, texts=texts), line_sample(1, (2, 1), ("CAFE", "J")), line_sample(2, (0,), ("?",))])
     given = compared(model, batch)
     term = TERMS["ocr_ctc"](TERMS["ocr_ctc"].Config(weight=1.0, max_lines=4))
     values = {
@@ -163,7 +163,7 @@ def plain_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
 
 
 def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> None:
-    batch = collate([sample(0), sample(1, (2,)), sample(2, ())])
+    batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
     term = TERMS["topology"](TERMS["topology"].Config(weight=1.0, max_lines=3, step_weight=False, iterations=2))
     values = {}
@@ -171,7 +171,7 @@ def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> N
         student, clean = (plain_line(model, latent, batch, row, number) for latent in (given.x0, given.clean))
         quad = batch.quads[row][number]
         assert quad is not None
-        points = recognizer_points(quad, SIZE)
+        points = recognizer_sampling_grid(quad, SIZE)
         assert points is not None
         width = points.shape[1]
         student, clean = student[..., :width], clean[..., :width].detach()
@@ -195,21 +195,21 @@ def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> N
 
 
 def test_a_line_whose_ink_cannot_be_seen_has_no_topology(model: AnyText2) -> None:
-    batch = collate([replace(sample(0), glyph=torch.zeros(1, *SIZE, dtype=torch.uint8))])
+    batch = collate([replace(line_sample(0), glyph=torch.zeros(1, *SIZE, dtype=torch.uint8))])
     result = TERMS["topology"](TERMS["topology"].Config(weight=1.0))(compared(model, batch))
     assert result.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ["ocr_features", "topology"])
 def test_a_student_that_equals_the_picture_has_no_loss(model: AnyText2, name: str) -> None:
-    given = compared(model, collate([sample(0), sample(1)]), difference=0.0)
+    given = compared(model, collate([line_sample(0), line_sample(1)]), difference=0.0)
     result = TERMS[name](TERMS[name].Config(weight=1.0, step_weight=False))(given)
     # a soft skeleton's grey pixels lie in their own map by their grey value only
     assert (result == 0).all() if name == "ocr_features" else (result < 0.8).all()
 
 
 def test_lines_are_decoded_once_for_all_terms(model: AnyText2, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = compared(model, collate([sample(0, (0,))]))
+    given = compared(model, collate([line_sample(0, (0,))]))
     calls: list[int] = []
     decode = AnyText2.decode
     monkeypatch.setattr(AnyText2, "decode", lambda self, z: (calls.append(len(z)), decode(self, z))[1])
@@ -219,7 +219,7 @@ def test_lines_are_decoded_once_for_all_terms(model: AnyText2, monkeypatch: pyte
 
 
 def test_activation_checkpointing_changes_nothing(model: AnyText2, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate([sample(0)])
+    batch = collate([line_sample(0)])
     results = []
     for recompute in (False, True):
         monkeypatch.setattr(model.control_model, "activation_checkpointing", recompute)
@@ -233,7 +233,7 @@ def test_activation_checkpointing_changes_nothing(model: AnyText2, monkeypatch: 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_mass_equals_the_formula_in_value_and_gradient(autocast: bool) -> None:
-    batch = collate([sample(0, (0, 2)), sample(1, ()), sample(2, (1,))])
+    batch = collate([line_sample(0, (0, 2)), line_sample(1, ()), line_sample(2, (1,))])
     generator = torch.Generator().manual_seed(0)
     heads, width = 2, 8
 
@@ -244,7 +244,8 @@ def test_attention_mass_equals_the_formula_in_value_and_gradient(autocast: bool)
 
     levels = [CELLS, (CELLS[0] // 2, CELLS[1] // 2)]
     student, teacher = (tuple(attention(level) for level in levels) for _ in range(2))
-    given = replace(compared(None, batch), attention=student, wanted_attention=teacher)
+    recorder = AttentionRecorder(active=True, recorded={"student": student, "teacher": teacher})
+    given = replace(compared(None, batch), attention=recorder)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours = TERMS["attention_mass"](TERMS["attention_mass"].Config(weight=1.0))(given)
     # START, two words, then a placeholder at every other token
@@ -283,8 +284,9 @@ def plain_mass(attention: Attention, row: int, cell: int, places: list[int], hea
 
 def test_terms_say_what_they_need() -> None:
     terms = {name: TERMS[name].Config(weight=1.0, after=3 * (name == "attention_mass")) for name in TERMS}
-    assert terms_needing(terms, "needs_recognizer") == ["ocr_features", "ocr_ctc"]
-    assert terms_needing(terms, "needs_attention", update=2) == [] and terms_needing(terms, "needs_attention", update=3)
+    assert terms_with_recognizer(terms) == ["ocr_features", "ocr_ctc"] and terms_with_charset(terms) == ["ocr_ctc"]
+    assert terms_with_attention(terms) == terms_with_attention(terms, update=3) == ["attention_mass"]
+    assert terms_with_attention(terms, update=2) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.glyphs.render import glyph_line
-from anytext2.model.recognizer import BLANK, COLUMNS
+from anytext2.model.recognizer import COLUMNS, CTC_BLANK
 from distill.objectives.ctc_alignment import glyph_line_columns
 from distill.objectives.recognize import alignment
 
@@ -18,7 +18,7 @@ PIXELS_PER_COLUMN = 320 / COLUMNS * 80 / 48
 def collapsed(columns: torch.Tensor) -> str:
     """The CTC reading of a path."""
     merged = [c for c, before in zip(columns.tolist(), [None, *columns.tolist()], strict=False) if c != before]
-    return "".join(CHARSET[c] for c in merged if c != BLANK)
+    return "".join(CHARSET[c] for c in merged if c != CTC_BLANK)
 
 
 @pytest.mark.parametrize("text", ["A", "SHEEP", "il", "你好", "A好B", "lilEm"])
@@ -46,7 +46,7 @@ def test_labels_stand_on_their_own_character() -> None:
 
 def test_no_ink_is_all_blank_and_unknown_characters_are_blank() -> None:
     font = load_font_table().default
-    assert (glyph_line_columns(torch.zeros(80, 512, dtype=torch.uint8), "AB", font, CHARSET) == BLANK).all()
+    assert (glyph_line_columns(torch.zeros(80, 512, dtype=torch.uint8), "AB", font, CHARSET) == CTC_BLANK).all()
     columns = glyph_line_columns(torch.from_numpy(glyph_line("AZB", font)), "AZB", font, CHARSET)
     assert collapsed(columns) == "AB"
 

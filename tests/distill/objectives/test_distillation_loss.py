@@ -15,7 +15,7 @@ from distill.losses.terms.base import TermConfig
 from distill.losses.terms.edges import GradientConfig
 from distill.losses.terms.frequency import FocalFrequencyConfig
 from distill.losses.text_mask import soft_window
-from distill.objectives.distillation_loss import Matching, MatchingConfig
+from distill.objectives.distillation_loss import DistillationLoss, DistillationLossConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
 from tests.helpers.stub_model import ABAR, CELLS, SCHEDULE, SIZE, StubRoles, step_input
 
@@ -48,8 +48,8 @@ def agree(ours: torch.Tensor, plain: torch.Tensor, of: torch.Tensor, rtol: float
 @pytest.mark.parametrize("name", ["huber", "l2", "l1"])
 def test_text_weight_and_min_snr_gamma(name: str) -> None:
     item = compared()
-    config = MatchingConfig(loss=name, text_weight=5.0, min_snr_gamma=5.0)
-    ours = Matching(config, SCHEDULE)(item).per_sample
+    config = DistillationLossConfig(loss=name, text_weight=5.0, min_snr_gamma=5.0)
+    ours = DistillationLoss(config, SCHEDULE)(item).per_sample
     d = item.prediction - item.target
     elements = {"huber": (d**2 + 1e-6).sqrt() - 1e-3, "l2": d**2, "l1": d.abs()}[name]
     snr = torch.from_numpy(ABAR / (1 - ABAR))[T]
@@ -61,10 +61,10 @@ def test_text_weight_and_min_snr_gamma(name: str) -> None:
 @pytest.mark.parametrize(("alpha", "windowed"), [(1.0, False), (1.0, True), (0.0, True), (2.0, False)])
 def test_focal_frequency_equals_its_definition(alpha: float, windowed: bool) -> None:
     item = compared(1)
-    config = MatchingConfig(
+    config = DistillationLossConfig(
         loss="l2", terms={"focal_frequency": FocalFrequencyConfig(weight=0.5, alpha=alpha, windowed=windowed)}
     )
-    output = Matching(config, SCHEDULE)(item)
+    output = DistillationLoss(config, SCHEDULE)(item)
     window = soft_window(item.item.batch, CELLS, CELLS).double() if windowed else torch.ones(())
     # The discrete Fourier transform as two matrices, of both pictures less a third that must cancel
     k = torch.arange(CELLS, dtype=torch.float64)
@@ -83,8 +83,8 @@ def test_focal_frequency_equals_its_definition(alpha: float, windowed: bool) -> 
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradient_term_weighs_sobel_by_the_boxes(soft: bool) -> None:
     item = compared(2)
-    config = MatchingConfig(loss="l2", terms={"gradient": GradientConfig(weight=2.0, soft=soft)})
-    ours = Matching(config, SCHEDULE)(item).per_sample
+    config = DistillationLossConfig(loss="l2", terms={"gradient": GradientConfig(weight=2.0, soft=soft)})
+    ours = DistillationLoss(config, SCHEDULE)(item).per_sample
     d = item.prediction - item.target
     padded = torch.cat([d[..., :1], d, d[..., -1:]], -1)
     padded = torch.cat([padded[..., :1, :], padded, padded[..., -1:, :]], -2)
@@ -109,8 +109,8 @@ def test_soft_windows_spread_a_box_by_two_cells_and_no_further() -> None:
 
 
 def test_a_term_begins_after_its_update() -> None:
-    config = MatchingConfig(terms={"gradient": GradientConfig(weight=1.0, after=10)})
-    matching = Matching(config, SCHEDULE)
+    config = DistillationLossConfig(terms={"gradient": GradientConfig(weight=1.0, after=10)})
+    matching = DistillationLoss(config, SCHEDULE)
     assert "term/gradient" not in matching(compared(update=9)).report
     late = matching(compared(update=10))
     assert "term/gradient" in late.report and (late.per_sample > matching(compared(update=9)).per_sample).all()
@@ -118,8 +118,8 @@ def test_a_term_begins_after_its_update() -> None:
 
 def test_the_distance_has_a_curve_of_its_own() -> None:
     terms: dict[str, Any] = {"gradient": GradientConfig(weight=0.5)}
-    report = Matching(MatchingConfig(terms=terms), SCHEDULE)(compared()).report
-    plain = Matching(MatchingConfig(), SCHEDULE)(compared()).report
+    report = DistillationLoss(DistillationLossConfig(terms=terms), SCHEDULE)(compared()).report
+    plain = DistillationLoss(DistillationLossConfig(), SCHEDULE)(compared()).report
     assert plain["distance"] == plain["loss"] == report["distance"]
     torch.testing.assert_close(report["loss"], report["distance"] + 0.5 * report["term/gradient"])
 
@@ -139,9 +139,9 @@ def test_objectives_pass_their_terms_on() -> None:
         (lambda: TermConfig(), "weight = 0.0: must be > 0"),
         (lambda: TermConfig(weight=1.0, after=-1), "after = -1"),
         (lambda: FocalFrequencyConfig(weight=1.0, alpha=-1.0), "alpha = -1.0"),
-        (lambda: MatchingConfig(text_weight=-1.0), "text_weight = -1.0"),
-        (lambda: MatchingConfig(min_snr_gamma=-1.0), "min_snr_gamma = -1.0"),
-        (lambda: MatchingConfig(loss="l3"), "loss = 'l3': choose one of huber, l2, l1"),
+        (lambda: DistillationLossConfig(text_weight=-1.0), "text_weight = -1.0"),
+        (lambda: DistillationLossConfig(min_snr_gamma=-1.0), "min_snr_gamma = -1.0"),
+        (lambda: DistillationLossConfig(loss="l3"), "loss = 'l3': choose one of huber, l2, l1"),
     ],
 )
 def test_impossible_options_are_named(build: Any, words: str) -> None:

@@ -12,8 +12,7 @@ from torch import nn
 
 from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
 from distill.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
-from tests.distill.objectives.test_objectives import gradients
-from tests.helpers.stub_model import SCHEDULE, StubRoles, coefficients, step_input
+from tests.helpers.stub_model import SCHEDULE, StubRoles, coefficients, parameter_gradients, step_input
 
 EDGES = [999, 759, 499, 259]
 
@@ -35,17 +34,17 @@ class AdapterRoles(StubRoles):
 
     def eps(self, item, z: torch.Tensor, t: torch.Tensor, who: str) -> torch.Tensor:  # type: ignore[no-untyped-def]
         model = self.model
-        cond = model.condition(item.batch, model.masked_latents(item.batch))
+        cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
         if who == "real":
             uncond = model.unconditional(cond, item.batch)
             with self.teacher():
-                eps_c = model.predict_noise(z, t, cond.image_context, model.write(cond))
-                eps_u = model.predict_noise(z, t, uncond.image_context, model.write(uncond))
+                eps_c = model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
+                eps_u = model.predict_noise(z, t, uncond.image_context, model.control_maps(uncond))
             return (eps_c + 3.0 * (eps_c - eps_u)).clone()
         if who == FAKE_SCORE:
             with self.using(FAKE_SCORE):
-                return model.predict_noise(z, t, cond.image_context, model.write(cond))
-        return model.predict_noise(z, t, cond.image_context, model.write(cond))
+                return model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
+        return model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
 
 
 def own_x0(roles: Roles, item) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -79,7 +78,9 @@ def test_the_students_turn_follows_the_difference_of_the_scores() -> None:
     torch.testing.assert_close(ours.per_sample, direction.square().mean((1, 2, 3)), rtol=1e-8, atol=1e-12)
     # the gradient is that of the dot product of x0 with the direction, and the fake score gets none
     plain = 2 * (x0 * direction).mean((1, 2, 3)).mean()
-    torch.testing.assert_close(gradients(ours.loss, roles.model), gradients(plain, roles.model), rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, roles.model), parameter_gradients(plain, roles.model), rtol=1e-7, atol=1e-12
+    )
     assert torch.autograd.grad(ours.loss, roles.fake.weight, allow_unused=True, retain_graph=True)[0] is None
     assert {"loss_student", "teacher_distance"} < set(ours.report)
 
@@ -104,7 +105,7 @@ def test_the_fakes_turn_predicts_noise_on_the_students_pictures() -> None:
 
 def test_the_fake_score_has_its_updates_before_each_of_the_students() -> None:
     objective = DistributionMatching(DistributionMatchingConfig(fake_updates=2), SCHEDULE)
-    assert [objective.turn(n) for n in range(6)] == [FAKE_SCORE, FAKE_SCORE, STUDENT, FAKE_SCORE, FAKE_SCORE, STUDENT]
+    assert [objective.trained_adapter(n) for n in range(6)] == [FAKE_SCORE, FAKE_SCORE, STUDENT] * 2
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,20 @@ from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.denoise import Denoise, DenoiseConfig
 from distill.objectives.phased import Phased, PhasedConfig
-from distill.objectives.self_consistency import SelfConsistencyConfig
-from distill.objectives.trajectory import Trajectory
+from distill.objectives.trajectory import Trajectory, TrajectoryConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
-from tests.helpers.stub_model import ABAR, CELLS, SCHEDULE, SIZE, Stub, StubRoles, coefficients, sample, step_input
-
-
-def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return [torch.zeros(()) if g is None else g for g in found]
+from tests.helpers.stub_model import (
+    ABAR,
+    CELLS,
+    SCHEDULE,
+    SIZE,
+    Stub,
+    StubRoles,
+    coefficients,
+    parameter_gradients,
+    sample,
+    step_input,
+)
 
 
 def plain_solve(
@@ -33,15 +38,15 @@ def plain_solve(
 ) -> torch.Tensor:
     """The guided teacher's DDIM steps from t down to s, sample-wise constants and all (Luo et al. 2023, eq. 14)."""
     w = item.draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
     uncond = model.unconditional(cond, item.batch)
     times = [t - (t - s) * hop // hops for hop in range(hops + 1)]
     with torch.no_grad():
         model.adapters = False
         for now, after in zip(times, times[1:], strict=False):
             (a, b), (a_s, b_s) = coefficients(now), coefficients(after)
-            eps_c = model.predict_noise(z, now, cond.image_context, model.write(cond))
-            eps_u = model.predict_noise(z, now, uncond.image_context, model.write(uncond))
+            eps_c = model.predict_noise(z, now, cond.image_context, model.control_maps(cond))
+            eps_u = model.predict_noise(z, now, uncond.image_context, model.control_maps(uncond))
             x0_c, x0_u = (z - b * eps_c) / a, (z - b * eps_u) / a
             z = a_s * (x0_c + w * (x0_c - x0_u)) + b_s * (eps_c + w * (eps_c - eps_u))
         model.adapters = True
@@ -62,12 +67,12 @@ def plain_consistency(model: Stub, item: StepInput, k: int, use_l2: bool, hops: 
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * noise
 
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
 
     def f(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         a, b = coefficients(time)
         tau = 10.0 * time.double().reshape(-1, 1, 1, 1)
-        x0 = (z - b * model.predict_noise(z, time, cond.image_context, model.write(cond))) / a
+        x0 = (z - b * model.predict_noise(z, time, cond.image_context, model.control_maps(cond))) / a
         return 0.25 / (tau**2 + 0.25) * z + tau / (tau**2 + 0.25) ** 0.5 * x0
 
     s = torch.where(t < k, torch.zeros_like(t), t - k)
@@ -88,11 +93,11 @@ def plain_phased(model: Stub, item: StepInput, k: int, hops: int, edges_only: bo
     s = torch.tensor([max(time - k, e) for time, e in zip(t.tolist(), edge.tolist(), strict=True)])
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * draws.normal("phased/noise", z0.shape[1:]).double()
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
 
     def to_edge(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         (a, b), (a_e, b_e) = coefficients(time), coefficients(edge)
-        eps = model.predict_noise(z, time, cond.image_context, model.write(cond))
+        eps = model.predict_noise(z, time, cond.image_context, model.control_maps(cond))
         return a_e * (z - b * eps) / a + b_e * eps
 
     with torch.no_grad():
@@ -110,11 +115,11 @@ def plain_trajectory(model: Stub, item: StepInput, k: int, hops: int) -> torch.T
     end = torch.tensor([those[int(u * len(those))] for u, those in zip(share, ends, strict=True)])
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * draws.normal("trajectory/noise", z0.shape[1:]).double()
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
 
     def to_end(z: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         (a, b), (a_e, b_e) = coefficients(time), coefficients(end)
-        eps = model.predict_noise(z, time, cond.image_context, model.write(cond))
+        eps = model.predict_noise(z, time, cond.image_context, model.control_maps(cond))
         return a_e * (z - b * eps) / a + b_e * eps
 
     with torch.no_grad():
@@ -126,11 +131,14 @@ def plain_trajectory(model: Stub, item: StepInput, k: int, hops: int) -> torch.T
 @pytest.mark.parametrize(("k", "hops"), [(20, 1), (100, 2)])
 def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int) -> None:
     roles, item = StubRoles(), step_input(16, seed=5)
-    ours = Trajectory(SelfConsistencyConfig(lcm_step=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
+    ours = Trajectory(TrajectoryConfig(teacher_interval=k, teacher_steps=hops), SCHEDULE).loss(roles, item)
     plain = plain_trajectory(roles.model, item, k, hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
@@ -140,18 +148,34 @@ def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int)
 )
 def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edges_only: bool, name: str) -> None:
     roles, item = StubRoles(), step_input(8, seed=3)
-    config = PhasedConfig(lcm_step=k, teacher_steps=hops, edges_only=edges_only, loss=name)
+    config = PhasedConfig(teacher_interval=k, teacher_steps=hops, edges_only=edges_only, loss=name)
     ours = Phased(config, SCHEDULE).loss(roles, item)
     plain = plain_phased(roles.model, item, k, hops, edges_only, name == "l2")
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
-def test_a_phase_taken_whole_needs_no_target() -> None:
+@pytest.mark.parametrize("edges_only", [False, True])
+def test_a_whole_phase_is_an_interval_beyond_every_phase(edges_only: bool) -> None:
+    item = step_input(8, seed=3)
+    losses = [
+        Phased(PhasedConfig(teacher_interval=k, teacher_steps=2, edges_only=edges_only), SCHEDULE).loss(
+            StubRoles(), item
+        )
+        for k in (1000, "phase")
+    ]
+    assert torch.equal(losses[0].per_sample, losses[1].per_sample)
+
+
+@pytest.mark.parametrize("interval", [1000, "phase"])
+def test_a_phase_taken_whole_needs_no_target(interval: int | str) -> None:
     roles = StubRoles()
-    config = PhasedConfig(lcm_step=1000, teacher_steps=3, edges_only=True)
+    config = PhasedConfig(teacher_interval=interval, teacher_steps=3, edges_only=True)
     Phased(config, SCHEDULE).loss(roles, step_input())
     assert roles.model.calls.count("unet") == 2 * 3 + 1
 
@@ -159,12 +183,15 @@ def test_a_phase_taken_whole_needs_no_target() -> None:
 @pytest.mark.parametrize(("k", "hops", "name"), [(20, 1, "huber"), (20, 1, "l2"), (100, 1, "huber"), (240, 3, "huber")])
 def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, hops: int, name: str) -> None:
     roles, item = StubRoles(), step_input()
-    ours = Consistency(ConsistencyConfig(lcm_step=k, teacher_steps=hops, loss=name), SCHEDULE).loss(roles, item)
+    ours = Consistency(ConsistencyConfig(teacher_interval=k, teacher_steps=hops, loss=name), SCHEDULE).loss(roles, item)
     plain = plain_consistency(roles.model, item, k, name == "l2", hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.loss, plain.mean(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
@@ -172,8 +199,8 @@ def test_consistency_computes_the_writer_once_a_role_and_the_conditions_once() -
     roles = StubRoles()
     Consistency(ConsistencyConfig(), SCHEDULE).loss(roles, step_input())
     calls = roles.model.calls
-    counts = {name: calls.count(name) for name in ("condition", "unconditional", "write", "unet")}
-    assert counts == {"condition": 1, "unconditional": 1, "write": 3, "unet": 4}
+    counts = {name: calls.count(name) for name in ("encode_conditions", "unconditional", "control_maps", "unet")}
+    assert counts == {"encode_conditions": 1, "unconditional": 1, "control_maps": 3, "unet": 4}
 
 
 def test_on_the_exact_path_only_the_boundary_is_left() -> None:
@@ -200,7 +227,7 @@ def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
     for objective in (
         Consistency(ConsistencyConfig(), SCHEDULE),
         Phased(PhasedConfig(), SCHEDULE),
-        Trajectory(SelfConsistencyConfig(), SCHEDULE),
+        Trajectory(TrajectoryConfig(), SCHEDULE),
         X0Regression(X0RegressionConfig(), SCHEDULE),
         Denoise(DenoiseConfig(context_dropout=0.5, text_weight=2.0, rollout=0.5), SCHEDULE),
     ):
@@ -221,18 +248,20 @@ def test_x0_regression_equals_the_formula_in_value_and_gradient() -> None:
     noise = item.draws.normal("x0_regression/noise", z0.shape[1:]).double()
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * noise
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
     uncond = model.unconditional(cond, item.batch)
     with torch.no_grad():
         model.adapters = False
-        eps_c = model.predict_noise(z_t, t, cond.image_context, model.write(cond))
-        eps_u = model.predict_noise(z_t, t, uncond.image_context, model.write(uncond))
+        eps_c = model.predict_noise(z_t, t, cond.image_context, model.control_maps(cond))
+        eps_u = model.predict_noise(z_t, t, uncond.image_context, model.control_maps(uncond))
         model.adapters = True
     teacher = (z_t - sigma * (eps_u + 7.5 * (eps_c - eps_u))) / alpha  # the usual guidance scale is w + 1
-    student = (z_t - sigma * model.predict_noise(z_t, t, cond.image_context, model.write(cond))) / alpha
+    student = (z_t - sigma * model.predict_noise(z_t, t, cond.image_context, model.control_maps(cond))) / alpha
     plain = (student - teacher).square().mean((1, 2, 3))
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-8, atol=1e-12
+    )
 
 
 def test_teacher_without_guidance_gives_an_equal_student_no_loss() -> None:
@@ -253,9 +282,9 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, ca
     t = item.draws.integers("denoise/t", 0, 1000)
     noise = item.draws.normal("denoise/noise", z0.shape[1:]).double()
     alpha, sigma = coefficients(t)
-    cond = model.condition(batch, model.masked_latents(batch))
+    cond = model.encode_conditions(batch, model.masked_latents(batch))
     seen = noise + gamma * item.draws.normal("denoise/perturbation", z0.shape[1:]).double()
-    eps = model.predict_noise(alpha * z0 + sigma * seen, t, cond.image_context, model.write(cond))
+    eps = model.predict_noise(alpha * z0 + sigma * seen, t, cond.image_context, model.control_maps(cond))
     step = SIZE // CELLS
     inverse = batch.inverse_mask[:, :, ::step, ::step].double()  # nearest: the first pixel of each cell
     boxes = (batch.position.sum(1, keepdim=True) > 0).double()
@@ -263,7 +292,9 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, ca
     plain = ((eps - noise).square() * (1 - inverse) * (1 + text_weight * inside)).mean((1, 2, 3))
     plain = plain * (1 / alpha.square()).clamp_max(cap).flatten()
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_scheduled_sampling_trains_on_the_models_own_steps() -> None:
@@ -272,25 +303,27 @@ def test_scheduled_sampling_trains_on_the_models_own_steps() -> None:
     ours = Denoise(config, SCHEDULE).loss(roles, item)
     model, z0, draws = roles.model, item.latent.clone(), item.draws
     t, noise = draws.integers("denoise/t", 0, 1000), draws.normal("denoise/noise", z0.shape[1:]).double()
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
     start = (t + draws.integers("denoise/reach", 1, 301)).clamp_max(999)
     rolled = draws.uniform("denoise/rollout", 0, 1) < 0.5
     assert 2 <= rolled.sum() <= 6 and (start == 999).any(), "the seed must roll some, and reach the top"
     (a, b), (a_up, b_up) = coefficients(t), coefficients(start)
     with torch.no_grad():
         above = a_up * z0 + b_up * noise
-        own = model.predict_noise(above, start, cond.image_context, model.write(cond))
+        own = model.predict_noise(above, start, cond.image_context, model.control_maps(cond))
         landed = a * (above - b_up * own) / a_up + b * own
     which = rolled.reshape(-1, 1, 1, 1)
     noisy = torch.where(which, landed, a * z0 + b * noise)
     target = torch.where(which, (landed - a * z0) / b, noise)
-    eps = model.predict_noise(noisy, t, cond.image_context, model.write(cond))
+    eps = model.predict_noise(noisy, t, cond.image_context, model.control_maps(cond))
     snr = (a / b).square().flatten()
     weight = (1 / a.square()).clamp_max(4).flatten() * torch.where(rolled, snr.clamp_max(5) / snr, 1.0)
     inverse = item.batch.inverse_mask[:, :, :: SIZE // CELLS, :: SIZE // CELLS].double()
     plain = ((eps - target).square() * (1 - inverse)).mean((1, 2, 3)) * weight
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_ignored_text_has_no_gradient() -> None:
@@ -306,7 +339,7 @@ def test_ignored_text_has_no_gradient() -> None:
 def test_dropped_context_is_the_unconditional_one_for_the_drawn_samples_only() -> None:
     roles, item = StubRoles(), step_input(6)
     config = DenoiseConfig(context_dropout=0.5)
-    conditions = roles.model.condition(item.batch, roles.model.masked_latents(item.batch))
+    conditions = roles.model.encode_conditions(item.batch, roles.model.masked_latents(item.batch))
     mixed = Denoise(config, SCHEDULE)._drop_context(roles.model, conditions, item)
     without = roles.model.unconditional(conditions, item.batch)
     dropped = (item.draws.uniform("denoise/drop", 0, 1) < 0.5).tolist()
@@ -341,7 +374,7 @@ def test_reports_are_detached_scalars() -> None:
         (ConsistencyConfig, {"huber_c": 0.0}, "huber_c = 0.0"),
         (ConsistencyConfig, {"sigma_data": 0.0}, "sigma_data = 0.0"),
         (PhasedConfig, {"phases": 51}, "phases = 51.*solver_steps = 50"),
-        (PhasedConfig, {"lcm_step": 0}, "lcm_step = 0"),
+        (PhasedConfig, {"teacher_interval": 0}, "teacher_interval = 0"),
         (PhasedConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
         (ConsistencyConfig, {"teacher_steps": 0}, "teacher_steps = 0"),
         (DenoiseConfig, {"context_dropout": 1.0}, "context_dropout = 1.0"),
@@ -362,7 +395,10 @@ def test_impossible_options_are_named(config: type, options: dict[str, Any], nam
     ("build", "named"),
     [
         (lambda: Consistency(ConsistencyConfig(solver_steps=30), SCHEDULE), "solver_steps = 30"),
-        (lambda: Consistency(ConsistencyConfig(lcm_step=30), SCHEDULE), "lcm_step = 30.*multiple of 20"),
+        (
+            lambda: Consistency(ConsistencyConfig(teacher_interval=30), SCHEDULE),
+            "interval = 30.*multiple of 20",
+        ),
         (lambda: Phased(PhasedConfig(solver_steps=2000), SCHEDULE), "solver steps: 2000"),
         (lambda: X0Regression(X0RegressionConfig(grid="coarse"), SCHEDULE), "solver_steps = 50.*4, 6, 8"),
     ],

@@ -15,8 +15,9 @@ from distill.adapters.lora import AdapterConfig, add_student
 from distill.adapters.roles import AdapterRoles, Roles
 from distill.losses.step import StepInput
 from distill.losses.terms import TERMS
-from distill.losses.writenet_attention import write
-from distill.objectives import OBJECTIVES, FullWeightObjective
+from distill.losses.writenet_attention import AttentionRecorder
+from distill.objectives import OBJECTIVES
+from distill.objectives.base import FullWeightObjective
 from tests.helpers import stub_model
 from tests.helpers.mini_model import mini_model
 
@@ -120,7 +121,7 @@ def test_the_gradient_of_each_term_is_its_slope(model: AnyText2, term: str) -> N
     own = {"alpha": 0.0} if term == "focal_frequency" else {}  # else its weights move, without a gradient
     item = step_input(model)
     roles, lora = student_of(model)
-    options = {"lcm_step": 1000, "terms": {term: TERMS[term].Config(weight=1e6, **own)}}
+    options = {"teacher_interval": 1000, "terms": {term: TERMS[term].Config(weight=1e6, **own)}}
     objective = OBJECTIVES["phased"](OBJECTIVES["phased"].Config(**options), stub_model.SCHEDULE)
     gradients = torch.autograd.grad(objective.loss(roles, item).loss, list(lora.values()), allow_unused=True)
     slope = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
@@ -141,17 +142,21 @@ def test_attention_is_taken_with_the_lora_and_leaves_nothing_behind(model: AnyTe
     roles, lora = student_of(model)
     assert item.masked_latent is not None
     with torch.no_grad():
-        conditions = model.condition(item.batch, item.masked_latent.clone())
-        control, attention = write(model, conditions, attending=True)
-        assert write(model, conditions, attending=False)[1] is None
-        for ours, plain in zip(control, model.write(conditions), strict=True):
+        conditions = model.encode_conditions(item.batch, item.masked_latent.clone())
+        recorder, idle = AttentionRecorder(active=True), AttentionRecorder()
+        control = recorder.write(model, conditions, "student")
+        for ours, plain in zip(control, idle.write(model, conditions, "student"), strict=True):
+            assert torch.equal(ours, plain)
+        assert not idle.recorded
+        for ours, plain in zip(control, model.control_maps(conditions), strict=True):
             assert torch.equal(ours, plain)
         with roles.teacher():
-            _, teachers = write(model, conditions, attending=True)
+            recorder.write(model, conditions, "teacher")
         for parameter in lora.values():
             parameter.zero_()
-        _, without = write(model, conditions, attending=True)
-    assert attention and teachers and without
+        recorder.write(model, conditions, "without")
+    attention, teachers, without = (recorder.of(role) for role in ("student", "teacher", "without"))
+    assert attention and not any(one.query.is_inference() or one.key.is_inference() for one in teachers)
     layers = [layer for name, layer in model.control_model.named_modules() if name.endswith("attn2")]
     assert len(layers) == len(attention)
     for one, teacher, bare, layer in zip(attention, teachers, without, layers, strict=True):

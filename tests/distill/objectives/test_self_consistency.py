@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
 
-from distill.diffusion.samplers import sample_consistency, sampling_timesteps
+from distill.diffusion.samplers import SamplerOptions, sample_consistency, sampling_timesteps
 from distill.diffusion.schedule import solver_grid
 from distill.diffusion.solver import ddim_step, heun_step
 from distill.losses.step import LossOutput, StepInput
@@ -22,12 +22,12 @@ from tests.helpers.stub_model import ABAR, SCHEDULE, Stub, StubRoles, coefficien
 
 def plain_guided(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor, w: float) -> torch.Tensor:
     """The teacher's guided eps."""
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
     uncond = model.unconditional(cond, item.batch)
     model.adapters = False
     with torch.no_grad():
-        eps_c = model.predict_noise(z, t, cond.image_context, model.write(cond))
-        eps_u = model.predict_noise(z, t, uncond.image_context, model.write(uncond))
+        eps_c = model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
+        eps_u = model.predict_noise(z, t, uncond.image_context, model.control_maps(uncond))
     model.adapters = True
     return eps_c + w * (eps_c - eps_u)
 
@@ -48,8 +48,8 @@ def noised(item: StepInput, purpose: str, t: torch.Tensor) -> torch.Tensor:
 
 
 def student_eps(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    cond = model.condition(item.batch, model.masked_latents(item.batch))
-    return model.predict_noise(z, t, cond.image_context, model.write(cond))
+    cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
+    return model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
 
 
 def lcm_f(z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, data: float = 0.5, scaling: float = 10) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_coarse_grids_are_sampled_entry_by_entry() -> None:
         return x * 0
 
     noise = torch.zeros(1, 1, 2, 2)
-    sample_consistency(predict, noise, 4, SCHEDULE, lambda step: noise, solver_steps=4, grid="coarse")
+    sample_consistency(predict, noise, 4, SCHEDULE, lambda step: noise, SamplerOptions(4, "coarse"))
     assert asked == [999, 599, 299, 50]
     assert sampling_timesteps(2, solver_grid("coarse", 8, SCHEDULE)).tolist() == [999, 599]
     for steps in (4, 6, 8, 16):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.config.schema import TrainConfig, learning_rate
-from distill.optim import eight_bit
-from distill.optim.optimizers import OPTIMIZERS, check_rate, require_available
+from distill.optim.optimizers import check_rate
 from distill.optim.prodigy import Prodigy
 from distill.runtime.world import World
 from distill.training.engine import StepResult, init_world
-from tests.distill.training.test_engine import (
+from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.toy_engine import (
     TRAIN,
     State,
     Toy,
@@ -26,7 +26,6 @@ from tests.distill.training.test_engine import (
     rows,
     train_one,
 )
-from tests.helpers.ranks import returned, run_ranks
 
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40
@@ -119,53 +118,6 @@ def test_a_rate_of_zero_moves_nothing_and_finds_nothing() -> None:
     assert torch.equal(x, our_prodigy(30, lambda k: 1.0)[1])
 
 
-# --- 8 bits ---
-
-
-def codes(signed: bool) -> Tensor:
-    """A sorted code with bitsandbytes' ends: 1 and, where there are negative numbers, a little more than -1."""
-    positive = torch.logspace(-6, 0, 127 if signed else 255)
-    negative = -positive.flip(0) * 0.9929688 if signed else positive[:0]
-    return torch.cat([negative, positive.new_zeros(2 if signed else 1), positive])
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_decoded_values_are_encoded_to_the_same_bytes(signed: bool) -> None:
-    code = codes(signed)
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 1, 1000)
-    values = values if signed else values.square()
-    values[256:512] = 0.0
-    indices, absmax = eight_bit.encoded(values, code)
-    assert indices.dtype == torch.uint8 and absmax.shape == (4,)
-    back = eight_bit.decoded(indices, code, absmax)
-    assert not back[256:512].any()
-    steps = (code[1:] - code[:-1]).max() * absmax.repeat_interleave(256)[:1000]
-    assert ((back - values).abs() <= steps).all()
-    again, absmax_again = eight_bit.encoded(back, code)
-    assert torch.equal(decoded_index(again, code), decoded_index(indices, code))
-    torch.testing.assert_close(absmax_again, absmax, rtol=1e-6, atol=0)
-
-
-def decoded_index(indices: Tensor, code: Tensor) -> Tensor:
-    return code[indices.long()]  # a code may hold a value twice
-
-
-@pytest.mark.adamw8bit
-def test_our_8_bits_are_those_of_bitsandbytes() -> None:
-    from bitsandbytes.functional import create_dynamic_map, dequantize_blockwise, quantize_blockwise
-
-    for signed in (True, False):
-        code = create_dynamic_map(signed=signed)
-        values = torch.randn(5000, generator=torch.Generator().manual_seed(1))
-        values = values if signed else values.abs()
-        theirs, state = quantize_blockwise(values, code=code, blocksize=256)
-        back = eight_bit.decoded(theirs, code, state.absmax)
-        torch.testing.assert_close(back, dequantize_blockwise(theirs, state), rtol=1e-6, atol=0)
-        again, absmax = eight_bit.encoded(back, code)
-        assert torch.equal(decoded_index(again, code), decoded_index(theirs, code))
-        torch.testing.assert_close(absmax, state.absmax, rtol=1e-6, atol=0)
-
-
 # --- on ranks ---
 
 
@@ -194,8 +146,7 @@ def train_job(train: TrainConfig, width: int, handed: State | None) -> Run:
     other = make_engine(world, "zero2_cpu.json", seed=7, train=train, width=width)
     train_one(other, 0, learning_rate=1.0)  # what is loaded must replace everything
     other.load_full_state(handed or half)
-    same = assert_close if train.optimizer == "adamw8bit" else assert_equal
-    same(other.full_state(), handed or half)
+    assert_equal(other.full_state(), handed or half)
     for update in range(UPDATES // 2, UPDATES):
         train_one(other, update, learning_rate=learning_rate(train, update))
     return Run(results, reports, half, engine.full_state(), other.full_state(), engine.optimizer_bytes())
@@ -208,6 +159,7 @@ def prodigy() -> dict[int, list[Run]]:
     return done | {world: returned(run_ranks(world, train_job, PRODIGY, 5, done[1][0].half)) for world in WORLDS[1:]}
 
 
+@pytest.mark.process
 def test_prodigy_under_zero2_is_prodigy_on_whole_tensors(prodigy: dict[int, list[Run]]) -> None:
     """The reference: our class on the toy's own tensors, with torch's clipping. In float32 too: the first updates, of
     1e-6, are so small beside the weights that rounding shows in d (by 0.8 % here, against float64)."""
@@ -230,6 +182,7 @@ def test_prodigy_under_zero2_is_prodigy_on_whole_tensors(prodigy: dict[int, list
                 torch.testing.assert_close(run.state[name]["master"], p.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.process
 def test_prodigy_does_not_depend_on_the_number_of_ranks(prodigy: dict[int, list[Run]]) -> None:
     for world, ranks in prodigy.items():
         for run in ranks:
@@ -240,6 +193,7 @@ def test_prodigy_does_not_depend_on_the_number_of_ranks(prodigy: dict[int, list[
         assert d[1] == pytest.approx(d[0], rel=1e-5)
 
 
+@pytest.mark.process
 def test_prodigy_goes_on_exactly(prodigy: dict[int, list[Run]]) -> None:
     (alone,) = prodigy[1]
     assert set(alone.state["first.bias"]) == {"master", "ema", "step", "d", "d_numerator", "exp_avg", "exp_avg_sq"} | {
@@ -263,6 +217,7 @@ def overflow_job(ds_name: str) -> list[tuple[bool, dict[str, float], State]]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.process
 def test_an_overflow_leaves_prodigy_as_it_was(world: int) -> None:
     for seen in returned(run_ranks(world, overflow_job, "zero2.json")):
         assert [skipped for skipped, _, _ in seen] == [k in POISONED for k in range(len(seen))]
@@ -288,29 +243,13 @@ def afresh_job(optimizer: str) -> tuple[State, State, State]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+@pytest.mark.process
 def test_an_optimizer_started_afresh_begins_at_the_loaded_weights(optimizer: str) -> None:
     for trained, fresh, loaded in returned(run_ranks(2, afresh_job, optimizer)):
         for name, slots in loaded.items():
             for slot, value in slots.items():
                 origin = {"master": trained[name]["master"], "ema": trained[name]["ema"], "p0": trained[name]["master"]}
                 assert torch.equal(value, origin.get(slot, fresh[name][slot])), (name, slot)
-
-
-@pytest.mark.adamw8bit
-@pytest.mark.parametrize("world", [1, 2])
-def test_adamw8bit_goes_on_and_is_near_adamw(world: int) -> None:
-    """On the CPU, where bitsandbytes can do it too; 60,503 weights, enough for it to use 8 bits on two ranks."""
-    eight = replace(TRAIN, optimizer="adamw8bit", learning_rate=1e-3, max_grad_norm=0.0)
-    runs = returned(run_ranks(world, train_job, eight, 5500, None))
-    (whole,) = returned(run_ranks(1, train_job, replace(eight, optimizer="adamw"), 5500, None))
-    n = sum(p.numel() for p in Toy(width=5500).parameters())
-    for run in runs:
-        assert run.bytes < 6.2 * n / world + 4096  # 4 of the weights and 2 of the moments
-        assert set(run.state["first.bias"]) == {"master", "ema", "step", "exp_avg", "exp_avg_sq"}
-        for name, slots in run.state.items():
-            moved = (whole.state[name]["master"] - Toy(width=5500).state_dict()[name]).abs().mean()
-            assert (slots["master"] - whole.state[name]["master"]).abs().mean() < 0.1 * moved
-            torch.testing.assert_close(run.resumed[name]["master"], slots["master"], rtol=1e-5, atol=1e-6)
 
 
 # --- what the recipe says ---
@@ -329,12 +268,7 @@ def test_a_rate_that_is_none_for_this_optimizer(optimizer: str, rate: float) -> 
     assert "\n" not in str(caught.value) and "usual" in str(caught.value)
 
 
-def test_adamw8bit_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    for optimizer in OPTIMIZERS:
-        if optimizer != "adamw8bit":
-            require_available(optimizer, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"^train.optimizer=adamw8bit needs a GPU.*train.optimizer=adamw$"):
-        require_available("adamw8bit", torch.device("cpu"))
-    monkeypatch.setattr("distill.optim.optimizers.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package bitsandbytes.*train.optimizer=adamw$"):
-        require_available("adamw8bit", torch.device("cuda", 0))
+def test_the_removed_optimizer_is_named_with_those_there_are() -> None:
+    words = r"^train.optimizer='adamw8bit': one of adamw, prodigy; adamw8bit was removed because .* 54 MB of 24 GB$"
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(optimizer="adamw8bit")

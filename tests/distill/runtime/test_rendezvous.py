@@ -6,14 +6,14 @@ import pytest
 
 from distill.runtime.rendezvous import (
     FIRST_PORT,
-    PORTS,
+    PORT_COUNT,
     Rendezvous,
     device_index,
-    expand_nodes,
+    expand_node_list,
     find_rendezvous,
     is_main_process,
     job_port,
-    tasks_per_node,
+    parse_tasks_per_node,
 )
 
 # What srun gives the last of seven tasks on three nodes.
@@ -44,19 +44,19 @@ LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "1
     ],
 )
 def test_node_lists(text: str, hosts: str) -> None:
-    assert expand_nodes(text) == hosts.split()
+    assert expand_node_list(text) == hosts.split()
 
 
 @pytest.mark.parametrize("text", ["", "node[1-3", "node1-3]", "node[3-1]", "node[a-b]", "a,,b", "n[]", "n[[1]]", "a b"])
 def test_a_malformed_node_list_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="node list .* cannot be read"):
-        expand_nodes(text)
+        expand_node_list(text)
 
 
 def test_tasks_per_node() -> None:
-    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1] and tasks_per_node("4") == [4]
+    assert parse_tasks_per_node("2(x3),1") == [2, 2, 2, 1] and parse_tasks_per_node("4") == [4]
     with pytest.raises(ValueError, match=r"looks? like 2\(x3\),1"):
-        tasks_per_node("2x3")
+        parse_tasks_per_node("2x3")
 
 
 def test_a_process_without_a_launcher_is_alone() -> None:
@@ -115,7 +115,7 @@ def test_what_cannot_be_right_is_one_line(changes: dict[str, str], words: str) -
 def test_ports_differ_between_neighbours_and_stay_below_the_ephemeral_ones() -> None:
     ports = {job_port(job, step) for job in range(100, 200) for step in range(7)}
     assert len(ports) == 700
-    assert all(FIRST_PORT <= job_port(job) < FIRST_PORT + PORTS <= 32768 for job in (1, 10**6, 2**31))
+    assert all(FIRST_PORT <= job_port(job) < FIRST_PORT + PORT_COUNT <= 32768 for job in (1, 10**6, 2**31))
 
 
 def test_each_rank_gets_its_gpu() -> None:

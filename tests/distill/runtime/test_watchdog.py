@@ -15,22 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import load_recipe
-from distill.runtime.host_memory import GIB, HostReadings, Memory, disk_free, read_memory, tree_memory
+from distill.runtime.host_memory import GIB, HostResources, Memory, disk_free, read_memory, tree_memory
 from distill.runtime.processes import ProcessId, identify
 from distill.runtime.signals import FAILED, STOPPED, StopRequests
-from distill.runtime.watchdog import SOFT_READINGS, VERDICT_FILE, Peer, Watchdog, WatchdogConfig, exceeded_limit
-from tests.distill.runtime.test_signals import last_line
-from tests.helpers.mini_model import write_mini
-from tests.helpers.ranks import run_ranks, told
-from tests.launch.test_train import RECIPE, SMALL_BATCH, Workplace, command
+from distill.runtime.watchdog import CONSECUTIVE_READINGS, REPORT_FILE, Peer, Watchdog, WatchdogConfig, exceeded_limit
+from tests.helpers.ranks import all_output, run_ranks
+from tests.helpers.training_runs import SMALL_BATCH, TrainingFolder, last_error_line, train_command
 
-FINE = HostReadings(Memory(40.0, 64.0), tree=20.0, disk_free=100.0)
+FINE = HostResources(Memory(40.0, 64.0), tree=20.0, disk_free=100.0)
 NO_LIMIT = str(0x7FFFFFFFFFFFF000)
 
 
-def with_memory(available: float, total: float = 64.0) -> HostReadings:
+def with_memory(available: float, total: float = 64.0) -> HostResources:
     return replace(FINE, memory=Memory(available, total))
 
 
@@ -38,7 +35,7 @@ def with_memory(available: float, total: float = 64.0) -> HostReadings:
 
 
 @pytest.mark.parametrize(
-    ("section", "readings", "level", "words"),
+    ("config", "readings", "level", "words"),
     [
         ({}, FINE, None, ""),
         ({}, with_memory(4.1), None, ""),
@@ -49,7 +46,7 @@ def with_memory(available: float, total: float = 64.0) -> HostReadings:
         ({}, with_memory(0.3, total=8.0), "hard", "hard_available=0.32"),
         ({"soft_available": 50.0}, FINE, "soft", "soft_available=50"),
         ({"soft_available": 0.0, "hard_available": 0.0}, with_memory(0.1), None, ""),
-        ({"tree": 19.0}, FINE, "soft", "20.00 GiB held by the run, more than watchdog.tree=19"),
+        ({"max_memory": 19.0}, FINE, "soft", "20.00 GiB held by the run, more than watchdog.max_memory=19"),
         ({"gpu_free": 2.0}, FINE, None, ""),
         ({"gpu_free": 2.0}, replace(FINE, gpu_free=1.0), "soft", "1.00 GiB of GPU memory free, watchdog.gpu_free=2"),
         ({}, replace(FINE, disk_free=0.0), None, ""),
@@ -57,10 +54,10 @@ def with_memory(available: float, total: float = 64.0) -> HostReadings:
         ({"disk_free": 5.0}, replace(with_memory(1.0), disk_free=4.0), "hard", "of memory left"),  # the worst counts
     ],
 )
-def test_limits(section: dict[str, float], readings: HostReadings, level: str | None, words: str) -> None:
-    verdict = exceeded_limit(WatchdogConfig(**section), readings)  # type: ignore[arg-type]
-    assert (verdict.level if verdict else None) == level
-    assert verdict is None or words in verdict.reason
+def test_limits(config: dict[str, float], readings: HostResources, level: str | None, words: str) -> None:
+    alert = exceeded_limit(WatchdogConfig(**config), readings)  # type: ignore[arg-type]
+    assert (alert.level if alert else None) == level
+    assert alert is None or words in alert.reason
 
 
 def test_a_limit_that_cannot_be_is_one_line() -> None:
@@ -126,9 +123,9 @@ def test_real_readings_are_plausible(tmp_path: Path) -> None:
 
 
 def watching(
-    folder: Path, stop: StopRequests, read: Callable[[], HostReadings] = lambda: FINE, **section: float
+    folder: Path, stop: StopRequests, read: Callable[[], HostResources] = lambda: FINE, **config: float
 ) -> Watchdog:
-    limits = WatchdogConfig(interval=0.01, **section)  # type: ignore[arg-type]
+    limits = WatchdogConfig(interval=0.01, **config)  # type: ignore[arg-type]
     peers = [Peer(0, "here", identify(os.getpid())), Peer(1, "elsewhere", ProcessId(1, 0))]
     return Watchdog(limits, folder, stop, 0, peers, read=read).start()
 
@@ -143,24 +140,24 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 @pytest.fixture
 def stop() -> StopRequests:
     requests = StopRequests()
-    requests.wait_for_a_boundary()
+    requests.defer_to_step_boundary()
     return requests
 
 
 def test_a_soft_limit_asks_to_stop_once_it_stays_passed(tmp_path: Path, stop: StopRequests) -> None:
-    blip = [3.0] * (SOFT_READINGS - 1) + [5.0]
-    series = iter([*blip, *blip, *[3.0] * SOFT_READINGS])
+    blip = [3.0] * (CONSECUTIVE_READINGS - 1) + [5.0]
+    series = iter([*blip, *blip, *[3.0] * CONSECUTIVE_READINGS])
     seen: list[float] = []
 
-    def read() -> HostReadings:
+    def read() -> HostResources:
         seen.append(next(series, 40.0))
         return with_memory(seen[-1])
 
     watchdog = watching(tmp_path, stop, read)
     assert wait_for(lambda: bool(stop.reason))
-    assert len(seen) == 2 * len(blip) + SOFT_READINGS
+    assert len(seen) == 2 * len(blip) + CONSECUTIVE_READINGS
     assert stop.reason.startswith("3.00 GiB of memory left")
-    record = json.loads((tmp_path / VERDICT_FILE).read_text())
+    record = json.loads((tmp_path / REPORT_FILE).read_text())
     assert (record["level"], record["reason"]) == ("soft", stop.reason)
     assert record["readings"]["memory"]["available"] == 3.0
     assert watchdog.metrics()["host_memory_available_gib"] in (3.0, 40.0)
@@ -171,7 +168,7 @@ def test_a_soft_limit_asks_to_stop_once_it_stays_passed(tmp_path: Path, stop: St
 def test_little_disk_is_said_once(tmp_path: Path, stop: StopRequests, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[int] = []
 
-    def read() -> HostReadings:
+    def read() -> HostResources:
         seen.append(1)
         return replace(FINE, disk_free=0.5)
 
@@ -182,12 +179,13 @@ def test_little_disk_is_said_once(tmp_path: Path, stop: StopRequests, capsys: py
     assert not stop.reason
 
 
+@pytest.mark.process
 def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
     launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     identity = identify(launcher.pid)
     assert identity is not None
     stop = StopRequests([identity])
-    stop.wait_for_a_boundary()
+    stop.defer_to_step_boundary()
     watchdog = watching(tmp_path, stop)
     time.sleep(0.6)
     assert not stop.reason
@@ -201,24 +199,23 @@ def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("watchdog")
-    write_dataset(folder / "data", 12, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    return TrainingFolder.create(tmp_path_factory.mktemp("watchdog"), 12)
 
 
-def test_a_run_short_of_memory_stops_with_a_checkpoint(place: Workplace) -> None:
+@pytest.mark.process
+def test_a_run_short_of_memory_stops_with_a_checkpoint(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "watchdog.interval=0.2", "data.workers=1"]
-    (result,) = run_ranks(1, command, place.argv("soft", *endless, "watchdog.soft_available=100000"))
-    assert result.exit_code == STOPPED, told([result])
+    (result,) = run_ranks(1, train_command, runs.argv("soft", *endless, "watchdog.soft_available=100000"))
+    assert result.exit_code == STOPPED, all_output([result])
     line = result.stdout.strip().splitlines()[-1]
     assert line.startswith("stopped at update ") and "less than watchdog.soft_available=1e+05: " in line
-    assert (place.run_dir("soft") / VERDICT_FILE).is_file()
+    assert (runs.run_dir("soft") / REPORT_FILE).is_file()
 
 
-def test_a_run_out_of_memory_is_killed_with_the_reason_left_behind(place: Workplace) -> None:
+@pytest.mark.process
+def test_a_run_out_of_memory_is_killed_with_the_reason_left_behind(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "data.workers=1"]
-    results = run_ranks(2, command, place.argv("hard", *endless, "watchdog.hard_available=100000"))
-    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], told(results)
-    assert "less than watchdog.hard_available=1e+05; the run is killed" in last_line(results[0])
+    results = run_ranks(2, train_command, runs.argv("hard", *endless, "watchdog.hard_available=100000"))
+    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], all_output(results)
+    assert "less than watchdog.hard_available=1e+05; the run is killed" in last_error_line(results[0])

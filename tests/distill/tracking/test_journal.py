@@ -37,6 +37,16 @@ def test_a_line_cut_by_death_is_counted_and_the_next_one_whole(tmp_path: Path) -
     assert records == [{"i": 1}, {"i": 3}] and broken == 1
 
 
+def test_a_line_that_another_process_left_half_written_spoils_only_itself(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"i": 1})
+    with journal.path.open("a") as file:  # killed while this process goes on
+        file.write('{"i": ')
+    journal.append({"i": 2})
+    records, _, broken = journal.read()
+    assert records == [{"i": 1}, {"i": 2}] and broken == 1
+
+
 def test_a_line_being_written_is_left_for_later(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"i": 1})
@@ -125,7 +135,7 @@ def test_a_run_goes_on_in_a_folder_that_became_read_only(tmp_path: Path, monkeyp
     original = os.open
 
     def read_only(path: object, flags: int, *args: int) -> int:
-        if flags & os.O_WRONLY:
+        if flags & (os.O_WRONLY | os.O_RDWR):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return original(path, flags, *args)  # type: ignore[arg-type]
 

@@ -21,6 +21,8 @@ from distill.tracking.uploader import Timing
 from tests.helpers.faulty_mlflow import MODES, FaultyMlflow
 from tests.helpers.ranks import returned, run_ranks
 
+pytestmark = pytest.mark.process
+
 FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
 
 
@@ -95,7 +97,7 @@ def test_a_run_through_every_kind_of_outage(server: FaultyMlflow, store: str, tm
         until(lambda: len(said) % 2 == 1)
         assert "does not answer" in said[-1], said
         server.set("ok")
-        tracker._outbox._next_try = 0.0  # not after the pause, which has grown to many seconds
+        tracker._uploader._next_try = 0.0  # not after the pause, which has grown to many seconds
         until(lambda: len(said) % 2 == 0)
         assert said[-1].endswith("answers again"), said
     report = tracker.finish()
@@ -113,7 +115,7 @@ def test_a_run_that_begins_without_a_server_finds_it_later(server: FaultyMlflow,
     assert tracker.run_id == "" and "does not answer" in said[0]
     tracker.log({"loss": 1.0}, 1)
     server.set("ok")
-    tracker._outbox._next_try = 0.0
+    tracker._uploader._next_try = 0.0
     until(lambda: tracker.run_id != "")
     tracker.finish()
     assert history(store, tracker.run_id) == [(1, 1.0)]
@@ -132,7 +134,7 @@ def test_the_end_waits_no_longer_than_it_is_told_and_the_next_start_sends_the_re
     assert time.monotonic() - began < 4.0 and report.unsent >= 1
     assert "records did not reach MLflow" in said[-1] and "python launch/sync_tracking.py" in said[-1]
     server.set("500")  # the request that hangs ends
-    first._outbox._thread.join(60)
+    first._uploader._thread.join(60)
     server.set("ok")
     second = Tracker(tmp_path / "run", options(server.uri), {}, timing=FAST)
     second.log({"loss": 2.0}, 2)
@@ -163,7 +165,7 @@ def test_a_database_that_another_process_has_locked(tmp_path: Path, empty_store:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     said: list[str] = []
     tracker = Tracker(tmp_path / "run", options(), {}, say=said.append, timing=FAST)
-    until(lambda: tracker._outbox._unsent() == 0)
+    until(lambda: tracker._uploader._unsent() == 0)
     other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     file = tmp_path / "run" / "audit.png"

@@ -22,7 +22,7 @@ from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import ShuffledBatchSampler
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule
 from distill.objectives.base import Objective
@@ -67,7 +67,9 @@ class Parts:
     def check(self) -> None:
         sampler = ShuffledBatchSampler(len(self.dataset), self.recipe.seed)
         batches = MicroBatches(self.dataset, sampler, self.engine.plan, self.engine.world, 0)
-        inputs = StepInputs(self.recipe.seed, self.engine.world.device, LatentSource(self.roles.model, remember=False))
+        inputs = StepInputs(
+            self.recipe.seed, self.engine.world.device, LatentSource(self.roles.model, keep_in_memory=False)
+        )
         check_first_batch(
             self.recipe, self.objective, self.roles, self.engine, batches, inputs, self.tracker, Progress()
         )
@@ -87,7 +89,7 @@ def parts_of(recipe: Recipe) -> Parts:
     objective = make_objective(recipe, schedule)
     roles, _ = make_roles(model, objective, recipe)
     world = World(0, 0, 1, torch.device("cpu"))
-    engine = SimpleNamespace(plan=BatchPlan(4, 4, 1), world=world, gather=lambda value: [value])
+    engine = SimpleNamespace(plan=BatchSizes(4, 4, 1), world=world, gather=lambda value: [value])
     return Parts(recipe, objective, roles, schedule, dataset, engine, [])
 
 
@@ -133,15 +135,15 @@ def test_a_planted_fault_in_the_batch_stops_the_run(
 def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted = replace(recipe, model=replace(recipe.model, planted="glyph_page_all_ink"))
+    planted = replace(recipe, model=replace(recipe.model, fault_injection="glyph_page_all_ink"))
     parts_of(planted).check()
     told = capsys.readouterr().out
-    assert "model.planted=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
+    assert "model.fault_injection=glyph_page_all_ink: a fault on purpose. The audit found" in told and "glyph" in told
     assert "are sound" not in told
 
 
 def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict, write = AnyText2.predict_noise, AnyText2.write
+    predict, write = AnyText2.predict_noise, AnyText2.control_maps
     times: list[torch.Tensor] = []
 
     def remembering(self: AnyText2, x: torch.Tensor, t: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -152,7 +154,7 @@ def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypat
         return tuple(maps + (times[-1] if times else 0.0) for maps in write(self, conditions))
 
     monkeypatch.setattr(AnyText2, "predict_noise", remembering)
-    monkeypatch.setattr(AnyText2, "write", leaking)
+    monkeypatch.setattr(AnyText2, "control_maps", leaking)
     with pytest.raises(FirstBatchError, match="audit:"):
         parts.check()
 

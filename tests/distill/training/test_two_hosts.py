@@ -20,7 +20,9 @@ from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks, told
+from tests.helpers.ranks import all_output, returned, run_ranks
+
+pytestmark = pytest.mark.process
 
 STEPS = 4
 CABLE = "cable"
@@ -29,7 +31,7 @@ RECIPE = f"""
 data:
   workers: 0
   options: {{resolution: 64, max_lines: 1}}
-objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, lcm_step: 100}}
+objective: {{name: consistency, w_min: 2.0, w_max: 4.0, solver_steps: 10, teacher_interval: 100}}
 lora: {{rank: 2, alpha: 4}}
 train:
   max_steps: {STEPS}
@@ -108,10 +110,10 @@ def losses(argv: list[str], name: str) -> dict[int, float]:
 def test_two_hosts_have_the_loss_curve_of_one(argv: list[str], hosts: list[Host]) -> None:
     here = os.stat("/proc/self/ns/net").st_ino
     together = run_ranks(2, on_its_host, [*argv, "name=one"], [Host("127.0.0.1")] * 2)
-    assert returned(together) == [(0, here)] * 2, told(together)
+    assert returned(together) == [(0, here)] * 2, all_output(together)
     apart = run_ranks(2, on_its_host, [*argv, "name=two"], hosts)
     codes, namespaces = zip(*returned(apart), strict=True)
-    assert codes == (0, 0), told(apart)
+    assert codes == (0, 0), all_output(apart)
     if hosts[0].namespace:
         assert len({here, *namespaces}) == 3
     one, two = losses(argv, "one"), losses(argv, "two")

@@ -1,0 +1,38 @@
+"""A checkpoint of the code before the restructuring is resumed and continues its curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill.checkpoint.formats import read_trainer_state
+from launch import train
+from tests.helpers.paths import ROOT
+from tests.helpers.ranks import returned, run_ranks
+
+pytestmark = pytest.mark.process
+
+OLD = ROOT / "tests" / "golden" / "run_before_restructuring"
+
+
+def test_an_old_run_goes_on_as_it_would_have_then(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "legacy"
+    shutil.copytree(OLD / "run", run_dir)
+    argv = ["--deepspeed", str(ROOT / "ds_configs" / "zero2_cpu.json"), "--config", str(run_dir / "recipe.yaml")]
+    argv += [f"model.config={OLD / 'model.yaml'}", f"run_root={tmp_path / 'runs'}", "train.max_steps=12"]
+    results = run_ranks(2, train.main, argv)
+    assert returned(results) == [0, 0]
+    assert "resuming from" in results[0].stdout and "at update 6" in results[0].stdout
+    assert "objective.lcm_step is now objective.teacher_interval" in results[0].stderr
+
+    expected = {row["step"]: row for row in json.loads((OLD / "curve.json").read_text())}
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        found = {name: line[name] for name in expected[line["step"]]}
+        assert found == pytest.approx(expected[line["step"]], rel=1e-5), line["step"]
+    state = read_trainer_state(run_dir / "checkpoint-12")
+    assert (state.step, state.batches, state.effective_batch) == (12, 12, 8)

@@ -1,0 +1,369 @@
+"""What is relied on inside DeepSpeed, PEFT, PyTorch and MLflow: attributes and habits that they do not promise.
+
+pyproject.toml holds their releases below an upper bound. Before one is raised, this file tells what would break.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from distill.config.ds_config import read_ds_config
+from distill.tracking import mlflow_client
+from tests.helpers.paths import ROOT
+from tests.helpers.ranks import returned, run_ranks
+
+WIDTH = 4
+FIRST_SCALE = 2.0
+
+
+class Net(nn.Module):
+    """Two linear layers, each a parameter group of its own in `zero2`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.first(x))
+        return result
+
+
+def values(tensor: torch.Tensor) -> list[float]:
+    return [float(value) for value in tensor.detach().float().flatten()]
+
+
+def look_into_deepspeed() -> dict[str, Any]:
+    """One rank: an fp16 engine with two groups; an update that overflows, then one that is done."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    from distill.training.engine import init_world
+
+    asked: list[str] = []
+    init_world(0, 1)
+    get_accelerator().is_fp16_supported = lambda: bool(asked.append("is_fp16_supported")) or True
+    net = Net()
+    groups = [list(net.first.parameters()), list(net.last.parameters())]
+    own = torch.optim.AdamW([{"params": group} for group in groups], lr=0.5)
+    config = read_ds_config(ROOT / "ds_configs" / "zero2.json") | {"zero_allow_untested_optimizer": True}
+    config |= {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2}
+    config["fp16"] |= {"initial_scale_power": 1, "hysteresis": 1, "min_loss_scale": FIRST_SCALE}
+    shown: list[list[list[int]]] = []
+    step = own.step
+
+    def watched(closure: Any = None) -> Any:
+        shown.append([[p.numel() for p in group["params"]] for group in own.param_groups])
+        return step(closure)
+
+    own.step = watched  # type: ignore[method-assign]
+    engine, zero, _, _ = deepspeed.initialize(
+        model=net, optimizer=own, model_parameters=list(net.parameters()), config=config
+    )
+    facts: dict[str, Any] = {"asked": asked, "own_kept": zero.optimizer is own, "groups": len(zero.param_groups)}
+    masters = zero.single_partition_of_fp32_groups
+    facts["masters"] = [(master.dtype, master.dim(), master.numel()) for master in masters]
+    facts["keyed_by_master"] = [
+        len(group["params"]) == 1 and group["params"][0] is master
+        for group, master in zip(own.param_groups, masters, strict=True)
+    ]
+    fragments = {name: p._hp_mapping for name, p in net.named_parameters()}  # type: ignore[attr-defined]
+    facts["fragments"] = {
+        name: (
+            values(masters["last" in name].narrow(0, at.hp_fragment_address.start, at.hp_fragment_address.numel)),
+            values(net.get_parameter(name).flatten()[at.lp_fragment_address.start :][: at.lp_fragment_address.numel]),
+        )
+        for name, at in fragments.items()
+    }
+    # State of one's own from before the first step, as a resume puts it there.
+    for master in masters:
+        own.state[master] = {
+            "step": torch.tensor(7.0),
+            "exp_avg": torch.zeros_like(master),
+            "exp_avg_sq": torch.ones_like(master),
+        }
+    scaler = zero.loss_scaler
+    facts["scaler"] = {n: getattr(scaler, n, "absent") for n in ("cur_scale", "cur_iter", "last_overflow_iter")}
+    facts["scaler"] |= {n: getattr(scaler, n, "absent") for n in ("cur_hysteresis", "min_scale")}
+    facts["raises_at_first"] = scaler.raise_error_at_min_scale
+    scaler.raise_error_at_min_scale = False
+
+    def update(factor: float) -> dict[str, Any]:
+        boundaries = []
+        for _ in range(2):
+            loss = engine(torch.ones(1, WIDTH, dtype=torch.float16)).float().square().mean()
+            engine.backward(loss * factor)
+            boundaries.append(bool(engine.is_gradient_accumulation_boundary()))
+            engine.step()
+        norm = engine.get_global_grad_norm()
+        return {
+            "boundaries": boundaries,
+            "skipped": engine.skipped_steps,
+            "norm": None if norm is None else float(norm),
+            "scale": float(zero.loss_scale),
+            "steps": [float(own.state[master]["step"]) for master in masters],
+        }
+
+    facts["overflow"], facts["update"] = update(float("inf")), update(1.0)
+    facts["shown"] = shown
+    zero.param_groups[0]["lr"] = 0.25
+    facts["lr"] = own.param_groups[0]["lr"]
+    return facts
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    found: dict[str, Any] = returned(run_ranks(1, look_into_deepspeed))[0]
+    return found
+
+
+# --- DeepSpeed ---
+
+
+def test_the_shared_memory_operator_is_looked_up_in_its_module() -> None:
+    """`init_world` replaces `deepspeed.comm.torch.build_shm_op`. Otherwise the first start on a CPU compiles it."""
+    backend = importlib.import_module("deepspeed.comm.torch")
+    assert callable(backend.build_shm_op)
+    assert "build_shm_op" in backend.TorchBackend.__init__.__code__.co_names
+
+
+@pytest.mark.process
+def test_the_accelerator_is_asked_whether_it_can_compute_in_fp16(facts: dict[str, Any]) -> None:
+    """`Engine` answers for the CPU. Otherwise train.fp16_on_cpu, and every test of loss scaling, is refused."""
+    assert "is_fp16_supported" in facts["asked"]
+
+
+@pytest.mark.process
+def test_the_optimizer_that_is_given_is_kept(facts: dict[str, Any]) -> None:
+    """`zero_allow_untested_optimizer`: `_optimizer.optimizer` is ours, whose state `Shards` reads and writes."""
+    assert facts["own_kept"] and facts["groups"] == 2
+
+
+@pytest.mark.process
+def test_each_group_has_one_flat_float32_master(facts: dict[str, Any]) -> None:
+    """`Shards.masters` is `single_partition_of_fp32_groups`: a checkpoint's weights, the EMA, the sizes of moments."""
+    assert [(dtype, dim) for dtype, dim, _ in facts["masters"]] == [(torch.float32, 1)] * 2
+    assert all(numel >= WIDTH * (WIDTH + 1) for _, _, numel in facts["masters"])
+
+
+@pytest.mark.process
+def test_the_optimizer_s_state_is_keyed_by_the_master(facts: dict[str, Any]) -> None:
+    """`Shards` finds the moments under `optimizer.state[master]`: each group of the optimizer holds just its master."""
+    assert facts["keyed_by_master"] == [True, True]
+
+
+@pytest.mark.process
+def test_a_parameter_knows_where_it_lies_in_the_master(facts: dict[str, Any]) -> None:
+    """`_hp_mapping` with `lp_fragment_address` and `hp_fragment_address`: shards become whole tensors by it."""
+    assert set(facts["fragments"]) == {"first.weight", "first.bias", "last.weight", "last.bias"}
+    for name, (in_master, in_parameter) in facts["fragments"].items():
+        assert in_parameter == pytest.approx(in_master, rel=1e-3), name
+        assert len(in_parameter) == (WIDTH * WIDTH if "weight" in name else WIDTH)
+
+
+@pytest.mark.process
+def test_state_from_before_the_first_step_is_taken_up(facts: dict[str, Any]) -> None:
+    """A resume writes moments and step count before any step. Reset there, a resumed run would be another run."""
+    assert facts["update"]["steps"] == [8.0, 8.0]
+
+
+@pytest.mark.process
+def test_the_optimizer_is_shown_one_group_at_a_time(facts: dict[str, Any]) -> None:
+    """`skip_paused` tells by the group that it sees which adapter's turn it is; objective distribution_matching."""
+    assert len(facts["shown"]) == 2 and all(len(groups) == 1 for groups in facts["shown"])
+
+
+@pytest.mark.process
+def test_the_groups_of_zero_are_those_of_the_optimizer(facts: dict[str, Any]) -> None:
+    """`Engine.step` sets the learning rate in `_optimizer.param_groups`; a copy of them would leave it unchanged."""
+    assert facts["lr"] == 0.25
+
+
+@pytest.mark.process
+def test_the_boundary_is_known_before_the_step(facts: dict[str, Any]) -> None:
+    """`is_gradient_accumulation_boundary`, asked after backward: the trainer's updates end where DeepSpeed's do."""
+    assert facts["update"]["boundaries"] == [False, True]
+
+
+@pytest.mark.process
+def test_a_skipped_update_is_counted_and_does_not_step(facts: dict[str, Any]) -> None:
+    """`skipped_steps` grows by one: `StepResult.skipped`, which the step guard and the loss scale's log live on."""
+    assert facts["overflow"]["skipped"] == 1 and facts["update"]["skipped"] == 1
+    assert facts["overflow"]["steps"] == [7.0, 7.0]
+
+
+@pytest.mark.process
+def test_the_norm_of_the_gradient_is_told(facts: dict[str, Any]) -> None:
+    """`get_global_grad_norm` after a step: unscaled and before clipping, as it is logged."""
+    assert 0 < facts["update"]["norm"] < 100
+
+
+@pytest.mark.process
+def test_the_loss_scaler_s_counters_have_these_names(facts: dict[str, Any]) -> None:
+    """`Engine.scaler_state` saves them, and `is_scale_at_floor` reads `min_scale`. A missing one is not continued."""
+    assert facts["scaler"]["cur_scale"] == facts["scaler"]["min_scale"] == FIRST_SCALE
+    assert "absent" not in facts["scaler"].values()
+
+
+@pytest.mark.process
+def test_the_loss_scaler_can_be_kept_from_raising_at_its_floor(facts: dict[str, Any]) -> None:
+    """`raise_error_at_min_scale`: the trainer tries some more updates and ends such a run with words of its own."""
+    assert facts["raises_at_first"] is True
+    assert facts["overflow"]["scale"] == FIRST_SCALE  # and nothing was raised
+
+
+# --- PEFT ---
+
+
+def adapted(**options: Any) -> PeftModel:
+    """A net with two adapters, `student` and `fake`, of which the first is active; B is not zero."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["first", "last"], **options)
+    model = get_peft_model(Net(), config, adapter_name="student")  # type: ignore[arg-type]
+    model.add_adapter("fake", config)
+    model.set_adapter("student")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    return model
+
+
+def layers(model: PeftModel) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def test_a_layer_looks_at_its_switch_in_every_forward() -> None:
+    """`AdapterRoles.teacher` sets `_disable_adapters`. Read elsewhere, the teacher would be the student, silently."""
+    model, x = adapted(), torch.ones(1, WIDTH)
+    with model.disable_adapter():
+        teacher = model(x)
+    for layer in layers(model):
+        layer._disable_adapters = True
+    assert torch.equal(model(x), teacher)
+    for layer in layers(model):
+        layer._disable_adapters = False
+    assert not torch.equal(model(x), teacher)
+
+
+def test_a_layer_looks_at_its_active_adapter_in_every_forward() -> None:
+    """`AdapterRoles.using` sets `_active_adapter`, which leaves alone what is trainable; `set_adapter` would not."""
+    model, x = adapted(), torch.ones(1, WIDTH)
+    student, trainable = model(x), [p.requires_grad for p in model.parameters()]
+    for layer in layers(model):
+        layer._active_adapter = ["fake"]
+    assert not torch.equal(model(x), student)
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    model.set_adapter("fake")
+    assert [p.requires_grad for p in model.parameters()] != trainable
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_are_named_in_their_parameters_names(kind: str) -> None:
+    """`adapter_parameters` and `portable_name` go by `base_model.model.` and `.lora_A.student.`: a file's keys."""
+    names = [n for n, _ in adapted(use_dora=kind == "dora").named_parameters() if ".student." in n and "first" in n]
+    expected = {f"base_model.model.first.{part}.student.weight" for part in ("lora_A", "lora_B")}
+    dora = {"base_model.model.first.lora_magnitude_vector.student.weight"} if kind == "dora" else set()
+    assert set(names) == expected | dora
+
+
+def test_the_bare_model_and_the_configurations_can_be_had() -> None:
+    """`AdapterRoles.model` and `lora_config`: the wrapped object itself, and one configuration for each adapter."""
+    net = Net()
+    model = get_peft_model(net, LoraConfig(r=2, target_modules=["first"]), adapter_name="student")  # type: ignore[arg-type]
+    assert model.get_base_model() is net
+    assert list(adapted().peft_config) == ["student", "fake"]
+
+
+def test_a_fresh_adapter_follows_the_seed_and_starts_as_the_teacher() -> None:
+    """`add_student` seeds torch's generator: A is drawn from it, and B is zero."""
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        config = LoraConfig(r=2, target_modules=["first"])
+        model = get_peft_model(Net(), config, adapter_name="student")  # type: ignore[arg-type]
+        drawn.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n})
+    assert all(
+        torch.equal(drawn[0][n], drawn[1][n]) and bool((drawn[0][n] == 0).all()) == ("lora_B" in n) for n in drawn[0]
+    )
+
+
+# --- PyTorch ---
+
+
+def test_adamw_keeps_its_state_under_these_names() -> None:
+    """`optimizers.AdamW.start` writes `step`, `exp_avg` and `exp_avg_sq` beforehand; checkpoints hold them."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert set(optimizer.state[weight]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert optimizer.state[weight]["step"].dtype == torch.float32 and not optimizer.defaults["fused"]
+
+
+def test_a_step_of_the_object_s_own_is_called_in_place_of_the_class_s() -> None:
+    """`skip_paused` puts a function on the optimizer. `step` in a class's slot would go past it."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))])
+    optimizer.step = lambda closure=None: "ours"  # type: ignore[assignment,method-assign]
+    assert optimizer.step() == "ours"  # type: ignore[comparison-overlap]
+
+
+def test_a_taken_port_is_named_in_the_error() -> None:
+    """`init_world` tells DistNetworkError with EADDRINUSE from other failures, and says which port to choose."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(dist.DistNetworkError, match="EADDRINUSE"):
+            dist.TCPStore("127.0.0.1", taken.getsockname()[1], is_master=True, wait_for_workers=False)
+
+
+# --- MLflow ---
+
+
+def test_the_limits_of_a_call_are_mlflow_s() -> None:
+    """`mlflow_client` cuts batches, values and keys to them. Where MLflow has lower ones it refuses what we send."""
+    from mlflow.utils import validation
+
+    assert mlflow_client._MAX_METRICS <= validation.MAX_METRICS_PER_BATCH
+    assert mlflow_client._MAX_PARAMS <= validation.MAX_PARAMS_TAGS_PER_BATCH
+    assert mlflow_client._MAX_VALUE <= validation.MAX_PARAM_VAL_LENGTH
+    assert mlflow_client._MAX_KEY <= validation.MAX_ENTITY_KEY_LENGTH
+
+
+def test_the_tag_of_a_parent_run_has_this_name() -> None:
+    """Evaluations hang below their run by it; otherwise they are runs of their own."""
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    assert mlflow_client.PARENT == MLFLOW_PARENT_RUN_ID
+
+
+def test_mlflow_reads_how_long_to_wait_from_these_variables() -> None:
+    """`import_mlflow` sets them; with MLflow's own values one call to a dead server blocks for four minutes."""
+    from mlflow import environment_variables as known
+
+    assert known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.name == "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    assert known.MLFLOW_HTTP_REQUEST_TIMEOUT.name == "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+def test_an_error_has_a_code_that_tells_a_refusal_from_an_outage() -> None:
+    """`is_refusal` and `is_gone` decide by `error_code` whether sending again can help."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+
+    assert mlflow_client.is_refusal(MlflowException("no", INVALID_PARAMETER_VALUE))
+    assert mlflow_client.is_gone(MlflowException("no", RESOURCE_DOES_NOT_EXIST))
+    assert not mlflow_client.is_refusal(MlflowException("no"))
+
+
+def test_mlflow_s_monitors_collect_and_aggregate() -> None:
+    """`SystemMonitors` calls three methods of MLflow's own collectors; without them there are no system metrics."""
+    found = mlflow_client.SystemMonitors(lambda line: pytest.fail(line)).sample()
+    assert {"system/cpu_utilization_percentage", "system/disk_usage_megabytes"} <= set(found)
