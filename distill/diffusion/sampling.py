@@ -21,7 +21,7 @@ from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, Predict, SamplerOptions, guided
 from distill.diffusion.schedule import NoiseSchedule
-from distill.viz.grids import pixels
+from distill.viz.grids import to_unit_range
 
 Role = Literal["teacher", "undistilled", "student"]
 
@@ -144,7 +144,7 @@ def sample_batch(
             began = _now(device)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
-            image = pixels(roles.model.decode(latent))
+            image = to_unit_range(roles.model.decode(latent))
             seconds += _now(device) - began
         yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
 

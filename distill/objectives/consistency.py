@@ -57,6 +57,7 @@ class Consistency(Objective):
     """Consistency distillation into the active adapter."""
 
     Config = ConsistencyConfig
+    config: ConsistencyConfig
 
     def __init__(self, config: ConsistencyConfig, schedule: NoiseSchedule) -> None:
         config.check_grid(schedule.timesteps)

@@ -67,6 +67,7 @@ class DistributionMatching(Objective):
     """Distribution matching into the student's adapter, with a second adapter for the fake score."""
 
     Config = DistributionMatchingConfig
+    config: DistributionMatchingConfig
 
     def __init__(self, config: DistributionMatchingConfig, schedule: NoiseSchedule) -> None:
         self.config, self.schedule = config, schedule

@@ -53,6 +53,7 @@ class Phased(Objective):
     """Phased consistency distillation into the active adapter."""
 
     Config = PhasedConfig
+    config: PhasedConfig
 
     def __init__(self, config: PhasedConfig, schedule: NoiseSchedule) -> None:
         self.config = config

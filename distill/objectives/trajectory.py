@@ -37,6 +37,7 @@ class Trajectory(Objective):
     """Trajectory consistency distillation into the active adapter."""
 
     Config = TrajectoryConfig
+    config: TrajectoryConfig
 
     def __init__(self, config: TrajectoryConfig, schedule: NoiseSchedule) -> None:
         self.config = config

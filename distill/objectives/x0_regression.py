@@ -35,6 +35,7 @@ class X0Regression(Objective):
     """Regression of x0 into the active adapter."""
 
     Config = X0RegressionConfig
+    config: X0RegressionConfig
 
     def __init__(self, config: X0RegressionConfig, schedule: NoiseSchedule) -> None:
         self.config = config

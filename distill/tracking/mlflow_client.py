@@ -23,7 +23,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-from distill.checkpoint.run_folder import parent_of
+from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import one_line
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
@@ -197,7 +197,7 @@ def _artifact_location(uri: str, run_dir: Path) -> str | None:
     path = (
         Path(uri.removeprefix("sqlite:///")).resolve()
         if uri.startswith("sqlite:///")
-        else parent_of(run_dir) or run_dir
+        else training_run_of(run_dir) or run_dir
     )
     return (path.parent / "mlartifacts").as_uri()
 

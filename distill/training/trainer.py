@@ -18,13 +18,12 @@ from distill.data.loader import LoadedBatch
 from distill.losses.step import LossOutput, StepInput
 from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
-from distill.runtime.watchdog import Watchdog
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine, StepResult
 from distill.training.first_batch import check_first_batch
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import MetricsLog
-from distill.training.null import NullWatchdog, RunTracker
+from distill.training.null import RunTracker, RunWatchdog
 from distill.training.previews import Previews
 from distill.training.sample_log import SampleLog
 from distill.training.state import Progress
@@ -63,7 +62,7 @@ class Trainer:
     previews: Previews
     samples: SampleLog
     tracker: RunTracker
-    watchdog: Watchdog | NullWatchdog
+    watchdog: RunWatchdog
     stop: StopRequests
     lock: RunLock | None  # rank 0's; released when the process ends
 

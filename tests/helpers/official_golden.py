@@ -26,6 +26,14 @@ def golden_tensor(golden: Mapping[str, np.ndarray], name: str) -> Tensor:
     return torch.from_numpy(golden[name])
 
 
+def recorded_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The WriteNet's glyph page, summed positions, masked latent and embedded text caption."""
+    pages = read_golden("c_hint_in")
+    latent = golden_tensor(read_golden("b_latents"), "masked_x")
+    context = golden_tensor(read_golden("b_cond"), "text_cond")
+    return golden_tensor(pages, "glyph_mask").float(), golden_tensor(pages, "positions"), latent, context
+
+
 def relative_error(ours: Tensor, golden: Mapping[str, np.ndarray], name: str) -> float:
     """||ours - reference|| / ||reference|| in float64, over the recorded elements if only some were recorded."""
     values = ours.detach().double().flatten()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.ports import free_port
 
 PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -62,7 +63,9 @@ class Started:
         results = [_result(self._path, rank, process.exitcode) for rank, process in enumerate(self._processes)]
         self._folder.cleanup()
         if late:
-            raise TimeoutError(f"{len(late)} of {len(results)} ranks still ran after {timeout} s\n{told(results)}")
+            raise TimeoutError(
+                f"{len(late)} of {len(results)} ranks still ran after {timeout} s\n{all_output(results)}"
+            )
         return results
 
 
@@ -78,19 +81,13 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Rank
 
 def returned(results: Sequence[RankResult]) -> list[Any]:
     """Every rank's return value, after a check that none failed."""
-    assert all(result.exit_code == 0 for result in results), told(results)
+    assert all(result.exit_code == 0 for result in results), all_output(results)
     return [result.value for result in results]
 
 
-def told(results: Sequence[RankResult]) -> str:
+def all_output(results: Sequence[RankResult]) -> str:
     """Everything that the ranks printed, for a failure's message."""
     return "\n".join(f"--- rank {i}: exit code {r.exit_code}\n{r.stdout}{r.stderr}" for i, r in enumerate(results))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _server() -> multiprocessing.context.ForkServerContext:

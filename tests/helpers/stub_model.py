@@ -105,3 +105,9 @@ def step_input(count: int = 3, seed: int = 7) -> StepInput:
 def coefficients(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     abar = torch.from_numpy(ABAR)[t].reshape(-1, 1, 1, 1)
     return abar.sqrt(), (1 - abar).sqrt()
+
+
+def parameter_gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
+    """d loss / d parameter for every parameter, zeros for those that it does not depend on."""
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros(()) if g is None else g for g in found]

@@ -17,6 +17,8 @@ from distill.runtime.signals import STOPPED
 from launch import oom_guard
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 GUARD = [sys.executable, "launch/oom_guard.py"]
 ENOUGH = ["--min-available-gb", "0.01", "--interval", "0.1", "--grace", "3"]
 

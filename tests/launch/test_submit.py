@@ -42,6 +42,7 @@ def options(script: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
+@pytest.mark.process
 def test_production_runs_on_one_node_with_three_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     script = rendered(capsys, PRODUCTION, "train.max_steps=7", "data.sources=[a b.json, c.json]")
     found = options(script)
@@ -84,6 +85,7 @@ def test_what_sbatch_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "export ANYTEXT2_EVERY=24hours" in script and "export ANYTEXT2_MAX_REQUEUES=3" in script
 
 
+@pytest.mark.process
 def test_a_sweep_writes_each_line_into_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "sweep.txt"
     lines.write_text("train.learning_rate=1e-4\n# not this one\nlora.rank=8 'data.sources=[a b.json]' name=eight\n")

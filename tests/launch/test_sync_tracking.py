@@ -105,6 +105,7 @@ def test_a_folder_without_journals_and_a_bad_timeout(run_dir: Path, capsys: pyte
     assert "--timeout 0 must be positive" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_living_run_is_left_alone_and_a_killed_one_leaves_no_lock(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

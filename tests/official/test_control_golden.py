@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from anytext2.model.anytext2 import AnyText2
-from tests.helpers.official_golden import assert_golden, golden_tensor, read_golden
-
-
-def recorded_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Glyph page, summed positions, masked latent, embedded text caption."""
-    pages = read_golden("c_hint_in")
-    latent = golden_tensor(read_golden("b_latents"), "masked_x")
-    context = golden_tensor(read_golden("b_cond"), "text_cond")
-    return golden_tensor(pages, "glyph_mask").float(), golden_tensor(pages, "positions"), latent, context
+from tests.helpers.official_golden import assert_golden, read_golden, recorded_inputs
 
 
 @torch.inference_mode()

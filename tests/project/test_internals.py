@@ -135,27 +135,32 @@ def test_the_shared_memory_operator_is_looked_up_in_its_module() -> None:
     assert "build_shm_op" in backend.TorchBackend.__init__.__code__.co_names
 
 
+@pytest.mark.process
 def test_the_accelerator_is_asked_whether_it_can_compute_in_fp16(facts: dict[str, Any]) -> None:
     """`Engine` answers for the CPU. Otherwise train.fp16_on_cpu, and every test of loss scaling, is refused."""
     assert "is_fp16_supported" in facts["asked"]
 
 
+@pytest.mark.process
 def test_the_optimizer_that_is_given_is_kept(facts: dict[str, Any]) -> None:
     """`zero_allow_untested_optimizer`: `_optimizer.optimizer` is ours, whose state `Shards` reads and writes."""
     assert facts["own_kept"] and facts["groups"] == 2
 
 
+@pytest.mark.process
 def test_each_group_has_one_flat_float32_master(facts: dict[str, Any]) -> None:
     """`Shards.masters` is `single_partition_of_fp32_groups`: a checkpoint's weights, the EMA, the sizes of moments."""
     assert [(dtype, dim) for dtype, dim, _ in facts["masters"]] == [(torch.float32, 1)] * 2
     assert all(numel >= WIDTH * (WIDTH + 1) for _, _, numel in facts["masters"])
 
 
+@pytest.mark.process
 def test_the_optimizer_s_state_is_keyed_by_the_master(facts: dict[str, Any]) -> None:
     """`Shards` finds the moments under `optimizer.state[master]`: each group of the optimizer holds just its master."""
     assert facts["keyed_by_master"] == [True, True]
 
 
+@pytest.mark.process
 def test_a_parameter_knows_where_it_lies_in_the_master(facts: dict[str, Any]) -> None:
     """`_hp_mapping` with `lp_fragment_address` and `hp_fragment_address`: shards become whole tensors by it."""
     assert set(facts["fragments"]) == {"first.weight", "first.bias", "last.weight", "last.bias"}
@@ -164,43 +169,51 @@ def test_a_parameter_knows_where_it_lies_in_the_master(facts: dict[str, Any]) ->
         assert len(in_parameter) == (WIDTH * WIDTH if "weight" in name else WIDTH)
 
 
+@pytest.mark.process
 def test_state_from_before_the_first_step_is_taken_up(facts: dict[str, Any]) -> None:
     """A resume writes moments and step count before any step. Reset there, a resumed run would be another run."""
     assert facts["update"]["steps"] == [8.0, 8.0]
 
 
+@pytest.mark.process
 def test_the_optimizer_is_shown_one_group_at_a_time(facts: dict[str, Any]) -> None:
     """`skip_paused` tells by the group that it sees which adapter's turn it is; objective distribution_matching."""
     assert len(facts["shown"]) == 2 and all(len(groups) == 1 for groups in facts["shown"])
 
 
+@pytest.mark.process
 def test_the_groups_of_zero_are_those_of_the_optimizer(facts: dict[str, Any]) -> None:
     """`Engine.step` sets the learning rate in `_optimizer.param_groups`; a copy of them would leave it unchanged."""
     assert facts["lr"] == 0.25
 
 
+@pytest.mark.process
 def test_the_boundary_is_known_before_the_step(facts: dict[str, Any]) -> None:
     """`is_gradient_accumulation_boundary`, asked after backward: the trainer's updates end where DeepSpeed's do."""
     assert facts["update"]["boundaries"] == [False, True]
 
 
+@pytest.mark.process
 def test_a_skipped_update_is_counted_and_does_not_step(facts: dict[str, Any]) -> None:
     """`skipped_steps` grows by one: `StepResult.skipped`, which the step guard and the loss scale's log live on."""
     assert facts["overflow"]["skipped"] == 1 and facts["update"]["skipped"] == 1
     assert facts["overflow"]["steps"] == [7.0, 7.0]
 
 
+@pytest.mark.process
 def test_the_norm_of_the_gradient_is_told(facts: dict[str, Any]) -> None:
     """`get_global_grad_norm` after a step: unscaled and before clipping, as it is logged."""
     assert 0 < facts["update"]["norm"] < 100
 
 
+@pytest.mark.process
 def test_the_loss_scaler_s_counters_have_these_names(facts: dict[str, Any]) -> None:
     """`Engine.scaler_state` saves them, and `is_scale_at_floor` reads `min_scale`. A missing one is not continued."""
     assert facts["scaler"]["cur_scale"] == facts["scaler"]["min_scale"] == FIRST_SCALE
     assert "absent" not in facts["scaler"].values()
 
 
+@pytest.mark.process
 def test_the_loss_scaler_can_be_kept_from_raising_at_its_floor(facts: dict[str, Any]) -> None:
     """`raise_error_at_min_scale`: the trainer tries some more updates and ends such a run with words of its own."""
     assert facts["raises_at_first"] is True

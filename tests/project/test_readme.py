@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import RankResult, free_port, run_ranks
+from tests.helpers.ports import free_port
+from tests.helpers.ranks import RankResult, run_ranks
 
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
@@ -103,6 +104,7 @@ def test_make_runs_the_readme_s_commands_for_set_up_and_tests() -> None:
         assert f"\t{command}\n" in recipes, command
 
 
+@pytest.mark.process
 def test_make_demo_calls_the_plain_commands_of_the_readme() -> None:
     plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     plain = [
@@ -112,6 +114,7 @@ def test_make_demo_calls_the_plain_commands_of_the_readme() -> None:
     assert [line for line in plan.splitlines() if line in plain] == plain
 
 
+@pytest.mark.slow
 def test_the_plain_commands_work_in_order_and_leave_what_the_readme_lists(folder: Path) -> None:
     for command in commands():
         if (
@@ -145,6 +148,7 @@ def test_the_plain_commands_work_in_order_and_leave_what_the_readme_lists(folder
     assert (folder / "runs" / "drawn" / "features.lmdb").is_file()
 
 
+@pytest.mark.slow
 def test_the_production_command_starts_and_says_what_is_missing(folder: Path) -> None:
     command = next(c for c in commands() if "rtx4090x3.yaml model.weights" in c).replace("--num_gpus 3", "--num_gpus 1")
     done = run(command, folder)
@@ -154,6 +158,7 @@ def test_the_production_command_starts_and_says_what_is_missing(folder: Path) ->
     assert "data/anyword/laion/data_v1.2b.json" in errors[0] or "models/anytext_v2.0.ckpt" in errors[0]
 
 
+@pytest.mark.slow
 def test_the_tracking_page_opens(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -14,13 +14,13 @@ import torch
 
 from anytext2.data.annotations import load_records
 from anytext2.model.weights import read_state_dict, save_weights
-from distill.checkpoint.formats import load_tensors
+from distill.checkpoint.formats import read_tensors
 from distill.checkpoint.store import CheckpointError
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from launch import export_weights, train
 from tests.helpers import mini_model
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import run_ranks, told
+from tests.helpers.ranks import all_output, run_ranks
 
 PACKAGES = ("anytext2", "distill", "launch")
 HARMLESS_PICKLE = {"UnpicklingError", "PickleError"}
@@ -163,6 +163,7 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
     assert not (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.process
 def test_commands_refuse_it_with_one_line(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.safetensors"
     assert export_weights.main(["--weights", str(evil), "--out", str(out)]) == 2
@@ -171,7 +172,7 @@ def test_commands_refuse_it_with_one_line(evil: Path, tmp_path: Path, capsys: py
     argv = ["--deepspeed", str(ROOT / "ds_configs/zero2.json"), f"model.weights={evil}", f"run_root={tmp_path}"]
     (result,) = run_ranks(1, run_training, argv)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.exit_code == 2 and len(errors) == 1 and f"{evil}: refused: " in errors[0], told([result])
+    assert result.exit_code == 2 and len(errors) == 1 and f"{evil}: refused: " in errors[0], all_output([result])
     assert "Traceback" not in result.stderr and not (tmp_path / "it_ran").exists()
 
 
@@ -183,7 +184,7 @@ def test_a_pickle_under_a_safe_name_is_refused(evil: Path, tmp_path: Path) -> No
     disguised = tmp_path / "optimizer.safetensors"
     disguised.write_bytes(evil.read_bytes())
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors") as caught:
-        load_tensors(disguised)
+        read_tensors(disguised)
     with pytest.raises(ValueError, match=r"optimizer\.safetensors: not a readable weights file"):
         read_state_dict(disguised)
     assert "\n" not in str(caught.value) and not (tmp_path / "it_ran").exists()

@@ -30,6 +30,8 @@ from anytext2.data.features import StoredLatents
 from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 
+pytestmark = pytest.mark.process
+
 CONFIG = DatasetConfig(resolution=64, max_lines=2, glyph_scale=2, font_hint_randaug=False)
 FONTS = load_font_table()
 

@@ -155,6 +155,7 @@ def test_pickling_writes_what_is_in_view(many: Records) -> None:
     _assert_equal(pickle.loads(whole)[5_432], many[5_432])
 
 
+@pytest.mark.process
 def test_three_million_records_fit(annotation_file: Path) -> None:
     tracemalloc.start()
     records, _ = load_records(annotation_file)
@@ -200,6 +201,7 @@ def _both_growths(records: Records, end: Connection) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="measures with Linux' smaps_rollup")
+@pytest.mark.process
 def test_forked_workers_share_the_records(many: Records) -> None:
     # in a new process, since this one's allocator holds what other tests left
     context = get_context("spawn")

@@ -78,6 +78,7 @@ def test_our_own_fault_surfaces_at_the_next_call(tmp_path: Path) -> None:
     assert writer.failures == 0 and not list(tmp_path.glob("*checkpoint*"))
 
 
+@pytest.mark.process
 def test_a_full_disk_is_said_and_the_checkpoints_stay(small_disk: Path) -> None:
     said: list[str] = []
     run_dir = small_disk / "run"
@@ -100,6 +101,7 @@ def test_a_full_disk_is_said_and_the_checkpoints_stay(small_disk: Path) -> None:
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint-40", "latest"]  # keep=1
 
 
+@pytest.mark.process
 def test_a_disk_that_gets_full_at_any_moment_of_a_save(small_disk: Path) -> None:
     """Tensors, manifest and pointer are small files here; the space ends at another one of them each time."""
     failures = [_full_with(small_disk, free) for free in range(0, 120_000, 4096)]
@@ -135,6 +137,7 @@ def _fill(disk: Path, free: int) -> None:
     (disk / "other").write_bytes(bytes(space.f_bavail * space.f_frsize - free))
 
 
+@pytest.mark.process
 def test_a_folder_that_has_become_read_only(small_disk: Path) -> None:
     writer = CheckpointWriter(small_disk, keep=1, say=lambda line: None)
     writer.submit(1, filled(0.1))

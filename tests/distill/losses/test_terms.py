@@ -21,8 +21,8 @@ from distill.losses.terms import TERMS, TermInput, terms_with_attention, terms_w
 from distill.losses.terms.attention_mass import token_groups
 from distill.losses.terms.lines import decoded_lines
 from distill.losses.writenet_attention import Attention, AttentionRecorder
-from tests.distill.losses.test_line_crops import SIZE, draws, plain_bilinear, sample
 from tests.helpers import stub_model
+from tests.helpers.line_samples import SIZE, draws, line_sample, plain_bilinear
 from tests.helpers.mini_model import mini_model
 
 CHARACTERS = "ABCDEFGHIJ"
@@ -89,7 +89,7 @@ def weighed(values: list[torch.Tensor], given: TermInput) -> torch.Tensor:
 
 
 def test_ocr_features_equal_the_formula_in_value_and_gradient(model: AnyText2) -> None:
-    batch = collate([sample(0), sample(1, (2,)), sample(2, ())])
+    batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
     term = TERMS["ocr_features"](TERMS["ocr_features"].Config(weight=1.0))
     values = {}
@@ -131,7 +131,7 @@ def plain_ctc(logits: torch.Tensor, text: str) -> torch.Tensor:
 def test_ocr_ctc_equals_the_forward_algorithm_in_value_and_gradient(model: AnyText2) -> None:
     # a blank line, a character outside the charset, and a text that no path of 40 columns spells
     texts = ("AAB", " ", "A?", "A" * 21)
-    batch = collate([sample(0, texts=texts), sample(1, (2, 1), ("CAFE", "J")), sample(2, (0,), ("?",))])
+    batch = collate([line_sample(0, texts=texts), line_sample(1, (2, 1), ("CAFE", "J")), line_sample(2, (0,), ("?",))])
     given = compared(model, batch)
     term = TERMS["ocr_ctc"](TERMS["ocr_ctc"].Config(weight=1.0, max_lines=4))
     values = {
@@ -163,7 +163,7 @@ def plain_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
 
 
 def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> None:
-    batch = collate([sample(0), sample(1, (2,)), sample(2, ())])
+    batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
     term = TERMS["topology"](TERMS["topology"].Config(weight=1.0, max_lines=3, step_weight=False, iterations=2))
     values = {}
@@ -195,21 +195,21 @@ def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> N
 
 
 def test_a_line_whose_ink_cannot_be_seen_has_no_topology(model: AnyText2) -> None:
-    batch = collate([replace(sample(0), glyph=torch.zeros(1, *SIZE, dtype=torch.uint8))])
+    batch = collate([replace(line_sample(0), glyph=torch.zeros(1, *SIZE, dtype=torch.uint8))])
     result = TERMS["topology"](TERMS["topology"].Config(weight=1.0))(compared(model, batch))
     assert result.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ["ocr_features", "topology"])
 def test_a_student_that_equals_the_picture_has_no_loss(model: AnyText2, name: str) -> None:
-    given = compared(model, collate([sample(0), sample(1)]), difference=0.0)
+    given = compared(model, collate([line_sample(0), line_sample(1)]), difference=0.0)
     result = TERMS[name](TERMS[name].Config(weight=1.0, step_weight=False))(given)
     # a soft skeleton's grey pixels lie in their own map by their grey value only
     assert (result == 0).all() if name == "ocr_features" else (result < 0.8).all()
 
 
 def test_lines_are_decoded_once_for_all_terms(model: AnyText2, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = compared(model, collate([sample(0, (0,))]))
+    given = compared(model, collate([line_sample(0, (0,))]))
     calls: list[int] = []
     decode = AnyText2.decode
     monkeypatch.setattr(AnyText2, "decode", lambda self, z: (calls.append(len(z)), decode(self, z))[1])
@@ -219,7 +219,7 @@ def test_lines_are_decoded_once_for_all_terms(model: AnyText2, monkeypatch: pyte
 
 
 def test_activation_checkpointing_changes_nothing(model: AnyText2, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate([sample(0)])
+    batch = collate([line_sample(0)])
     results = []
     for recompute in (False, True):
         monkeypatch.setattr(model.control_model, "activation_checkpointing", recompute)
@@ -233,7 +233,7 @@ def test_activation_checkpointing_changes_nothing(model: AnyText2, monkeypatch: 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_mass_equals_the_formula_in_value_and_gradient(autocast: bool) -> None:
-    batch = collate([sample(0, (0, 2)), sample(1, ()), sample(2, (1,))])
+    batch = collate([line_sample(0, (0, 2)), line_sample(1, ()), line_sample(2, (1,))])
     generator = torch.Generator().manual_seed(0)
     heads, width = 2, 8
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
 from distill.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
-from tests.distill.objectives.test_objectives import gradients
-from tests.helpers.stub_model import SCHEDULE, StubRoles, coefficients, step_input
+from tests.helpers.stub_model import SCHEDULE, StubRoles, coefficients, parameter_gradients, step_input
 
 EDGES = [999, 759, 499, 259]
 
@@ -79,7 +78,9 @@ def test_the_students_turn_follows_the_difference_of_the_scores() -> None:
     torch.testing.assert_close(ours.per_sample, direction.square().mean((1, 2, 3)), rtol=1e-8, atol=1e-12)
     # the gradient is that of the dot product of x0 with the direction, and the fake score gets none
     plain = 2 * (x0 * direction).mean((1, 2, 3)).mean()
-    torch.testing.assert_close(gradients(ours.loss, roles.model), gradients(plain, roles.model), rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, roles.model), parameter_gradients(plain, roles.model), rtol=1e-7, atol=1e-12
+    )
     assert torch.autograd.grad(ours.loss, roles.fake.weight, allow_unused=True, retain_graph=True)[0] is None
     assert {"loss_student", "teacher_distance"} < set(ours.report)
 

@@ -19,12 +19,18 @@ from distill.objectives.denoise import Denoise, DenoiseConfig
 from distill.objectives.phased import Phased, PhasedConfig
 from distill.objectives.trajectory import Trajectory, TrajectoryConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
-from tests.helpers.stub_model import ABAR, CELLS, SCHEDULE, SIZE, Stub, StubRoles, coefficients, sample, step_input
-
-
-def gradients(loss: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return [torch.zeros(()) if g is None else g for g in found]
+from tests.helpers.stub_model import (
+    ABAR,
+    CELLS,
+    SCHEDULE,
+    SIZE,
+    Stub,
+    StubRoles,
+    coefficients,
+    parameter_gradients,
+    sample,
+    step_input,
+)
 
 
 def plain_solve(
@@ -129,7 +135,10 @@ def test_trajectory_equals_the_formulas_in_value_and_gradient(k: int, hops: int)
     plain = plain_trajectory(roles.model, item, k, hops)
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
@@ -144,7 +153,10 @@ def test_phased_equals_the_formulas_in_value_and_gradient(k: int, hops: int, edg
     plain = plain_phased(roles.model, item, k, hops, edges_only, name == "l2")
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
@@ -176,7 +188,10 @@ def test_consistency_equals_the_formulas_in_value_and_gradient(k: int, hops: int
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.loss, plain.mean(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        gradients(ours.loss, roles.model), gradients(plain.mean(), roles.model), rtol=1e-8, atol=1e-12
+        parameter_gradients(ours.loss, roles.model),
+        parameter_gradients(plain.mean(), roles.model),
+        rtol=1e-8,
+        atol=1e-12,
     )
 
 
@@ -244,7 +259,9 @@ def test_x0_regression_equals_the_formula_in_value_and_gradient() -> None:
     student = (z_t - sigma * model.predict_noise(z_t, t, cond.image_context, model.control_maps(cond))) / alpha
     plain = (student - teacher).square().mean((1, 2, 3))
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-8, atol=1e-12
+    )
 
 
 def test_teacher_without_guidance_gives_an_equal_student_no_loss() -> None:
@@ -275,7 +292,9 @@ def test_denoise_equals_the_formula_in_value_and_gradient(text_weight: float, ca
     plain = ((eps - noise).square() * (1 - inverse) * (1 + text_weight * inside)).mean((1, 2, 3))
     plain = plain * (1 / alpha.square()).clamp_max(cap).flatten()
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_scheduled_sampling_trains_on_the_models_own_steps() -> None:
@@ -302,7 +321,9 @@ def test_scheduled_sampling_trains_on_the_models_own_steps() -> None:
     inverse = item.batch.inverse_mask[:, :, :: SIZE // CELLS, :: SIZE // CELLS].double()
     plain = ((eps - target).square() * (1 - inverse)).mean((1, 2, 3)) * weight
     torch.testing.assert_close(ours.per_sample, plain, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(gradients(ours.loss, model), gradients(plain.mean(), model), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        parameter_gradients(ours.loss, model), parameter_gradients(plain.mean(), model), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_ignored_text_has_no_gradient() -> None:

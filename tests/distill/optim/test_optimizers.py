@@ -15,7 +15,8 @@ from distill.optim.optimizers import check_rate
 from distill.optim.prodigy import Prodigy
 from distill.runtime.world import World
 from distill.training.engine import StepResult, init_world
-from tests.distill.training.test_engine import (
+from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.toy_engine import (
     TRAIN,
     State,
     Toy,
@@ -25,7 +26,6 @@ from tests.distill.training.test_engine import (
     rows,
     train_one,
 )
-from tests.helpers.ranks import returned, run_ranks
 
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40
@@ -159,6 +159,7 @@ def prodigy() -> dict[int, list[Run]]:
     return done | {world: returned(run_ranks(world, train_job, PRODIGY, 5, done[1][0].half)) for world in WORLDS[1:]}
 
 
+@pytest.mark.process
 def test_prodigy_under_zero2_is_prodigy_on_whole_tensors(prodigy: dict[int, list[Run]]) -> None:
     """The reference: our class on the toy's own tensors, with torch's clipping. In float32 too: the first updates, of
     1e-6, are so small beside the weights that rounding shows in d (by 0.8 % here, against float64)."""
@@ -181,6 +182,7 @@ def test_prodigy_under_zero2_is_prodigy_on_whole_tensors(prodigy: dict[int, list
                 torch.testing.assert_close(run.state[name]["master"], p.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.process
 def test_prodigy_does_not_depend_on_the_number_of_ranks(prodigy: dict[int, list[Run]]) -> None:
     for world, ranks in prodigy.items():
         for run in ranks:
@@ -191,6 +193,7 @@ def test_prodigy_does_not_depend_on_the_number_of_ranks(prodigy: dict[int, list[
         assert d[1] == pytest.approx(d[0], rel=1e-5)
 
 
+@pytest.mark.process
 def test_prodigy_goes_on_exactly(prodigy: dict[int, list[Run]]) -> None:
     (alone,) = prodigy[1]
     assert set(alone.state["first.bias"]) == {"master", "ema", "step", "d", "d_numerator", "exp_avg", "exp_avg_sq"} | {
@@ -214,6 +217,7 @@ def overflow_job(ds_name: str) -> list[tuple[bool, dict[str, float], State]]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.process
 def test_an_overflow_leaves_prodigy_as_it_was(world: int) -> None:
     for seen in returned(run_ranks(world, overflow_job, "zero2.json")):
         assert [skipped for skipped, _, _ in seen] == [k in POISONED for k in range(len(seen))]
@@ -239,6 +243,7 @@ def afresh_job(optimizer: str) -> tuple[State, State, State]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+@pytest.mark.process
 def test_an_optimizer_started_afresh_begins_at_the_loaded_weights(optimizer: str) -> None:
     for trained, fresh, loaded in returned(run_ranks(2, afresh_job, optimizer)):
         for name, slots in loaded.items():

@@ -17,32 +17,23 @@ import psutil
 import pytest
 import torch
 
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.runtime.processes import ProcessId, describe_exit, find_launchers, identify
 from distill.runtime.signals import FAILED, STOPPED, Stopped, summarize_reasons
-from distill.training.trainer import Trainer
-from launch import train
-from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import CPU_ONLY, RankResult, free_port, returned, run_ranks, told
-from tests.launch.test_train import RECIPE, SMALL_BATCH, ZERO2, Workplace, command
+from tests.helpers.ports import free_port
+from tests.helpers.ranks import CPU_ONLY, all_output, returned, run_ranks
+from tests.helpers.train_patches import before_run, change_loss
+from tests.helpers.training_runs import SMALL_BATCH, ZERO2, TrainingFolder, last_error_line, train_command
 
 UPDATES = 6
 SIX = [*SMALL_BATCH, f"train.max_steps={UPDATES}", "checkpoint.save_steps=100", "lora.dropout=0.1"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("stopping")
-    write_dataset(folder / "data", 24, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
-
-
-def last_line(result: RankResult) -> str:
-    return result.stderr.strip().splitlines()[-1]
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    return TrainingFolder.create(tmp_path_factory.mktemp("signals"), 24)
 
 
 # --- signals to one process ---
@@ -194,24 +185,22 @@ def test_the_line_says_who_was_asked_by_what() -> None:
 # --- ranks that stop together ---
 
 
-def disturbed(argv: list[str], rank: int, update: int, act: Callable[[Any], None]) -> int:
+def train_and_act(argv: list[str], rank: int, update: int, act: Callable[[Any], None]) -> None:
     """The command; on `rank`, `act(trainer)` is called right after `update`."""
-    original_run = Trainer.run
 
-    def run(trainer: Any) -> Any:
-        original_step = trainer.engine.step
+    def prepare(trainer: Any) -> None:
+        original = trainer.engine.step
 
         def step(*rest: float) -> Any:
-            result = original_step(*rest)
+            result = original(*rest)
             if trainer.engine.world.rank == rank and trainer.progress.updates + 1 == update:
                 act(trainer)
             return result
 
         trainer.engine.step = step
-        return original_run(trainer)
 
-    Trainer.run = run  # type: ignore[method-assign]  # this process is forked for one call
-    raise SystemExit(train.main(argv))
+    before_run(prepare)
+    train_command(argv)
 
 
 def sigusr1(trainer: Any) -> None:
@@ -229,70 +218,60 @@ def hang(trainer: Any) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(
-    place: Workplace,
+    runs: TrainingFolder,
 ) -> None:
-    returned(run_ranks(2, command, place.argv("straight", *SIX)))
-    results = run_ranks(2, disturbed, place.argv("stopped", *SIX), 1, 2, sigusr1)
-    assert [r.exit_code for r in results] == [STOPPED, STOPPED], told(results)
-    folder = place.run_dir("stopped")
+    returned(run_ranks(2, train_command, runs.argv("straight", *SIX)))
+    results = run_ranks(2, train_and_act, runs.argv("stopped", *SIX), 1, 2, sigusr1)
+    assert [r.exit_code for r in results] == [STOPPED, STOPPED], all_output(results)
+    folder = runs.run_dir("stopped")
     (checkpoint,) = folder.glob("checkpoint-*")
     said = f"stopped at update 3 by SIGUSR1 (rank 1): checkpoint {checkpoint}; continue with the same command"
     assert results[0].stdout.strip().splitlines()[-1] == said
     assert checkpoint.name == "checkpoint-3" and read_trainer_state(checkpoint).step == 3
-    assert not any("Traceback" in r.stderr for r in results), told(results)
-    returned(run_ranks(2, command, place.argv("stopped", *SIX)))
-    assert place.metrics("stopped") == place.metrics("straight")
-    ours, theirs = (read_adapter(find_checkpoint(place.run_dir(name)))[0] for name in ("stopped", "straight"))
+    assert not any("Traceback" in r.stderr for r in results), all_output(results)
+    returned(run_ranks(2, train_command, runs.argv("stopped", *SIX)))
+    assert runs.metrics("stopped") == runs.metrics("straight")
+    ours, theirs = (read_adapter(find_checkpoint(runs.run_dir(name)))[0] for name in ("stopped", "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_checkpoint_of_that_very_update_is_not_written_again(place: Workplace) -> None:
-    results = run_ranks(1, disturbed, place.argv("saved", *SIX, "checkpoint.save_steps=3"), 0, 2, sigusr1)
-    assert results[0].exit_code == STOPPED, told(results)
-    assert results[0].stdout.count("checkpoint: ") == 1, told(results)
+def test_a_checkpoint_of_that_very_update_is_not_written_again(runs: TrainingFolder) -> None:
+    results = run_ranks(1, train_and_act, runs.argv("saved", *SIX, "checkpoint.save_steps=3"), 0, 2, sigusr1)
+    assert results[0].exit_code == STOPPED, all_output(results)
+    assert results[0].stdout.count("checkpoint: ") == 1, all_output(results)
     assert "stopped at update 3 by SIGUSR1: checkpoint " in results[0].stdout
 
 
-def test_a_signal_in_the_last_update_changes_nothing(place: Workplace) -> None:
-    returned(run_ranks(1, disturbed, place.argv("late", *SIX, "train.max_steps=2"), 0, 2, sigusr1))
-    assert (place.run_dir("late") / "checkpoint-2").is_dir()
+def test_a_signal_in_the_last_update_changes_nothing(runs: TrainingFolder) -> None:
+    returned(run_ranks(1, train_and_act, runs.argv("late", *SIX, "train.max_steps=2"), 0, 2, sigusr1))
+    assert (runs.run_dir("late") / "checkpoint-2").is_dir()
 
 
-def test_a_killed_rank_takes_the_others_down_and_is_named(place: Workplace) -> None:
+def test_a_killed_rank_takes_the_others_down_and_is_named(runs: TrainingFolder) -> None:
     begin = time.monotonic()
-    results = run_ranks(2, disturbed, place.argv("killed", *SIX), 1, 2, sigkill)
+    results = run_ranks(2, train_and_act, runs.argv("killed", *SIX), 1, 2, sigkill)
     print(f"both ranks had ended {time.monotonic() - begin:.1f} s after the start")
-    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], told(results)
-    assert last_line(results[0]).startswith("error: rank 1 (process ") and "all ranks end" in last_line(results[0])
-    assert "Traceback" not in results[0].stderr, told(results)
+    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], all_output(results)
+    line = last_error_line(results[0])
+    assert line.startswith("error: rank 1 (process ") and "all ranks end" in line
+    assert "Traceback" not in results[0].stderr, all_output(results)
 
 
-def test_a_rank_that_hangs_is_given_up_with_the_place_where_it_hangs(place: Workplace) -> None:
-    results = run_ranks(1, disturbed, place.argv("hung", *SIX), 0, 2, hang)
-    assert results[0].exit_code == FAILED, told(results)
-    assert last_line(results[0]) == "error: rank 0: no progress in training for 2 s"
+def test_a_rank_that_hangs_is_given_up_with_the_place_where_it_hangs(runs: TrainingFolder) -> None:
+    results = run_ranks(1, train_and_act, runs.argv("hung", *SIX), 0, 2, hang)
+    assert results[0].exit_code == FAILED, all_output(results)
+    assert last_error_line(results[0]) == "error: rank 0: no progress in training for 2 s"
     assert "in hang" in results[0].stderr  # the stack
-    assert json.loads((place.run_dir("hung") / "watchdog.json").read_text())["level"] == "hard"
+    assert json.loads((runs.run_dir("hung") / "watchdog.json").read_text())["level"] == "hard"
 
 
 # --- losses and loss scales ---
 
 
-def poisoned(argv: list[str], poison: Callable[[Any, Any, Any], Any]) -> None:
-    """The command with `poison(trainer, item, output)` in the place of each loss."""
-    original_run = Trainer.run
-
-    def run(trainer: Any) -> Any:
-        original_loss = trainer.objective.loss
-
-        def loss(roles: Any, item: Any) -> Any:
-            return poison(trainer, item, original_loss(roles, item))
-
-        trainer.objective.loss = loss
-        return original_run(trainer)
-
-    Trainer.run = run  # type: ignore[method-assign]
-    raise SystemExit(train.main(argv))
+def train_with_loss(argv: list[str], change: Callable[[Any, Any, Any], Any]) -> None:
+    """The command with `change(trainer, item, output)` in the place of each loss."""
+    before_run(lambda trainer: change_loss(trainer, lambda item, output: change(trainer, item, output)))
+    train_command(argv)
 
 
 def nan_in_one_sample(trainer: Any, item: Any, output: Any) -> Any:
@@ -307,11 +286,11 @@ def infinite_gradient(trainer: Any, item: Any, output: Any) -> Any:
     return replace(output, loss=output.loss * float("inf")) if trainer.progress.updates == 1 else output
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(place: Workplace) -> None:
-    argv = place.argv("nan", *SIX, "train.micro_batch=2", "checkpoint.save_steps=1")
-    results = run_ranks(2, poisoned, argv, nan_in_one_sample)
-    assert [r.exit_code for r in results] == [FAILED, FAILED], told(results)
-    folder = place.run_dir("nan")
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(runs: TrainingFolder) -> None:
+    argv = runs.argv("nan", *SIX, "train.micro_batch=2", "checkpoint.save_steps=1")
+    results = run_ranks(2, train_with_loss, argv, nan_in_one_sample)
+    assert [r.exit_code for r in results] == [FAILED, FAILED], all_output(results)
+    folder = runs.run_dir("nan")
     assert find_checkpoint(folder).name == "checkpoint-2"  # what the update would have spoiled is whole
     report = json.loads((folder / "nonfinite.json").read_text())
     assert report["update"] == 3 and [entry["rank"] for entry in report["ranks"]] == [0, 1]
@@ -325,15 +304,15 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(place: Work
     assert named in line and "nonfinite.json" in line
 
 
-def test_a_loss_scale_at_its_floor_ends_the_run_with_one_line(place: Workplace, tmp_path: Path) -> None:
+def test_a_loss_scale_at_its_floor_ends_the_run_with_one_line(runs: TrainingFolder, tmp_path: Path) -> None:
     config = json.loads(ZERO2.read_text())
     config["fp16"] |= {"initial_scale_power": 3, "min_loss_scale": 4, "hysteresis": 1}
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    argv = [*place.argv("floor", *SMALL_BATCH, "train.fp16_on_cpu=true"), "--deepspeed", str(tmp_path / "ds.json")]
-    (result,) = run_ranks(1, poisoned, argv, infinite_gradient)
-    assert result.exit_code == FAILED and "Traceback" not in result.stderr, told([result])
+    argv = [*runs.argv("floor", *SMALL_BATCH, "train.fp16_on_cpu=true"), "--deepspeed", str(tmp_path / "ds.json")]
+    (result,) = run_ranks(1, train_with_loss, argv, infinite_gradient)
+    assert result.exit_code == FAILED and "Traceback" not in result.stderr, all_output([result])
     line = "error: update 2: 5 fp16 overflows in a row with the loss scale at fp16.min_loss_scale=4; lower "
-    assert last_line(result).startswith(line), told([result])
+    assert last_error_line(result).startswith(line), all_output([result])
 
 
 # --- through the launcher ---
@@ -381,15 +360,15 @@ def end_of(started: subprocess.Popen[str]) -> tuple[int, list[str], float]:
 
 
 def test_the_launcher_s_group_stops_in_good_order_and_a_killed_rank_of_the_next_start_ends_it(
-    place: Workplace,
+    runs: TrainingFolder,
 ) -> None:
-    argv = place.argv("launched", *SMALL_BATCH, "train.max_steps=100000", "data.workers=1", "log.every=1")
+    argv = runs.argv("launched", *SMALL_BATCH, "train.max_steps=100000", "data.workers=1", "log.every=1")
     started = launch(argv)
     read_until(started, "step ")
     os.killpg(started.pid, signal.SIGUSR1)
     code, lines, _ = end_of(started)
     assert code == STOPPED, lines
-    (checkpoint,) = place.run_dir("launched").glob("checkpoint-*")
+    (checkpoint,) = runs.run_dir("launched").glob("checkpoint-*")
     assert lines[-1].endswith(f"by SIGUSR1: checkpoint {checkpoint}; continue with the same command"), lines
 
     started = launch(argv)

@@ -15,16 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import load_recipe
 from distill.runtime.host_memory import GIB, HostResources, Memory, disk_free, read_memory, tree_memory
 from distill.runtime.processes import ProcessId, identify
 from distill.runtime.signals import FAILED, STOPPED, StopRequests
 from distill.runtime.watchdog import CONSECUTIVE_READINGS, REPORT_FILE, Peer, Watchdog, WatchdogConfig, exceeded_limit
-from tests.distill.runtime.test_signals import last_line
-from tests.helpers.mini_model import write_mini
-from tests.helpers.ranks import run_ranks, told
-from tests.launch.test_train import RECIPE, SMALL_BATCH, Workplace, command
+from tests.helpers.ranks import all_output, run_ranks
+from tests.helpers.training_runs import SMALL_BATCH, TrainingFolder, last_error_line, train_command
 
 FINE = HostResources(Memory(40.0, 64.0), tree=20.0, disk_free=100.0)
 NO_LIMIT = str(0x7FFFFFFFFFFFF000)
@@ -182,6 +179,7 @@ def test_little_disk_is_said_once(tmp_path: Path, stop: StopRequests, capsys: py
     assert not stop.reason
 
 
+@pytest.mark.process
 def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
     launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     identity = identify(launcher.pid)
@@ -201,24 +199,23 @@ def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("watchdog")
-    write_dataset(folder / "data", 12, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    return TrainingFolder.create(tmp_path_factory.mktemp("watchdog"), 12)
 
 
-def test_a_run_short_of_memory_stops_with_a_checkpoint(place: Workplace) -> None:
+@pytest.mark.process
+def test_a_run_short_of_memory_stops_with_a_checkpoint(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "watchdog.interval=0.2", "data.workers=1"]
-    (result,) = run_ranks(1, command, place.argv("soft", *endless, "watchdog.soft_available=100000"))
-    assert result.exit_code == STOPPED, told([result])
+    (result,) = run_ranks(1, train_command, runs.argv("soft", *endless, "watchdog.soft_available=100000"))
+    assert result.exit_code == STOPPED, all_output([result])
     line = result.stdout.strip().splitlines()[-1]
     assert line.startswith("stopped at update ") and "less than watchdog.soft_available=1e+05: " in line
-    assert (place.run_dir("soft") / REPORT_FILE).is_file()
+    assert (runs.run_dir("soft") / REPORT_FILE).is_file()
 
 
-def test_a_run_out_of_memory_is_killed_with_the_reason_left_behind(place: Workplace) -> None:
+@pytest.mark.process
+def test_a_run_out_of_memory_is_killed_with_the_reason_left_behind(runs: TrainingFolder) -> None:
     endless = [*SMALL_BATCH, "train.max_steps=100000", "data.workers=1"]
-    results = run_ranks(2, command, place.argv("hard", *endless, "watchdog.hard_available=100000"))
-    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], told(results)
-    assert "less than watchdog.hard_available=1e+05; the run is killed" in last_line(results[0])
+    results = run_ranks(2, train_command, runs.argv("hard", *endless, "watchdog.hard_available=100000"))
+    assert [r.exit_code for r in results] == [FAILED, -signal.SIGKILL], all_output(results)
+    assert "less than watchdog.hard_available=1e+05; the run is killed" in last_error_line(results[0])

@@ -21,6 +21,8 @@ from distill.tracking.uploader import Timing
 from tests.helpers.faulty_mlflow import MODES, FaultyMlflow
 from tests.helpers.ranks import returned, run_ranks
 
+pytestmark = pytest.mark.process
+
 FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
 
 

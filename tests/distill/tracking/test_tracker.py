@@ -280,6 +280,7 @@ def test_flatten() -> None:
     assert flatten({}) == {}
 
 
+@pytest.mark.process
 def test_git_revision(tmp_path: Path) -> None:
     assert git_revision(tmp_path) == "unknown"
 

@@ -9,54 +9,51 @@ from typing import Any
 import pytest
 import torch
 
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.checkpoint.formats import read_adapter, read_optimizer, read_trainer_state
+from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.inference.loading import load_sampling_model
-from tests.distill.training.test_resume import eventful
-from tests.helpers.mini_model import write_mini
 from tests.helpers.ranks import returned, run_ranks
-from tests.launch.test_train import RECIPE, Workplace, assert_one_error, command
+from tests.helpers.train_patches import train_with_overflows
+from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
+
+pytestmark = pytest.mark.process
 
 LAST, STOP, POISONED = 4, 2, (1,)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("adapters")
-    write_dataset(folder / "data", 20, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    (folder / "targets.txt").write_text("# of the decoder\nmodel.diffusion_model.output_blocks.0\nzero_convs\n")
-    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    runs = TrainingFolder.create(tmp_path_factory.mktemp("adapters"), 20)
+    targets = "# of the decoder\nmodel.diffusion_model.output_blocks.0\nzero_convs\n"
+    (runs.folder / "targets.txt").write_text(targets)
+    return runs
 
 
-def settings(place: Workplace) -> list[str]:
+def settings(runs: TrainingFolder) -> list[str]:
     return [
         *("train.effective_batch=6", "train.micro_batch=3", f"train.max_steps={LAST}", "train.ema_decay=0.5"),
         *("data.part=all", "checkpoint.save_steps=0", "train.fp16_on_cpu=true"),
-        *("lora.kind=dora", f"lora.targets={place.folder / 'targets.txt'}", "lora.dropout=0.1"),
+        *("lora.kind=dora", f"lora.targets={runs.folder / 'targets.txt'}", "lora.dropout=0.1"),
         *("train.optimizer=prodigy", "train.learning_rate=1.0", "train.warmup_steps=0"),
     ]
 
 
-def finished(place: Workplace, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def finished(runs: TrainingFolder, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Adapter and optimizer file of the last checkpoint, flat; and the counters."""
-    folder = find_checkpoint(place.run_dir(name))
-    assert folder.name == f"checkpoint-{LAST}"
-    flat = {f"{slot}/{n}": t for n, slots in read_optimizer(folder).items() for slot, t in slots.items()}
-    return flat | read_adapter(folder)[0], vars(read_trainer_state(folder))
+    run_dir = runs.run_dir(name)
+    return last_tensors(run_dir, LAST), vars(read_trainer_state(find_checkpoint(run_dir)))
 
 
 @pytest.fixture(scope="module")
-def trained(place: Workplace) -> Workplace:
+def trained(runs: TrainingFolder) -> TrainingFolder:
     for name, stop in (("whole", 0), ("stopped", STOP)):
-        returned(run_ranks(2, eventful, place.argv(name, *settings(place)), POISONED, stop))
-    return place
+        returned(run_ranks(2, train_with_overflows, runs.argv(name, *settings(runs)), POISONED, stop))
+    return runs
 
 
-def test_a_run_with_dora_and_prodigy_goes_on_exactly(trained: Workplace) -> None:
+def test_a_run_with_dora_and_prodigy_goes_on_exactly(trained: TrainingFolder) -> None:
     shutil.copytree(trained.run_dir("stopped"), trained.run_dir("resumed"))
-    returned(run_ranks(2, eventful, trained.argv("resumed", *settings(trained)), POISONED, 0))
+    returned(run_ranks(2, train_with_overflows, trained.argv("resumed", *settings(trained)), POISONED, 0))
     (ours, counted), (theirs, wanted) = finished(trained, "resumed"), finished(trained, "whole")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert {k: counted[k] for k in ("step", "batches", "skipped_steps", "loss_scaler")} == {
@@ -69,7 +66,7 @@ def test_a_run_with_dora_and_prodigy_goes_on_exactly(trained: Workplace) -> None
     assert all(not torch.equal(theirs[key], theirs[key.replace("master/", "p0/")]) for key in lengths)
 
 
-def test_its_checkpoint_is_a_student_to_sample(trained: Workplace) -> None:
+def test_its_checkpoint_is_a_student_to_sample(trained: TrainingFolder) -> None:
     opened = load_sampling_model(trained.run_dir("whole"), None, (), "fp32", "cpu")
     adapter, _ = read_adapter(find_checkpoint(trained.run_dir("whole")))
     held = {n: p for n, p in opened.roles.wrapped.named_parameters() if ".lora_magnitude_vector." in n}
@@ -79,7 +76,7 @@ def test_its_checkpoint_is_a_student_to_sample(trained: Workplace) -> None:
         assert torch.equal(held[f"base_model.model.{name}.student.weight"], value)
 
 
-def test_another_adapter_or_optimizer_cannot_go_on(trained: Workplace) -> None:
+def test_another_adapter_or_optimizer_cannot_go_on(trained: TrainingFolder) -> None:
     folder = f"checkpoint.resume={find_checkpoint(trained.run_dir('whole'))}"
     others = {
         "train.optimizer=adamw": ["another train.optimizer than adamw", "d_numerator", "resume_optimizer=false"],
@@ -87,10 +84,10 @@ def test_another_adapter_or_optimizer_cannot_go_on(trained: Workplace) -> None:
     }
     for change, words in others.items():
         argv = trained.argv("other", *settings(trained), folder, change)
-        assert_one_error(run_ranks(1, command, argv), *words)
+        assert_one_error(run_ranks(1, train_command, argv), *words)
 
 
-def test_what_cannot_be_trained_is_refused_before_weights_are_read(place: Workplace, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused_before_weights_are_read(runs: TrainingFolder, tmp_path: Path) -> None:
     missing = f"model.weights={tmp_path / 'nowhere.ckpt'}"  # would be an error of its own
     others = {
         "train.optimizer=adamw8bit": ["train.optimizer='adamw8bit': one of adamw, prodigy", "54 MB"],
@@ -98,6 +95,6 @@ def test_what_cannot_be_trained_is_refused_before_weights_are_read(place: Workpl
         f"lora.targets={tmp_path / 'none.txt'}": ["none.txt: No such file"],
     }
     for change, words in others.items():
-        results = run_ranks(2, command, place.argv("refused", missing, change))
+        results = run_ranks(2, train_command, runs.argv("refused", missing, change))
         assert_one_error(results, *words)
-        assert not place.run_dir("refused").exists()
+        assert not runs.run_dir("refused").exists()

@@ -5,85 +5,39 @@ Each world size is started once and does all its jobs; the tests look at what ca
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from distill.config.ds_config import choose_config, precision_of, read_ds_config
-from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
-from distill.optim.optimizers import OPTIMIZERS
 from distill.runtime.world import World
 from distill.training import engine as engine_module
-from distill.training.engine import Engine, StepResult, init_world
-from tests.helpers.paths import ROOT
+from distill.training.engine import StepResult, init_world
 from tests.helpers.ranks import returned, run_ranks
-
-DS_CONFIGS = ROOT / "ds_configs"
-MOMENTS = OPTIMIZERS["adamw"].moments
-WORLDS = (2, 3, 1)  # in this order the state is handed on
-EFFECTIVE, MICRO = 12, 2
-FEATURES = 7
-TRAIN = TrainConfig(
-    learning_rate=0.05, betas=[0.8, 0.95], weight_decay=0.1, max_grad_norm=0.3, ema_decay=0.7, effective_batch=EFFECTIVE
+from tests.helpers.toy_engine import (
+    FIRST_SCALE,
+    MICRO,
+    MOMENTS,
+    TRAIN,
+    State,
+    Toy,
+    assert_close,
+    assert_equal,
+    make_engine,
+    rate,
+    rows,
+    train_one,
 )
+
+pytestmark = pytest.mark.process
+
+WORLDS = (2, 3, 1)  # in this order the state is handed on
 UPDATES = 5
 POISONED = (2, 3)  # one update uses up the hysteresis, the next halves the scale
 FP16_UPDATES = 6
-FIRST_SCALE = 2.0**10
-
-State = dict[str, dict[str, torch.Tensor]]
-
-
-class Toy(nn.Module):
-    """58 weights, which neither 2 nor 3 ranks share evenly; tensors straddle the shards' borders."""
-
-    def __init__(self, seed: int = 0, width: int = 5) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.first, self.last = nn.Linear(FEATURES, width), nn.Linear(width, 3)
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean loss of rows [B, FEATURES]."""
-        hidden = torch.tanh(self.first(x.to(self.first.weight.dtype)))
-        return (self.last(hidden).float() - x[:, :3].float()).square().mean()
-
-
-def rows(update: int) -> torch.Tensor:
-    """The global batch of an update, float32 [EFFECTIVE, FEATURES]."""
-    return torch.randn(EFFECTIVE, FEATURES, generator=torch.Generator().manual_seed(100 + update))
-
-
-def rate(update: int) -> float:
-    return TRAIN.learning_rate * (1.0 + 0.1 * update)
-
-
-def make_engine(world: World, ds_name: str, seed: int = 0, train: TrainConfig = TRAIN, width: int = 5) -> Engine:
-    config = read_ds_config(DS_CONFIGS / ds_name)
-    if precision_of(config) == "fp16":
-        config["fp16"]["initial_scale_power"] = int(math.log2(FIRST_SCALE))
-    toy = Toy(seed, width)
-    return Engine(toy, list(toy.named_parameters()), train, BatchPlan(EFFECTIVE, MICRO, world.size), config, world)
-
-
-def train_one(engine: Engine, update: int, poison: bool = False, learning_rate: float | None = None) -> StepResult:
-    """One optimizer step; poison: the gradient of the last micro-batch of the last rank is infinite."""
-    plan, rank, batch = engine.plan, engine.world.rank, rows(update)
-    for micro in range(plan.accumulation):
-        start = (micro * plan.world + rank) * plan.micro
-        loss = engine.forward(batch[start : start + plan.micro])
-        if poison and micro == plan.accumulation - 1 and rank == plan.world - 1:
-            loss = loss * math.inf
-        engine.backward(loss)
-    return engine.step(rate(update) if learning_rate is None else learning_rate, TRAIN.ema_decay)
 
 
 # --- the jobs, run by every rank ---
@@ -216,20 +170,6 @@ def done() -> dict[int, list[dict[str, Any]]]:
         found[world] = returned(run_ranks(world, jobs, state, update))
         state = found[world][0]["handover"].later
     return found
-
-
-def assert_equal(a: State, b: State) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].keys() == b[name].keys()
-        for slot in a[name]:
-            assert torch.equal(a[name][slot], b[name][slot]), (name, slot)
-
-
-def assert_close(a: State, b: State, tolerance: float = 1e-5) -> None:
-    for name in a:
-        for slot in a[name]:
-            torch.testing.assert_close(a[name][slot], b[name][slot], rtol=tolerance, atol=tolerance * 0.1)
 
 
 # --- sharding ---
@@ -379,67 +319,3 @@ def test_training_goes_on_as_if_the_world_had_never_changed(done: dict[int, list
     straight = done[1][0]["curve"].states
     for update, world in enumerate(WORLDS, start=1):
         assert_close(done[world][0]["handover"].later, straight[update + 1])
-
-
-# --- configurations ---
-
-
-def cpu_world(size: int = 1) -> World:
-    return World(rank=0, local_rank=0, size=size, device=torch.device("cpu"))
-
-
-def test_without_a_gpu_fp16_falls_back_and_says_so() -> None:
-    config, line = choose_config(DS_CONFIGS / "zero2.json", cpu_world(3), fp16_on_cpu=False)
-    assert precision_of(config) == "fp32" and config == read_ds_config(DS_CONFIGS / "zero2_cpu.json")
-    assert line == "No GPU here: zero2.json (fp16) falls back to zero2_cpu.json (fp32), 3 ranks on the CPU"
-
-
-@pytest.mark.parametrize(
-    ("name", "fp16_on_cpu", "precision"),
-    [("zero2.json", True, "fp16"), ("zero2_bf16.json", False, "bf16"), ("zero2_cpu.json", False, "fp32")],
-)
-def test_what_runs_on_a_cpu_is_left_as_it_is(name: str, fp16_on_cpu: bool, precision: str) -> None:
-    config, line = choose_config(DS_CONFIGS / name, cpu_world(), fp16_on_cpu)
-    assert config == read_ds_config(DS_CONFIGS / name) and precision_of(config) == precision
-    assert line == f"DeepSpeed ZeRO-2: {precision}, 1 rank on the CPU"
-
-
-def test_on_a_gpu_the_configuration_is_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    world = replace(cpu_world(2), device=torch.device("cuda", 0))
-    config, line = choose_config(DS_CONFIGS / "zero2.json", world, fp16_on_cpu=False)
-    assert precision_of(config) == "fp16" and line == "DeepSpeed ZeRO-2: fp16, 2 ranks on Some GPU"
-
-
-@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.name)
-def test_shipped_configurations_leave_batch_and_optimizer_to_the_recipe(path: Path) -> None:
-    owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
-    assert not (owned | {"optimizer", "scheduler"}) & set(read_ds_config(path))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "no such file"),
-        ("{", "not valid JSON: line 1"),
-        ("[]", "an object is needed"),
-        ('{"zero_optimization": 2}', "an object is needed"),
-        ('{"zero_optimization": {"stage": 2}, "fp16": true}', "an object is needed"),
-        ("{}", "stage=None"),
-        ('{"zero_optimization": {"stage": 3}}', "stage=3"),
-    ],
-)
-def test_a_deepspeed_file_that_cannot_be_used(tmp_path: Path, content: str | None, words: str) -> None:
-    path = tmp_path / "ds.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError) as caught:
-        read_ds_config(path)
-    message = str(caught.value)
-    assert words in message and str(path) in message and "\n" not in message
-
-
-def test_the_fp16_file_needs_its_cpu_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text(json.dumps(read_ds_config(DS_CONFIGS / "zero2.json")))
-    with pytest.raises(ValueError, match="zero2_cpu.json: no such file"):
-        choose_config(tmp_path / "mine.json", cpu_world(), fp16_on_cpu=False)

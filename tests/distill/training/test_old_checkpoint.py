@@ -13,6 +13,8 @@ from launch import train
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import returned, run_ranks
 
+pytestmark = pytest.mark.process
+
 OLD = ROOT / "tests" / "golden" / "run_before_restructuring"
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from anytext2.model.anytext2 import build_model
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import AdapterConfig, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import FAKE_SCORE
-from distill.checkpoint.formats import read_adapter, read_optimizer
+from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
-from tests.distill.training.test_resume import eventful
-from tests.helpers.mini_model import mini_config, write_mini
+from tests.helpers.mini_model import mini_config
 from tests.helpers.ranks import returned, run_ranks
-from tests.launch.test_train import RECIPE, Workplace, assert_one_error, command
+from tests.helpers.train_patches import train_with_overflows
+from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
+
+pytestmark = pytest.mark.process
 
 LAST, STOP = 5, 3
 VARIANTS = {
@@ -29,11 +30,8 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    folder = tmp_path_factory.mktemp("second")
-    write_dataset(folder / "data", 20, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return Workplace(folder, (*write_mini(folder), f"run_root={folder / 'runs'}"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    return TrainingFolder.create(tmp_path_factory.mktemp("second"), 20)
 
 
 def settings(kind: str) -> list[str]:
@@ -43,39 +41,32 @@ def settings(kind: str) -> list[str]:
     ]
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    flat = {f"{slot}/{n}": t for n, slots in read_optimizer(folder).items() for slot, t in slots.items()}
-    return flat | read_adapter(folder)[0]
-
-
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_it_goes_on_exactly_and_hands_over_the_student_alone(place: Workplace, kind: str) -> None:
+def test_it_goes_on_exactly_and_hands_over_the_student_alone(runs: TrainingFolder, kind: str) -> None:
     for name, stop in (("whole", 0), ("stopped", STOP)):
-        returned(run_ranks(2, eventful, place.argv(f"{kind}_{name}", *settings(kind)), (), stop))
-    shutil.copytree(place.run_dir(f"{kind}_stopped"), place.run_dir(f"{kind}_resumed"))
-    returned(run_ranks(2, eventful, place.argv(f"{kind}_resumed", *settings(kind)), (), 0))
-    folders = [find_checkpoint(place.run_dir(f"{kind}_{name}")) for name in ("resumed", "whole")]
-    assert {folder.name for folder in folders} == {f"checkpoint-{LAST}"}
-    ours, theirs = map(tensors, folders)
+        returned(run_ranks(2, train_with_overflows, runs.argv(f"{kind}_{name}", *settings(kind)), (), stop))
+    shutil.copytree(runs.run_dir(f"{kind}_stopped"), runs.run_dir(f"{kind}_resumed"))
+    returned(run_ranks(2, train_with_overflows, runs.argv(f"{kind}_resumed", *settings(kind)), (), 0))
+    ours, theirs = (last_tensors(runs.run_dir(f"{kind}_{name}"), LAST) for name in ("resumed", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    adapter = read_adapter(folders[1])[0]
+    adapter = read_adapter(find_checkpoint(runs.run_dir(f"{kind}_whole")))[0]
     assert len(adapter) > 20 and not any(":" in name or "average" in name for name in adapter)
     trained = {key.removeprefix("master/") for key in theirs if key.startswith("master/")}
     assert trained == set(adapter) | ({f"fake:{name}" for name in adapter} if kind == "fake" else set())
-    losses = place.metrics(f"{kind}_whole")
+    losses = runs.metrics(f"{kind}_whole")
     assert sorted(losses) == list(range(1, LAST + 1))
 
 
-def test_both_losses_have_curves_of_their_own(place: Workplace) -> None:
+def test_both_losses_have_curves_of_their_own(runs: TrainingFolder) -> None:
     """fake_updates: 1, so that the updates take turns; every update is a line of the journal."""
     name = "fake_curves"
-    returned(run_ranks(1, eventful, place.argv(name, *settings("fake")), (), 0))
-    text = (place.run_dir(name) / "metrics.jsonl").read_text().splitlines()
-    told = [{key for key in ("loss_fake", "loss_student") if f'"{key}"' in line} for line in text]
-    assert told == [{"loss_fake"}, {"loss_student"}] * 2 + [{"loss_fake"}]
+    returned(run_ranks(1, train_with_overflows, runs.argv(name, *settings("fake")), (), 0))
+    text = (runs.run_dir(name) / "metrics.jsonl").read_text().splitlines()
+    found = [{key for key in ("loss_fake", "loss_student") if f'"{key}"' in line} for line in text]
+    assert found == [{"loss_fake"}, {"loss_student"}] * 2 + [{"loss_fake"}]
 
 
-def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(place: Workplace, tmp_path: Path) -> None:
+def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(runs: TrainingFolder, tmp_path: Path) -> None:
     missing = f"model.weights={tmp_path / 'nowhere.ckpt'}"  # would be an error of its own
     others = [
         (["objective.target_ema=true"], ["objective.target_ema=true", "train.ema_decay"]),
@@ -102,8 +93,8 @@ def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(place: Workpl
         (["objective.name=nope"], ["objective.name='nope'", "distribution_matching"]),
     ]
     for changes, words in others:
-        assert_one_error(run_ranks(1, command, place.argv("refused", missing, *changes)), *words)
-        assert not place.run_dir("refused").exists() or not list(place.run_dir("refused").glob("checkpoint*"))
+        assert_one_error(run_ranks(1, train_command, runs.argv("refused", missing, *changes)), *words)
+        assert not runs.run_dir("refused").exists() or not list(runs.run_dir("refused").glob("checkpoint*"))
 
 
 def test_the_fake_scores_first_weights_are_the_seeds_alone() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.ranks import Started, start_ranks, told
+from tests.helpers.ranks import Started, all_output, start_ranks
 from tests.helpers.torture import Attempt, Report, torture
-from tests.launch.test_train import command
+from tests.helpers.training_runs import train_command
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 class Forked:
@@ -20,7 +22,7 @@ class Forked:
     launcher = None
 
     def __init__(self, world: int, argv: Sequence[str], log: Path) -> None:
-        self._started: Started = start_ranks(world, command, list(argv))
+        self._started: Started = start_ranks(world, train_command, list(argv))
 
     def ranks(self) -> list[int]:
         return self._started.pids()
@@ -30,7 +32,7 @@ class Forked:
 
     def finish(self) -> tuple[int, str]:
         results = self._started.wait()
-        return max(abs(result.exit_code) for result in results), told(results)
+        return max(abs(result.exit_code) for result in results), all_output(results)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from distill.training.trainer import Trainer
 from launch import build_lmdb_cache, train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, start_ranks, told
+from tests.helpers.ranks import all_output, returned, start_ranks
 
 ZERO2 = ROOT / "ds_configs" / "zero2.json"
 BUCKETS = "data.buckets=[64,128x64]"
@@ -89,6 +89,7 @@ def changes(folder: Path, name: str, *more: str) -> list[str]:
     return [f"data.sources=[{folder / 'data' / 'data.json'}]", "data.part=all", f"name={name}", *more]
 
 
+@pytest.mark.process
 def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     store = f"data.cache={folder / 'features.lmdb'}"
     runs = {
@@ -103,7 +104,7 @@ def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     seen = {name: returned(result)[0] for name, result in results.items()}
     losses = {name: _losses(folder / "runs" / name) for name in runs}
     assert all(len(batches) == 4 for batches in seen.values()) and all(len(loss) == 2 for loss in losses.values())
-    assert "audit: one batch" in results["cached"][0].stdout, told(results["cached"])
+    assert "audit: one batch" in results["cached"][0].stdout, all_output(results["cached"])
 
     assert {batch.image for batch in seen["online"]} == {(64, 64)} and seen["online"][0].contexts == 0
     for name in ("cached", "cached_sizes"):
@@ -118,6 +119,7 @@ def test_stores_and_sizes_in_the_trainer(folder: Path) -> None:
     assert losses["online"] != pytest.approx(losses["sizes"], rel=1e-2), "or this would say nothing"
 
 
+@pytest.mark.process
 def test_the_audit_sees_the_edits_of_stored_latents(folder: Path) -> None:
     """With more lines than a sample holds a picture is edited when drawn, and is not when its latents are stored."""
     options = ["data.options.max_lines=1", "data.options.mask_img_prob=1.0"]
@@ -127,13 +129,14 @@ def test_the_audit_sees_the_edits_of_stored_latents(folder: Path) -> None:
     more = [f"data.cache={store}", "data.latents=cache", "train.max_steps=1", *options]
     command = ["--deepspeed", str(ZERO2), "--config", str(folder / "recipe.yaml")]
     result = start_ranks(1, watched, [*command, *changes(folder, "edited", *more)]).wait(300.0)
-    assert len(returned(result)[0]) == 2 and "audit: one batch" in result[0].stdout, told(result)
+    assert len(returned(result)[0]) == 2 and "audit: one batch" in result[0].stdout, all_output(result)
 
 
 def _losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.process
 def test_contexts_of_a_text_tower_that_is_trained_are_refused(folder: Path) -> None:
     store = f"data.cache={folder / 'features.lmdb'}"
     recipe = load_recipe(folder / "recipe.yaml", changes(folder, "refused", store, "data.captions=cache"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from distill.config.ds_config import read_ds_config
 from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.runtime.world import World
 from distill.training.engine import Engine, init_world
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import returned, run_ranks
+
+pytestmark = pytest.mark.process
 
 DS_CONFIG = ROOT / "ds_configs" / "zero2_cpu.json"
 TRAIN = TrainConfig(learning_rate=0.05, betas=[0.8, 0.95], weight_decay=0.1, max_grad_norm=0.0, ema_decay=0.7)
@@ -48,7 +51,7 @@ def make(world: World) -> Engine:
     pair = Pair()
     forward = pair.forward
     pair.forward = lambda item: forward(*item)  # type: ignore[method-assign, assignment]
-    return Engine(pair, pair.named(), TRAIN, BatchPlan(ROWS, 1, world.size), read_ds_config(DS_CONFIG), world)
+    return Engine(pair, pair.named(), TRAIN, BatchSizes(ROWS, 1, world.size), read_ds_config(DS_CONFIG), world)
 
 
 def train(engine: Engine, updates: range) -> list[State]:

@@ -20,7 +20,9 @@ from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from launch import train
 from tests.helpers.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks, told
+from tests.helpers.ranks import all_output, returned, run_ranks
+
+pytestmark = pytest.mark.process
 
 STEPS = 4
 CABLE = "cable"
@@ -108,10 +110,10 @@ def losses(argv: list[str], name: str) -> dict[int, float]:
 def test_two_hosts_have_the_loss_curve_of_one(argv: list[str], hosts: list[Host]) -> None:
     here = os.stat("/proc/self/ns/net").st_ino
     together = run_ranks(2, on_its_host, [*argv, "name=one"], [Host("127.0.0.1")] * 2)
-    assert returned(together) == [(0, here)] * 2, told(together)
+    assert returned(together) == [(0, here)] * 2, all_output(together)
     apart = run_ranks(2, on_its_host, [*argv, "name=two"], hosts)
     codes, namespaces = zip(*returned(apart), strict=True)
-    assert codes == (0, 0), told(apart)
+    assert codes == (0, 0), all_output(apart)
     if hosts[0].namespace:
         assert len({here, *namespaces}) == 3
     one, two = losses(argv, "one"), losses(argv, "two")

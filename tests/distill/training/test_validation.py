@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from anytext2.core.batch import TextLine
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
@@ -20,11 +18,10 @@ from distill.evaluation.strokes import LineStructure
 from distill.runtime.world import World
 from distill.training import validation
 from distill.training.state import Progress
-from distill.training.trainer import Trainer
 from launch import train
-from tests.helpers.mini_model import write_mini
-from tests.helpers.ranks import returned, run_ranks, start_ranks, told
-from tests.launch.test_train import RECIPE, ZERO2
+from tests.helpers.ranks import all_output, returned, run_ranks, start_ranks
+from tests.helpers.train_patches import after_run
+from tests.helpers.training_runs import TrainingFolder
 
 SMALL = ("train.effective_batch=6", "train.micro_batch=1", "train.ema_decay=0.5", "checkpoint.keep=1")
 HITS = {1: 4, 2: 7, 3: 7, 4: 5, 5: 6, 6: 7}
@@ -32,21 +29,12 @@ HITS = {1: 4, 2: 7, 3: 7, 4: 5, 5: 6, 6: 7}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judge")
-    write_dataset(folder / "data", 40, SyntheticConfig(size=96), seed=4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return folder
+def runs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    return TrainingFolder.create(tmp_path_factory.mktemp("validation"), 40)
 
 
-def argv(folder: Path, name: str, *changes: str) -> list[str]:
-    own = [*write_mini(folder), f"run_root={folder / 'runs'}", f"name={name}", *SMALL]
-    source = f"data.sources=[{folder / 'data' / 'data.json'}]"
-    return ["--deepspeed", str(ZERO2), "--config", str(folder / "recipe.yaml"), *own, source, *changes]
-
-
-def scripted(argv: list[str]) -> int:
-    """The command with a judge whose pictures are read as HITS says."""
+def train_with_scripted_readings(argv: list[str]) -> int:
+    """The command with a validation whose pictures are read as HITS says."""
 
     def read(self: validation.SpellingValidation, progress: Progress) -> dict[str, float]:
         hits = float(HITS[progress.updates])
@@ -57,19 +45,15 @@ def scripted(argv: list[str]) -> int:
     return train.main(argv)
 
 
-def metrics(run_dir: Path, key: str) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in lines if key in line}
-
-
-def test_the_best_speller_is_kept_and_patience_ends_the_run(folder: Path) -> None:
-    command = argv(folder, "scripted", "train.max_steps=50", "eval.every=1", "eval.patience=2", "eval.samples=4")
-    results = run_ranks(2, scripted, command)
+@pytest.mark.process
+def test_the_best_speller_is_kept_and_patience_ends_the_run(runs: TrainingFolder) -> None:
+    command = runs.argv("scripted", *SMALL, "train.max_steps=50", "eval.every=1", "eval.patience=2", "eval.samples=4")
+    results = run_ranks(2, train_with_scripted_readings, command)
     assert returned(results) == [0, 0]
-    run_dir = folder / "runs" / "scripted"
+    run_dir = runs.run_dir("scripted")
     # Update 3 reads as many lines as update 2 and is nearer to the others; two evaluations without a better one end it.
-    assert metrics(run_dir, "eval/exact_match") == {1: 0.4, 2: 0.7, 3: 0.7, 4: 0.5, 5: 0.6}
-    assert metrics(run_dir, "eval/ned")[3] == pytest.approx(0.75)
+    assert runs.metrics("scripted", "eval/exact_match") == {1: 0.4, 2: 0.7, 3: 0.7, 4: 0.5, 5: 0.6}
+    assert runs.metrics("scripted", "eval/ned")[3] == pytest.approx(0.75)
     best, newest = find_checkpoint(run_dir / "best"), find_checkpoint(run_dir)
     assert (best.name, newest.name) == ("checkpoint-3", "checkpoint-5")
     assert {path.name for path in run_dir.glob("checkpoint-*")} == {best.name, newest.name}  # keep=1, and the best
@@ -82,19 +66,21 @@ def test_the_best_speller_is_kept_and_patience_ends_the_run(folder: Path) -> Non
     assert handed == {("model", "checkpoint-5"), ("best", "checkpoint-3")}
 
     before = (run_dir / "metrics.jsonl").read_bytes()
-    assert returned(run_ranks(1, scripted, command)) == [0]  # the same command: it has ended, and stays so
+    again = run_ranks(1, train_with_scripted_readings, command)  # the same command: it has ended, and stays so
+    assert returned(again) == [0]
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_killed_before_its_best_was_marked_marks_it(folder: Path) -> None:
-    command = argv(folder, "marked", "train.max_steps=2", "eval.every=1", "eval.samples=4")
-    returned(run_ranks(1, scripted, command))
-    (folder / "runs" / "marked" / "best").write_text("checkpoint-1\n0.4\n")
-    returned(run_ranks(1, scripted, [*command, "train.max_steps=3"]))
-    assert find_checkpoint(folder / "runs" / "marked" / "best").name == "checkpoint-3"
+@pytest.mark.process
+def test_a_run_killed_before_its_best_was_marked_marks_it(runs: TrainingFolder) -> None:
+    command = runs.argv("marked", *SMALL, "train.max_steps=2", "eval.every=1", "eval.samples=4")
+    returned(run_ranks(1, train_with_scripted_readings, command))
+    (runs.run_dir("marked") / "best").write_text("checkpoint-1\n0.4\n")
+    returned(run_ranks(1, train_with_scripted_readings, [*command, "train.max_steps=3"]))
+    assert find_checkpoint(runs.run_dir("marked") / "best").name == "checkpoint-3"
 
 
-def judged_weights(argv: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def weights_of_last_validation(argv: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The weights that the pictures of the last evaluation were drawn with, and those after it, by parameter."""
     seen: dict[str, torch.Tensor] = {}
     original = validation.SpellingValidation._read
@@ -105,35 +91,32 @@ def judged_weights(argv: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, 
 
     validation.SpellingValidation._read = read  # type: ignore[method-assign]
     after: dict[str, torch.Tensor] = {}
-    run = Trainer.run
-
-    def watched(trainer: Any) -> Any:
-        result = run(trainer)
-        after.update({name: p.detach().clone() for name, p in trainer.engine.params})
-        return result
-
-    Trainer.run = watched  # type: ignore[method-assign]
+    after_run(lambda trainer: after.update({name: p.detach().clone() for name, p in trainer.engine.params}))
     assert train.main(argv) == 0
     return seen, after
 
 
-def test_what_is_read_is_the_average_that_is_kept_and_ranks_share_the_reading(folder: Path) -> None:
+@pytest.mark.process
+def test_what_is_read_is_the_average_that_is_kept_and_ranks_share_the_reading(runs: TrainingFolder) -> None:
     """With the real OCR engine and pictures of the `val` part."""
     pytest.importorskip("rapidocr_onnxruntime")
     changes = ("train.max_steps=2", "eval.every=2", "data.split=[0.7,0.2,0.1]")
-    started = {world: start_ranks(world, judged_weights, argv(folder, f"real{world}", *changes)) for world in (1, 3)}
+    started = {
+        world: start_ranks(world, weights_of_last_validation, runs.argv(f"real{world}", *SMALL, *changes))
+        for world in (1, 3)
+    }
     results = {world: one.wait() for world, one in started.items()}
     found = {}
     for world, ranks in results.items():
         seen, after = returned(ranks)[0]
-        run_dir = folder / "runs" / f"real{world}"
+        run_dir = runs.run_dir(f"real{world}")
         kept, _ = read_adapter(find_checkpoint(run_dir))
         for (name, weight), stored in zip(sorted(seen.items()), (kept[name] for name in sorted(kept)), strict=True):
             torch.testing.assert_close(weight, stored)
             assert not torch.equal(weight, after[name]), "and afterwards training goes on with its own weights"
         names = ("ned", "exact_match", "structure", "exact_match_latin", "exact_match_chinese")
-        found[world] = [metrics(run_dir, f"eval/{name}")[2] for name in names]
-        assert "held-out pictures every 2 updates" in ranks[0].stdout, told(ranks)
+        found[world] = [runs.metrics(run_dir.name, f"eval/{name}")[2] for name in names]
+        assert "held-out pictures every 2 updates" in ranks[0].stdout, all_output(ranks)
     assert all(0.0 <= value < 1.0 for value in found[1]) and found[1] == pytest.approx(found[3], abs=1e-6)
     assert found[1][2] > 0.0, "the strokes of an untrained student still lie somewhere"
 
