@@ -28,6 +28,7 @@ from distill.tracking.journal import one_line
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
 _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
+_PARENT = "mlflow.parentRunId"  # MLflow's page shows runs with this tag below the run that it names
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; other errors may pass
 
 Record = dict[str, Any]
@@ -77,7 +78,7 @@ class MlflowRun:
                 self._experiment_id(experiment),
                 start_time=_milliseconds(began) if isinstance(began, float | int) else None,
                 run_name=self._run_dir.name,
-                tags={"run_dir": str(self._run_dir)} | ({"mlflow.parentRunId": parent} if parent else {}),
+                tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
             ).info.run_id
         )
 

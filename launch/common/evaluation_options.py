@@ -34,7 +34,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         steps = ",".join(map(str, getattr(defaults, f"{role}_steps")))
         add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
     add("--student-sampler", choices=SAMPLERS, help="default: its objective's own")
-    add("--shown", type=int, default=defaults.shown, metavar="N", help="rows of the grid")
+    add("--grid-rows", dest="shown", type=int, default=defaults.shown, metavar="N", help="pictures in grid.png")
+    add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
     add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")
     add("--no-ocr", action="store_true", help="leave the reading of lines out")
     add("--ocr-threads", type=int, default=defaults.ocr_threads, metavar="N")

@@ -331,7 +331,7 @@ def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
     assert launch_quality.main(argv) == 1
     told = capsys.readouterr().err
     assert "launch/make_dataset.py ended with exit code 2" in told and "held_out.log" in told
-    assert "make_dataset:" in (tmp_path / "runs" / "held_out.log").read_text()
+    assert "error: count: 0" in (tmp_path / "runs" / "held_out.log").read_text()
 
 
 def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
