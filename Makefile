@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
+test check test-slow: export OMP_NUM_THREADS := 1
 
 # LOCKED=1: `make setup` installs the exact versions of requirements.lock, with a GPU those of requirements-gpu.lock.
 LOCKED ?=
@@ -11,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo test lint test-official test-slurm smoke-official bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm smoke-official bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -41,11 +42,32 @@ demo: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json
 	$(BIN)/python launch/evaluate.py --run runs/demo --count 48
 
+# What one runs before every commit. Types and imports are checked beside the tests: both take about as long.
+QUICK := not process and not slow and not official and not slurm
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types quick-tests
+
+.PHONY: types quick-tests
+types:
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick-tests:
+	$(BIN)/python -m pytest -n 2 -m '$(QUICK)'
+
+# Everything that must hold.
 test: setup lint
 	$(BIN)/python -m pytest
 
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

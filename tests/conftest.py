@@ -11,19 +11,21 @@ import anytext2  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-SLOW_FIRST = (
+LONGEST_FIRST = (
     "test_torture.py",
     "test_readme.py",
     "test_train.py",
-    "test_stopping.py",
+    "test_early_end.py",
     "test_resume.py",
     "test_outages.py",
+    "test_validation.py",
+    "test_lora.py",
 )
-"""Files of more than a minute, so that no process works on one while the others have nothing left."""
+"""The longest files, so that no process works on one while the others have nothing left."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(SLOW_FIRST)}
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +72,16 @@ def fill(module: nn.Module, gain: float = 2.2) -> None:
             tensor.copy_(1 + 0.1 * values)
 
 
-def mini_model() -> AnyText2:
-    """Filled, in float64."""
+@cache
+def _filled() -> AnyText2:
     model = build_model(mini_config())
     fill(model)
     return model
+
+
+def mini_model() -> AnyText2:
+    """Filled, in float64; a copy of its own for each caller."""
+    return copy.deepcopy(_filled())
 
 
 def write_mini(folder: Path) -> list[str]:

@@ -18,17 +18,16 @@ from distill.adapters.lora import AdapterConfig, add_student, load_student
 from distill.adapters.roles import STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, write_adapter
-from tests.helpers.mini_model import fill, mini_batch, mini_config
+from tests.helpers.mini_model import mini_batch, mini_config, mini_model
 
 LORA = AdapterConfig(rank=3, alpha=6.0)
 ADAPTERS = [("lora", "paper"), ("rslora", "all"), ("dora", "all")]
 
 
 def filled_model() -> AnyText2:
-    model = build_model(mini_config())
-    fill(model)  # in float64, every weight drawn: nothing hides behind a zero convolution
-    # frozen, as a student's base is: torch computes attention in another order where a weight requires a gradient
-    return model.float().eval().requires_grad_(False)
+    """Every weight is drawn: nothing hides behind a zero convolution. Frozen, as a student's base is: torch computes
+    attention in another order where a weight requires a gradient."""
+    return mini_model().float().eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -78,6 +77,7 @@ def test_rank_64_is_504_tensors_with_26_8_million_parameters_in_the_official_siz
 # --- kinds ---
 
 
+@pytest.mark.slow
 def test_dora_of_rank_64_adds_a_length_for_each_row_in_the_official_size() -> None:
     official = build_model(load_model_config("sd15"), "meta")
     rows = {n: m.weight.shape[0] for n, m in official.named_modules() if n in set(lora_targets(official, "paper"))}

@@ -1,4 +1,4 @@
-"""Each planted fault changes what it says and nothing else."""
+"""Each injected fault changes what it says and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def condition(model: AnyText2, batch: Batch) -> Conditions:
         return model.encode_conditions(batch, model.masked_latents(batch))
 
 
-def told(name: str) -> tuple[Conditions, Conditions, AnyText2, Batch]:
+def with_fault(name: str) -> tuple[Conditions, Conditions, AnyText2, Batch]:
     """Conditions without and with the fault, the faulty model, and the batch of 1, 3 and 2 lines."""
     batch = mini_batch()
     sound, model = mini_model(), mini_model()
@@ -33,19 +33,19 @@ def differing(one: Conditions, other: Conditions) -> set[str]:
 
 
 def test_all_ink() -> None:
-    sound, faulty, _, _ = told("glyph_page_all_ink")
+    sound, faulty, _, _ = with_fault("glyph_page_all_ink")
     assert differing(sound, faulty) == {"glyph"} and (faulty.glyph == 1).all() and sound.glyph.mean() < 0.6
 
 
 def test_thin_lines_are_those_of_a_picture_divided_by_255() -> None:
-    sound, faulty, _, batch = told("glyph_lines_thin")
+    sound, faulty, _, batch = with_fault("glyph_lines_thin")
     assert differing(sound, faulty) == {"text_context"}
     thin = replace(batch, glyph_line=batch.glyph_line.double() / 255)
     torch.testing.assert_close(faulty.text_context, condition(mini_model(), thin).text_context, rtol=1e-6, atol=1e-9)
 
 
 def test_of_several_placeholders_the_last_takes_the_first_lines_embedding() -> None:
-    sound, faulty, _, batch = told("placeholders_lost")
+    sound, faulty, _, batch = with_fault("placeholders_lost")
     assert differing(sound, faulty) == {"text_context"}
     torch.testing.assert_close(faulty.text_context[0], sound.text_context[0])  # one line: nothing to lose
     model = mini_model()
@@ -57,7 +57,7 @@ def test_of_several_placeholders_the_last_takes_the_first_lines_embedding() -> N
 
 
 def test_a_writenet_that_sees_noise_is_another_function_of_x_and_t() -> None:
-    _, conditions, model, _ = told("writenet_sees_noise")
+    _, conditions, model, _ = with_fault("writenet_sees_noise")
     sound = mini_model()
     x = torch.randn(conditions.masked_latent.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     times = [torch.full((3,), t) for t in (0, 600)]
@@ -71,7 +71,7 @@ def test_a_writenet_that_sees_noise_is_another_function_of_x_and_t() -> None:
 
 def test_gradients_pass_through_every_fault() -> None:
     for name in FAULT_INJECTIONS:
-        _, conditions, model, _ = told(name)
+        _, conditions, model, _ = with_fault(name)
         x = torch.zeros_like(conditions.masked_latent)
         model.predict_noise(
             x, torch.full((3,), 5), conditions.image_context, model.control_maps(conditions)
