@@ -65,12 +65,12 @@ def infer(args: argparse.Namespace) -> None:
         print(f"{sum(skipped.values())} of the chosen samples cannot be read: {dict(skipped)}")
     specs = sampling_specs(args, model)
     args.out.mkdir(parents=True, exist_ok=True)
-    shown: list[SampleImages] = []
+    examples: list[SampleImages] = []
     for first in range(0, len(samples), args.batch):
         batch = collate(samples[first : first + args.batch]).to(model.device).normalized()
-        shown += sample_images(args, model, batch, specs)
+        examples += sample_images(args, model, batch, specs)
     grid = args.out / "grid.png"
-    sample_grid(shown, [(spec.key, spec.label) for spec in specs]).save(grid)
+    sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(grid)
     print(f"wrote {len(samples) * len(specs)} pictures and {grid}")
 
 
@@ -82,15 +82,15 @@ def sample_images(
     inputs = prepare_sampling(model.roles, batch, args.seed, negative)
     originals = to_uint8(to_unit_range(batch.image))
     hints = [hint_to_image(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
-    shown = [SampleImages(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
+    examples = [SampleImages(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
     schedule = make_schedule(model.roles.model.cfg)
     for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):
         for b, image in enumerate(to_uint8(sampled.image)):
-            shown[b].sampled[sampled.spec.key] = image
+            examples[b].sampled[sampled.spec.key] = image
             Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png")
         seconds = sampled.seconds / batch.size
         print(f"{sampled.spec.label}: {sampled.nfe} UNet calls, {seconds:.2f} s a picture", flush=True)
-    return shown
+    return examples
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,9 @@ class DatasetCounts:
     polygons: Counter[str] = field(default_factory=Counter)
     uncovered: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
-    colors: Counter[str] = field(default_factory=Counter)  # told, black, white; red, green, blue: sums
+    colors: Counter[str] = field(
+        default_factory=Counter
+    )  # told (lines), black, white; sums of red, green, blue
     text_lengths: Counter[int] = field(default_factory=Counter)
     lines_per_picture: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -155,8 +157,8 @@ def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) 
 
 def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int], side: int) -> None:
     """size: width and height of the file; side: of the sample, which has only lines that it shows something of."""
-    shown = scale_record(record, (size[1], size[0]), (side, side))
-    for line, seen in zip(record.lines, shown.lines, strict=True):
+    scaled = scale_record(record, (size[1], size[0]), (side, side))
+    for line, seen in zip(record.lines, scaled.lines, strict=True):
         beyond = np.maximum(-line.polygon, line.polygon - np.array(size, np.float32)).max()
         if beyond > _EDGE:
             kind = WHOLLY_OUTSIDE if is_outside_image(seen.polygon, (side, side)) else PARTLY_OUTSIDE

@@ -133,12 +133,12 @@ def check_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> li
     wanted_N = recognizer_input(torch.stack([batch.glyph_line[at] for at in lines]).unsqueeze(1).float())
     given_N = torch.cat(inputs) if inputs else wanted_N[:0]
     if given_N.shape != wanted_N.shape:
-        return [Finding("line's glyphs", "recogniser", f"is shown {len(given_N)} lines, {len(wanted_N)} in the batch")]
+        return [Finding("line's glyphs", "recogniser", f"gets {len(given_N)} lines, {len(wanted_N)} in the batch")]
     return [
         Finding(
             "line's glyphs",
             f"{batch.name[row]}, line {line + 1}",
-            f"what the recogniser is shown is not the batch's own: {_range(given)}, {_range(wanted)} in the batch",
+            f"the recogniser's input is not the batch's own: {_range(given)}, {_range(wanted)} in the batch",
         )
         for (row, line), given, wanted in zip(lines, given_N, wanted_N, strict=True)
         if _distance(given, wanted) > _TOLERANCE

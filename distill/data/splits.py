@@ -122,7 +122,7 @@ def _groups(chosen: np.ndarray, sources: np.ndarray, weights: Sequence[float]) -
 
 
 def _nearest_ratios(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Number of the nearest shape for each chosen record; one shape needs no picture to be opened."""
+    """The index of the nearest aspect ratio for each chosen record; of one ratio, without opening a picture."""
     if len(ratios) == 1:
         return np.zeros(len(chosen), np.int64)
     with ThreadPoolExecutor(_READERS) as readers:

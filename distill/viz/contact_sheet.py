@@ -34,8 +34,8 @@ _SMALLEST = 384  # pictures below this many pixels are enlarged before boxes and
 
 def evenly_spaced_indices(total: int, count: int) -> list[int]:
     """`count` indices, evenly over 0 to total - 1; all of them where there are fewer."""
-    shown = min(total, count)
-    return [number * total // shown for number in range(shown)]
+    count = min(total, count)
+    return [number * total // count for number in range(count)]
 
 
 # --- the overview ---
@@ -133,7 +133,7 @@ def _article(batch: Batch, number: int, folder: Path) -> str:
     panel = side * math.ceil(_SMALLEST / side)
     small = " class='small'" if side < _SMALLEST else ""
     maps = {
-        "image, boxes, told colours": draw_boxes(tensor_to_image(batch.image[0]), batch, 0, panel, show_colors=True),
+        "image, boxes, colours": draw_boxes(tensor_to_image(batch.image[0]), batch, 0, panel, show_colors=True),
         "glyph page": mask_to_image(batch.glyph[0]),
         "position": positions_to_image(batch.position[0]),
         "font hint": mask_to_image(batch.font_hint[0]),
