@@ -27,7 +27,7 @@ from distill.evaluation.benchmark_data import SEED, find_annotation_files, load_
 from distill.evaluation.evaluate import evaluate, evaluation_mode
 from distill.evaluation.image_networks import UNMEASURED_NETWORKS_NOTE, ImageNetworks, ImageNetworkScores
 from distill.evaluation.ocr import OcrNotInstalled, RapidOcr
-from distill.evaluation.reading_sheet import reading_sheet
+from distill.evaluation.ocr_sheet import reading_sheet
 from distill.evaluation.score_table import format_scores
 from distill.inference.loading import (
     SamplingModel,

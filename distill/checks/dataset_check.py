@@ -78,9 +78,7 @@ class DatasetCounts:
     polygons: Counter[str] = field(default_factory=Counter)
     uncovered: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
-    colors: Counter[str] = field(
-        default_factory=Counter
-    )  # told (lines), black, white; sums of red, green, blue
+    colors: Counter[str] = field(default_factory=Counter)  # told (lines), black, white; sums of red, green, blue
     text_lengths: Counter[int] = field(default_factory=Counter)
     lines_per_picture: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)

@@ -21,7 +21,7 @@ from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses import distances
-from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.losses.step_input import LossOutput, StepInput, loss_output, rows_of
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 
 if TYPE_CHECKING:

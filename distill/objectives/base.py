@@ -20,7 +20,7 @@ from torch import nn
 from distill.adapters.roles import STUDENT, Roles
 from distill.diffusion.samplers import LCM_OPTIONS, TEACHER_SAMPLER, SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.losses.terms import TermConfig
 
 if TYPE_CHECKING:

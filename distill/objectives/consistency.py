@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, check_interval
 

@@ -20,7 +20,7 @@ from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule
 from distill.diffusion.solver import ddim_step
 from distill.losses import distances
-from distill.losses.step import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
+from distill.losses.step_input import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
 from distill.losses.text_mask import not_ignored, text_share
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 

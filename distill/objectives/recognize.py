@@ -29,7 +29,7 @@ from anytext2.model.recognizer import COLUMNS
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.ctc import charset_of, columns_needed, text_loss
-from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.losses.step_input import LossOutput, StepInput, loss_output, rows_of
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 from distill.objectives.ctc_alignment import glyph_line_columns
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule, solver_grid
-from distill.losses.step import LossOutput, StepInput, require_latent
+from distill.losses.step_input import LossOutput, StepInput, require_latent
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.distillation_loss import DistillationLoss
 from distill.objectives.teacher import GuidedTeacher, StudentConfig

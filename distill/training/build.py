@@ -39,7 +39,7 @@ from distill.training.checkpointing import Checkpoints, restore, resume_from
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import Gauge, MetricsLog, MetricsWindow
-from distill.training.null import NullTracker, NullWatchdog, NullWriter, RunTracker, RunWatchdog, RunWriter
+from distill.training.null_objects import NullTracker, NullWatchdog, NullWriter, RunTracker, RunWatchdog, RunWriter
 from distill.training.previews import NullPreviews, Previews, SamplePreviews
 from distill.training.sample_log import JournalSampleLog, NullSampleLog
 from distill.training.state import Progress, Restored

@@ -25,7 +25,7 @@ from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.config.schema import Recipe
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
-from distill.training.null import RunWriter
+from distill.training.null_objects import RunWriter
 from distill.training.state import Progress, Restored, from_trainer_state, to_trainer_state
 
 State = dict[str, dict[str, torch.Tensor]]

@@ -25,7 +25,7 @@ from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
-from distill.training.shards import Shards
+from distill.training.zero_shards import Shards
 
 
 @dataclass(frozen=True)

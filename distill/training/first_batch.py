@@ -16,11 +16,11 @@ from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
 from distill.config.schema import Recipe
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
-from distill.training.null import RunTracker
+from distill.training.null_objects import RunTracker
 from distill.training.previews import from_files, readable
 from distill.training.state import Progress
 from distill.viz import batch_pictures

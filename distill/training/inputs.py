@@ -12,7 +12,7 @@ from anytext2.data.dataset import AnyWordDataset
 from distill.data.batch_sampler import BatchSampler
 from distill.data.latents import LatentSource
 from distill.data.loader import BatchSizes, LoadedBatch, load_batches, micro_batches
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.runtime.world import World
 
 

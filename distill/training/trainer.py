@@ -15,7 +15,7 @@ from distill.checkpoint.run_lock import RunLock
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import SampleKey
 from distill.data.loader import LoadedBatch
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
 from distill.training.checkpointing import Checkpoints
@@ -23,7 +23,7 @@ from distill.training.engine import Engine, StepResult
 from distill.training.first_batch import check_first_batch
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import MetricsLog
-from distill.training.null import RunTracker, RunWatchdog
+from distill.training.null_objects import RunTracker, RunWatchdog
 from distill.training.previews import Previews
 from distill.training.sample_log import SampleLog
 from distill.training.state import Progress

@@ -29,7 +29,7 @@ from distill.evaluation.strokes import LineStructure, line_structure
 from distill.runtime.world import World
 from distill.training.engine import Engine
 from distill.training.inputs import without_dropout
-from distill.training.null import Heartbeat
+from distill.training.null_objects import Heartbeat
 from distill.training.state import Progress
 from distill.viz.contact_sheet import evenly_spaced_indices
 from distill.viz.grids import to_uint8

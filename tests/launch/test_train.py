@@ -21,10 +21,17 @@ from distill.config.recipes import load_recipe
 from distill.inference.model import make_model
 from launch import train
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
-from tests.helpers.ranks import CPU_ONLY, RankResult, all_output, returned, run_ranks, start_ranks
-from tests.helpers.train_patches import after_run, before_run, overflow_in
-from tests.helpers.training_runs import OBJECTIVE, RECIPE, SMALL_BATCH, TrainingFolder, assert_one_error, train_command
+from tests.helpers.processes.ports import free_port
+from tests.helpers.processes.ranks import CPU_ONLY, RankResult, all_output, returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import after_run, before_run, overflow_in
+from tests.helpers.processes.training_runs import (
+    OBJECTIVE,
+    RECIPE,
+    SMALL_BATCH,
+    TrainingFolder,
+    assert_one_error,
+    train_command,
+)
 
 pytestmark = pytest.mark.process
 

@@ -20,7 +20,7 @@ from torch import nn
 from distill.config.ds_config import read_ds_config
 from distill.tracking import mlflow_client
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
 
 WIDTH = 4
 FIRST_SCALE = 2.0

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
-from tests.helpers.ranks import RankResult, run_ranks
+from tests.helpers.processes.ports import free_port
+from tests.helpers.processes.ranks import RankResult, run_ranks
 
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)

@@ -18,9 +18,9 @@ from distill.checkpoint.formats import read_tensors
 from distill.checkpoint.store import CheckpointError
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from launch import export_weights, train
-from tests.helpers.mini_model import mini_model
+from tests.helpers.models.mini_model import mini_model
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import all_output, run_ranks
+from tests.helpers.processes.ranks import all_output, run_ranks
 
 PACKAGES = ("anytext2", "distill", "launch")
 HARMLESS_PICKLE = {"UnpicklingError", "PickleError"}

@@ -18,8 +18,8 @@ from anytext2.model.weights import (
     read_state_dict,
     save_weights,
 )
-from tests.helpers.mini_model import mini_config, mini_model
-from tests.helpers.parity import OFFICIAL_KEYS, normal
+from tests.helpers.models.mini_model import mini_config, mini_model
+from tests.helpers.models.parity import OFFICIAL_KEYS, normal
 
 LAYER = "cond_stage_model.transformer.text_model.encoder.layers.1."
 

@@ -10,7 +10,7 @@ import torch
 from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2
 from distill.data.latents import LatentSource
-from tests.helpers.mini_model import mini_batch, mini_model
+from tests.helpers.models.mini_model import mini_batch, mini_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.geometry import Size
 from distill.data.batch_sampler import SampleKey, ShuffledBatchSampler
 from distill.data.loader import BatchSizes, LoadedBatch, UnreadableError, load_batches, micro_batches
-from tests.helpers.stub_roles import make_sample
+from tests.helpers.models.stub_roles import make_sample
 
 
 def batches(order: ShuffledBatchSampler, plan: BatchSizes, first: int, count: int) -> list[set[tuple[int, int]]]:

@@ -30,8 +30,8 @@ from distill.evaluation.benchmark_data import (
 )
 from distill.inference.model import make_model
 from launch import evaluate
-from tests.helpers.mini_model import write_mini
-from tests.helpers.stub_roles import StubRoles, make_sample
+from tests.helpers.models.mini_model import write_mini
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 
 class OcrEngine:

@@ -14,7 +14,7 @@ from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.accumulator import line_groups
 from distill.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
 from distill.evaluation.scores import RowScore, Score
-from tests.helpers.stub_roles import StubRoles, make_sample
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TEXTS = (("AB",), ("CD", "EF"), (" ",), ("GH",), ("AB", "CD"))

@@ -9,7 +9,7 @@ import pytest
 
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.evaluate import EvaluationConfig, evaluate
-from tests.helpers.stub_roles import StubRoles, make_sample
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TEXTS = (("AB",), ("CD", "EF"), ("GH",))

@@ -15,7 +15,7 @@ from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.loading import SamplingModel, load_sampling_model
-from tests.helpers.stub_roles import make_sample
+from tests.helpers.models.stub_roles import make_sample
 
 SCRATCH = ["model.weights=scratch"]
 

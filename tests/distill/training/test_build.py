@@ -16,7 +16,7 @@ from distill.config.schema import ModelConfig, Recipe
 from distill.data.build import build_dataset
 from distill.inference.model import make_model, make_schedule, require_recognizer
 from distill.runtime.world import World
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 
 
 @pytest.fixture(scope="module")

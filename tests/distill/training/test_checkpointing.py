@@ -18,7 +18,7 @@ from distill.data.loader import BatchSizes
 from distill.training.checkpointing import Checkpoints, resume_from
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
-from distill.training.null import NullWriter
+from distill.training.null_objects import NullWriter
 from distill.training.state import Progress
 
 # --- where it goes on ---

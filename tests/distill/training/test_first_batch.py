@@ -32,7 +32,7 @@ from distill.training.first_batch import AUDIT_PICTURE, SAMPLES_PICTURE, check_f
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.previews import SamplePreviews
 from distill.training.state import Progress
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 
 
 @pytest.fixture(scope="module")

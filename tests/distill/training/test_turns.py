@@ -12,7 +12,7 @@ from distill.data.loader import BatchSizes
 from distill.runtime.world import World
 from distill.training.engine import Engine, init_world
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
 
 pytestmark = pytest.mark.process
 

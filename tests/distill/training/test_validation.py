@@ -21,9 +21,9 @@ from distill.runtime.world import World
 from distill.training import validation
 from distill.training.state import Progress
 from launch import train
-from tests.helpers.ranks import all_output, returned, run_ranks, start_ranks
-from tests.helpers.train_patches import after_run
-from tests.helpers.training_runs import TrainingFolder
+from tests.helpers.processes.ranks import all_output, returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import after_run
+from tests.helpers.processes.training_runs import TrainingFolder
 
 SMALL = ("train.effective_batch=6", "train.micro_batch=1", "train.ema_decay=0.5", "checkpoint.keep=1")
 HITS = {1: 4, 2: 7, 3: 7, 4: 5, 5: 6, 6: 7}

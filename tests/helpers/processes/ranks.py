@@ -18,7 +18,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.ports import free_port
+from tests.helpers.processes.ports import free_port
 
 PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

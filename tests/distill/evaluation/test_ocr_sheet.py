@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.evaluation.reading_sheet import GREEN, RED, matching_parts, reading_sheet
+from distill.evaluation.ocr_sheet import GREEN, RED, matching_parts, reading_sheet
 from distill.viz.grids import SampleImages
 
 ROWS = [("student", "student 4"), ("teacher", "teacher 20")]
