@@ -89,7 +89,7 @@ class Trainer:
 
         Returns why the ranks stop afterwards; empty where they go on.
         """
-        progress, engine = self.progress, self.engine
+        recipe, progress, engine = self.recipe, self.progress, self.engine
         for loaded in islice(stream, engine.plan.accumulation):
             self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
@@ -99,12 +99,8 @@ class Trainer:
             self.metrics.window.add(output.report, loaded.skipped)
             self.samples.add(loaded.keys)
         reasons = self.guard.before_update(progress.updates + 1)
-        rate = learning_rate(self.recipe.train, progress.updates)
-        decay, adapter = (
-            ema_decay(self.recipe.train, progress.updates),
-            self.objective.trained_adapter(progress.updates),
-        )
-        result = engine.step(rate, decay, adapter)
+        rate, decay = learning_rate(recipe.train, progress.updates), ema_decay(recipe.train, progress.updates)
+        result = engine.step(rate, decay, self.objective.trained_adapter(progress.updates))
         progress.batches += 1
         self.samples.end_batch(progress.batches)
         self.guard.after_update(progress, result)
