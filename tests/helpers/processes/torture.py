@@ -28,9 +28,9 @@ import torch
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
-from distill.training.sample_log import lineage
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
+from tests.helpers.run_records import lineage
 
 PICTURES = 40
 BATCH = 6  # divides by one, two and three ranks
