@@ -82,7 +82,7 @@ smoke-official: setup
 	  checkpoint.resume=never name=smoke_official_$(shell date +%Y%m%d_%H%M%S) 'data.sources=[$(DATA)]'
 
 torture: setup
-	$(BIN)/python -m tests.helpers.torture --kills 50
+	$(BIN)/python -m tests.helpers.processes.torture --kills 50
 
 bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py

@@ -34,18 +34,19 @@ from anytext2.cache.header import CacheHeader
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
 from distill.config.schema import Recipe
-from distill.data.arguments import add_data_arguments, data_of, exit_code
-from distill.data.build import header_of, store_path, weights_hash
+from distill.data.build import cache_header, cache_path, weights_hash
 from distill.data.splits import records_by_size
-from distill.inference.loading import load_dataset, pick_device
+from distill.inference.loading import load_dataset, resolve_device
 from distill.inference.model import make_model
+from launch.common.cli import add_device_option, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 _GIB = 2**30
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build a feature cache for training.")
-    add_data_arguments(parser)
+    add_data_options(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the store, one file (with buckets one for each size)"
     )
@@ -53,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
     parser.add_argument("--latents", action="store_true", help="also the latents of the recipe's model")
     parser.add_argument("--captions", action="store_true", help="also the contexts of image captions, of that model")
-    parser.add_argument("--device", default="auto", help="for latents and captions: auto, cpu, cuda, cuda:1, ...")
+    add_device_option(parser, "for latents and captions: auto, cpu, cuda, cuda:1, ...")
     return parser.parse_intermixed_args(argv)
 
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds and says what was built; returns 0. Raises ValueError in one line."""
     if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
         raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
-    sources, recipe = data_of(args.items, args.recipe)
+    sources, recipe = resolve_data(args.items, args.recipe)
     dataset, report = load_dataset(sources, recipe)
     print(f"data: {report}")
     if not len(dataset):
@@ -95,24 +96,24 @@ def run(args: argparse.Namespace) -> int:
     stores = []
     for size, indices in records_by_size(dataset, recipe.data).items():
         part = dataset.select(indices)
-        header = header_of(recipe.data, size, dataset.fonts, sources, encoders.latents, encoders.captions)
+        header = cache_header(recipe.data, size, dataset.fonts, sources, encoders.latents, encoders.captions)
         estimate = estimate_cache_bytes(part, size, encoders.latent_bytes(size), encoders.caption_bytes)
-        stores.append(Store(store_path(args.out, size, recipe.data), header, part, estimate))
-    most = round(args.map_size * _GIB) if args.map_size else shutil.disk_usage(_existing(args.out)).free
-    _announce(args, stores, most)
+        stores.append(Store(cache_path(args.out, size, recipe.data), header, part, estimate))
+    max_bytes = round(args.map_size * _GIB) if args.map_size else shutil.disk_usage(_existing(args.out)).free
+    _announce(args, stores, max_bytes)
     for store in stores:
-        _build(store, args.workers, most, encoders)
+        _build(store, args.workers, max_bytes, encoders)
     return 0
 
 
-def _build(store: Store, workers: int, most: int, encoders: Encoders) -> None:
+def _build(store: Store, workers: int, max_bytes: int, encoders: Encoders) -> None:
     with tqdm(total=len(store.dataset), unit="picture", mininterval=1.0) as bar:
         done = build_cache(
             store.path,
             store.dataset,
             store.header,
             workers,
-            most,
+            max_bytes,
             encoders.encode,
             encoders.encode_captions,
             progress=bar.update,
@@ -122,15 +123,16 @@ def _build(store: Store, workers: int, most: int, encoders: Encoders) -> None:
     print(f"wrote {store.path}: {done.stored} pictures{captions}, {done.bytes / _GIB:.3f} GiB{left_out}")
 
 
-def _announce(args: argparse.Namespace, stores: Sequence[Store], most: int) -> None:
-    """Says how large the stores will be; ValueError where there is no room for them."""
+def _announce(args: argparse.Namespace, stores: Sequence[Store], max_bytes: int) -> None:
+    """Prints how large the stores will be. Raises ValueError where there is no room for them."""
     for store in stores:
         pictures = f"{len(store.dataset)} pictures of {store.header.resolution} px"
-        print(f"{store.path}: about {store.estimate / _GIB:.3f} GiB for {pictures}, {most / _GIB:.1f} GiB may be used")
+        room = f"{max_bytes / _GIB:.1f} GiB may be used"
+        print(f"{store.path}: about {store.estimate / _GIB:.3f} GiB for {pictures}, {room}")
     size = sum(store.estimate for store in stores)
-    if size > most:
+    if size > max_bytes:
         raise ValueError(
-            f"{args.out}: about {size / _GIB:.2f} GiB are needed and {most / _GIB:.2f} may be used; "
+            f"{args.out}: about {size / _GIB:.2f} GiB are needed and {max_bytes / _GIB:.2f} may be used; "
             "free disk space, give more with --map-size, or leave out --latents and --captions"
         )
     if args.latents:
@@ -148,7 +150,7 @@ def _announce(args: argparse.Namespace, stores: Sequence[Store], most: int) -> N
 
 
 def _encoders(args: argparse.Namespace, recipe: Recipe) -> Encoders:
-    model = make_model(recipe.model, recipe.seed).to(pick_device(args.device)).eval()
+    model = make_model(recipe.model, recipe.seed).to(resolve_device(args.device)).eval()
     found = Encoders()
     if args.latents:
         found = replace(
@@ -175,7 +177,7 @@ def _existing(path: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return exit_code(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

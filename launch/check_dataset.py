@@ -1,7 +1,7 @@
-"""Is a dataset fit to train on? `python launch/check_dataset.py data.json [...] [--workers 4] [key=value ...]`.
+"""Checks a dataset: `python launch/check_dataset.py data.json [...] [--workers 4] [key=value ...]`.
 
-Decodes every picture, makes the sample and audits it as a run audits its first batch; no network is needed. Prints a
-table, with the first example of every fault, and writes it as JSON. Exit code 0: usable; 1: not usable (the last line
+Decodes every picture, makes the sample and audits it as a run audits its first batch. No network is needed. Prints a
+table with the first example of every fault, and writes it as JSON. Exit code 0: usable; 1: not usable (the last line
 says which file and why); 2: the command, a file name or a value is wrong.
 """
 
@@ -17,15 +17,16 @@ from pathlib import Path
 
 from distill.checkpoint.store import write_text_atomically
 from distill.checks.dataset_check import check_source
-from distill.checks.dataset_report import SourceCheck, shortcomings, table
-from distill.data.arguments import add_data_arguments, data_of, exit_code
+from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
+from launch.common.cli import require_at_least, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 FOLDER = Path("runs/check")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check annotation files, their pictures and what is made of them.")
-    add_data_arguments(parser)
+    add_data_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: {FOLDER}/<name of the first file>.json")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes; the result is the same")
     parser.add_argument("--limit", type=int, metavar="N", help="check only N pictures of each file, spread over it")
@@ -40,10 +41,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> int:
     """Prints the table and writes the JSON; returns 0 where the data is usable. Raises ValueError in one line."""
-    for name, least in (("workers", 0), ("limit", 1)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be at least {least}")
-    sources, recipe = data_of(args.items, args.recipe)
+    require_at_least(args, 0, "workers")
+    require_at_least(args, 1, "limit")
+    sources, recipe = resolve_data(args.items, args.recipe)
     options = recipe.data.options
     max_unreadable = recipe.data.max_unreadable if args.max_unreadable is None else args.max_unreadable
     for name, share in (("max-unreadable", max_unreadable), ("max-findings", args.max_findings)):
@@ -53,9 +53,9 @@ def check(args: argparse.Namespace) -> int:
     for source in sources:
         progress = progress_on_stderr(source)
         found = check_source(source, options, recipe.seed, args.workers, args.limit, recipe.data.max_faulty, progress)
-        print(table(found), flush=True)
+        print(format_report(found), flush=True)
         checks.append(found)
-    why_not = [reason for found in checks for reason in shortcomings(found, max_unreadable, args.max_findings)]
+    why_not = [reason for found in checks for reason in reasons_unusable(found, max_unreadable, args.max_findings)]
     report = {
         "usable": not why_not,
         "why_not": why_not,
@@ -76,11 +76,11 @@ def check(args: argparse.Namespace) -> int:
 
 
 def progress_on_stderr(source: Path, every: float = 2.0) -> Callable[[int, int], None]:
-    """A line on how far the check of a file is, at most each `every` seconds; a terminal keeps only the last one."""
+    """A callback (done, total) that prints a line at most every `every` seconds; on a terminal it is overwritten."""
     began = last = time.perf_counter()
     end = "\r" if sys.stderr.isatty() else "\n"
 
-    def say(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         nonlocal last
         now = time.perf_counter()
         if now - last >= every or done == total:
@@ -88,12 +88,12 @@ def progress_on_stderr(source: Path, every: float = 2.0) -> Callable[[int, int],
             line = f"{source.name}: checked {done}/{total} pictures, {now - began:.0f} s"
             print(line, end="\n" if done == total else end, file=sys.stderr, flush=True)
 
-    return say
+    return progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return exit_code(lambda: check(args))
+    return run_command(lambda: check(args))
 
 
 if __name__ == "__main__":

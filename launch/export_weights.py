@@ -6,7 +6,6 @@ python launch/export_weights.py --parts runs/tiny_vae runs/tiny_recognizer runs/
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from anytext2.model.weights import save_weights
 from distill.config.schema import ModelConfig
 from distill.inference.model import make_model
+from launch.common.cli import run_command
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors or .ckpt file")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     args = parser.parse_args(argv)
-    try:
-        model = make_model(ModelConfig(args.config, args.weights, args.parts), seed=0)
-        save_weights(model, args.out, DTYPES[args.dtype])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: export(args))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the file and prints its size. Raises ValueError for parts that do not fit the model."""
+    model = make_model(ModelConfig(args.config, args.weights, args.parts), seed=0)
+    save_weights(model, args.out, DTYPES[args.dtype])
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB in {args.dtype}")
-    return 0
 
 
 if __name__ == "__main__":

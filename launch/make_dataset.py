@@ -8,34 +8,33 @@ import time
 
 from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from launch.common.cli import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the dataset. Returns the exit status: 0, or 2 with one line on stderr for an invalid argument."""
     args = _parser().parse_args(argv)
-    began = time.perf_counter()
-    try:
-        defaults = SyntheticConfig()
-        config = SyntheticConfig(
-            size=args.size,
-            image_format=args.format,
-            fonts=args.fonts,
-            default_font=args.default_font,
-            outline=args.outline,
-            shadow=args.shadow,
-            latin_height=(args.latin_height, defaults.latin_height[1]),
-            chinese_height=(args.chinese_height, defaults.chinese_height[1]),
-        )
-        counts = write_dataset(args.out, args.count, config, args.seed, args.first_index, args.workers)
-    except (ValueError, OSError) as error:
-        print(f"make_dataset: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: draw(args))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draws the pictures and prints how many. Raises ValueError for impossible options."""
+    began, default = time.perf_counter(), SyntheticConfig()
+    config = SyntheticConfig(
+        size=args.size,
+        image_format=args.format,
+        fonts=args.fonts,
+        default_font=args.default_font,
+        outline=args.outline,
+        shadow=args.shadow,
+        latin_height=(args.latin_height, default.latin_height[1]),
+        chinese_height=(args.chinese_height, default.chinese_height[1]),
+    )
+    counts = write_dataset(args.out, args.count, config, args.seed, args.first_index, args.workers)
     seconds = time.perf_counter() - began
     by_kind = ", ".join(f"{name} {n}" for name, n in sorted(counts.items()) if name not in ("pictures", "lines"))
     print(
         f"{args.out}/data.json: {counts['pictures']} pictures, {counts['lines']} lines in {seconds:.1f} s ({by_kind})"
     )
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="fraction of the lines drawn in the first font of their language, the one of the glyph pages",
     )
-    for name, what in (("outline", "an outline"), ("shadow", "a shadow")):
+    for name, what in (("outline", "a rim"), ("shadow", "a shade")):
         default = getattr(SyntheticConfig, name)
-        description = f"fraction of the pictures whose letters have {what}; default {default}"
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="FRACTION", help=description)
+        described = f"of the pictures, whose letters have {what}; default {default}"
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="FRACTION", help=described)
     for name in ("latin", "chinese"):
-        default = getattr(SyntheticConfig, f"{name}_height")[0]
-        description = f"least height of {name.capitalize()} lines; default {default}"
-        parser.add_argument(f"--{name}-height", type=int, default=default, metavar="PIXELS", help=description)
+        least = getattr(SyntheticConfig, f"{name}_height")[0]
+        described = f"of the smallest {name.capitalize()} lines; default {least}"
+        parser.add_argument(f"--{name}-height", type=int, default=least, metavar="PIXELS", help=described)
     return parser
 
 

@@ -11,14 +11,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.data.arguments import add_data_arguments, data_of, exit_code
 from distill.inference.loading import load_dataset, read_samples
-from distill.viz.contact_sheet import OVERVIEW, evenly_spaced, write_page
+from distill.viz.contact_sheet import OVERVIEW, evenly_spaced_indices, write_html_page
+from launch.common.cli import require_at_least, run_command
+from launch.common.data_options import add_data_options, resolve_data
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Show samples of a dataset as the model gets them.")
-    add_data_arguments(parser)
+    add_data_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
     parser.add_argument(
@@ -28,21 +29,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Writes the page and prints its path. Returns 0. Raises ValueError, in one line, for a user's mistake."""
-    if args.count < 1:
-        raise ValueError(f"--count {args.count}: must be at least 1")
+    """Writes the page and prints its path; returns 0. Raises ValueError in one line."""
+    require_at_least(args, 1, "count")
     size = [] if args.resolution is None else [f"resolution={args.resolution}"]
-    sources, recipe = data_of([*args.items, *size], args.recipe)
+    sources, recipe = resolve_data([*args.items, *size], args.recipe)
     dataset, report = load_dataset(sources, recipe)
     if not len(dataset):
         raise ValueError(f"{', '.join(map(str, sources))}: no picture to show ({report})")
-    samples, skipped = read_samples(dataset, evenly_spaced(len(dataset), args.count))
+    samples, skipped = read_samples(dataset, evenly_spaced_indices(len(dataset), args.count))
     unreadable = "".join(f"; {reason}: {count}" for reason, count in sorted(skipped.items()))
     facts = [
         f"{', '.join(map(str, sources))}: {report}",
         f"{len(samples)} samples at {recipe.data.options.resolution} px, spread evenly over the data{unreadable}",
     ]
-    page = write_page(samples, args.out, f"What goes in: {len(samples)} samples", facts)
+    page = write_html_page(samples, args.out, f"What goes in: {len(samples)} samples", facts)
     print("\n".join(facts))
     print(f"wrote {page} and {args.out / OVERVIEW}")
     return 0
@@ -50,7 +50,7 @@ def show(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return exit_code(lambda: show(args))
+    return run_command(lambda: show(args))
 
 
 if __name__ == "__main__":

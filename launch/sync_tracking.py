@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.checkpoint.run_folder import evaluations_of
+from distill.checkpoint.run_folder import evaluation_folders
 from distill.config.schema import TrackingConfig
 from distill.tracking.sync import BusyError, sync
 
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     worst = 0
-    for run_dir in (folder for given in args.run_dirs for folder in (given, *evaluations_of(given))):
+    for run_dir in (folder for given in args.run_dirs for folder in (given, *evaluation_folders(given))):
         try:
             if not args.timeout > 0:
                 raise ValueError(f"--timeout {args.timeout:g} must be positive, in seconds")

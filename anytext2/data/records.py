@@ -80,10 +80,6 @@ class Records(Sequence[Record]):
         start += _COUNT.size
         return self._data[start : start + length].tobytes().decode("utf-8", _SURROGATES)
 
-    def source_of(self, index: int) -> int:
-        """Number of the source of record `index`, from 0."""
-        return int(self._sources[self._position(index)])
-
     @property
     def sources(self) -> np.ndarray:
         """Number of each record's source: int32 [N]."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anytext2.model.anytext2 import AnyText2, AnyText2Config, build_model, schedule_tables
+from anytext2.model.anytext2 import AnyText2, AnyText2Config, schedule_tables
 from anytext2.model.recognizer import CONFIG_DIR
 
 TINY_WEIGHTS = CONFIG_DIR / "anytext2_tiny.safetensors"
@@ -166,15 +166,6 @@ def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     for source in sources:
         _copy(source, target)
     return {name for source in sources for name in source}
-
-
-def load_model(
-    config: AnyText2Config, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> AnyText2:
-    """A model in eval mode with the weights of a file, without random initialisation. Raises as `load_weights`."""
-    model = build_model(config, "meta", dtype).to_empty(device=device)
-    load_weights(model, path)
-    return model
 
 
 @torch.no_grad()

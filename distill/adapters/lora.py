@@ -1,4 +1,4 @@
-"""Teacher and student on one set of frozen weights: the student is a LoRA that can be switched off."""
+"""The student's LoRA on the teacher's frozen weights: created, loaded, and a second adapter beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
 
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-"""What each lora.kind is in PEFT's configuration."""
+"""The switches in PEFT's LoraConfig for each lora.kind."""
 
 
 @dataclass
@@ -26,9 +26,9 @@ class AdapterConfig:
     """The student's adapter.
 
     kind: `lora`, W + alpha / rank B A (Hu et al. 2021); `rslora`, alpha / sqrt(rank) instead (Kalajdzievski 2023);
-    `dora`, a trained length for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern, see
-    distill/adapters/targets.py. weights: empty for a fresh one, drawn from the seed; or a folder with a PEFT adapter
-    to start from.
+    `dora`, with a trained magnitude for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern,
+    see distill/adapters/targets.py. weights: empty for random ones from the seed, or a folder with a PEFT adapter to
+    start from.
     """
 
     kind: str = "lora"
@@ -52,7 +52,7 @@ class AdapterConfig:
 def add_student(model: AnyText2, config: AdapterConfig, seed: int) -> PeftModel:
     """Freezes `model` and puts a fresh LoRA on it (A random in `seed`, B zero: the student starts as the teacher).
 
-    Raises ValueError where `config.targets` cannot be adapted (see lora_targets), or not by DoRA.
+    Raises ValueError if `config.targets` cannot be adapted (see lora_targets), or not by DoRA.
     """
     model.requires_grad_(False)
     targets = lora_targets(model, config.targets)
@@ -71,9 +71,9 @@ def add_student(model: AnyText2, config: AdapterConfig, seed: int) -> PeftModel:
 
 
 def add_adapter(student: PeftModel, adapter: str, trained: bool, seed: int) -> None:
-    """Puts a second adapter of the student's kind beside it, random in `seed`.
+    """Adds a second adapter with the student's configuration, random in `seed`; B is zero, so it equals the teacher.
 
-    The average's values are `Engine.copy_ema_to`'s; the fake score's begin as a fresh adapter's, as the teacher.
+    The moving average's weights are then written by `Engine.copy_ema_to`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 0, 0, f"lora/{adapter}"))
@@ -84,19 +84,19 @@ def add_adapter(student: PeftModel, adapter: str, trained: bool, seed: int) -> N
 
 
 def adapter_parameters(student: PeftModel, adapter: str) -> list[tuple[str, nn.Parameter]]:
-    """(name in checkpoints, parameter) of one adapter, in the model's order. Others than the student's say whose."""
+    """(name in checkpoints, parameter) of one adapter, in the model's order; a second one's names begin `ADAPTER:`."""
     prefix = "" if adapter == STUDENT else f"{adapter}:"
     return [(prefix + portable_name(n, adapter), p) for n, p in student.named_parameters() if f".{adapter}." in n]
 
 
 def adapter_of(name: str) -> str:
-    """Whose parameter a name of `adapter_parameters` is."""
+    """The adapter that a name from `adapter_parameters` belongs to."""
     return name.split(":", 1)[0] if ":" in name else STUDENT
 
 
 @torch.no_grad()
 def _require_lengths(model: nn.Module, targets: list[str]) -> None:
-    """DoRA divides by the length of each row of a weight, in half precision where the run is."""
+    """Raises ValueError for weights with a zero row: DoRA divides by each row's norm, perhaps in half precision."""
     silent = [
         name
         for name in targets
@@ -120,7 +120,7 @@ def lora_config(student: PeftModel) -> LoraConfig:
 def load_student(model: AnyText2, folder: Path) -> PeftModel:
     """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling.
 
-    Raises ValueError where the folder holds no adapter, a damaged one, or one that does not fit the model.
+    Raises ValueError if the folder holds no adapter, a damaged one, or one that does not fit the model.
     """
     if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{folder}: no adapter here ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed)")
@@ -130,23 +130,23 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
-        student.requires_grad_(False)  # PEFT leaves the lengths of convolutions trainable
-    except (ValueError, TypeError, KeyError) as error:  # PEFT's words are long: it names every target module
+        student.requires_grad_(False)  # PEFT leaves DoRA's magnitudes of convolutions trainable
+    except (ValueError, TypeError, KeyError) as error:  # PEFT's message is long: it names every target module
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder / ADAPTER_CONFIG}: does not fit this model: {reason}") from error
-    wanted = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
-    require_fit(folder / ADAPTER_WEIGHTS, tensors, wanted)
+    shapes = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+    require_fit(folder / ADAPTER_WEIGHTS, tensors, shapes)
     set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in tensors.items()}, adapter_name=STUDENT)
     return student
 
 
-def require_fit(path: Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> None:
-    """Raises ValueError, counting what is wrong, unless exactly the wanted names are there in the wanted shapes."""
+def require_fit(path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Raises ValueError, with counts of the differences, unless `tensors` has exactly these names and shapes."""
     faults = {
-        "missing": [n for n in wanted if n not in tensors],
-        "unexpected": [n for n in tensors if n not in wanted],
-        "of another shape": [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n]],
+        "missing": [n for n in shapes if n not in tensors],
+        "unexpected": [n for n in tensors if n not in shapes],
+        "of another shape": [n for n, t in tensors.items() if n in shapes and t.shape != shapes[n]],
     }
     if any(faults.values()):
-        told = ", ".join(f"{len(names)} {what} (first {names[0]})" for what, names in faults.items() if names)
-        raise ValueError(f"{path}: does not fit this model: of {len(wanted)} tensors {told}")
+        counts = ", ".join(f"{len(names)} {kind} (first {names[0]})" for kind, names in faults.items() if names)
+        raise ValueError(f"{path}: does not fit this model: of {len(shapes)} tensors {counts}")

@@ -1,4 +1,4 @@
-"""Who computes: teacher, student, its average or a fake score, all on one set of frozen weights.
+"""The roles of one set of frozen weights: teacher (no adapter), student, its moving average, fake score (adapters).
 
 Shape legend: B batch, C channels, h/w latent cells.
 """
@@ -22,26 +22,26 @@ STUDENT, EMA, FAKE_SCORE = "student", "average", "fake"
 
 
 class Roles(Protocol):
-    """The parts that one set of base weights plays. Outside both contexts the student's adapters are active."""
+    """Selects the role of the base weights. Outside the contexts the student's adapter is active."""
 
     @property
     def model(self) -> AnyText2: ...
 
     def teacher(self) -> AbstractContextManager[object]:
-        """Adapters off, inference mode: every tensor made inside must be cloned before it enters a graph."""
+        """Adapters off, inference mode: tensors created inside must be cloned before they enter a graph."""
 
     def target(self) -> AbstractContextManager[object]:
         """The weights of the consistency target (the student or its average), inference mode."""
 
     def using(self, adapter: str) -> AbstractContextManager[object]:
-        """Another adapter in the student's place, with its gradients."""
+        """Another adapter instead of the student's, with its gradients."""
 
 
 class AdapterRoles:
-    """Who computes: the teacher (adapter off) or the student (adapter on), both on the same weights.
+    """The roles of a model with PEFT adapters.
 
-    `wrapped` is the PeftModel, or the bare model where the weights themselves are trained and there is no student. With
-    the adapter of `add_average` the target is that, else the student.
+    `wrapped` is the PeftModel, or the bare model where base weights are trained and there is no student. The
+    consistency target is the moving average if there is such an adapter, else the student.
     """
 
     def __init__(self, wrapped: nn.Module) -> None:
@@ -57,7 +57,7 @@ class AdapterRoles:
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """The undistilled model, in inference mode. What leaves the block must be cloned before autograd saves it."""
+        """The undistilled model, in inference mode; its tensors must be cloned before autograd saves them."""
         self._switch(False)
         try:
             with torch.inference_mode():
@@ -66,8 +66,8 @@ class AdapterRoles:
             self._switch(True)
 
     def _switch(self, on: bool) -> None:
-        # PEFT's disable_adapter() also searches the whole model twice for layers that disagree: 59 ms a time in the
-        # official size, against 9 ms for this. Its enable_adapters() would leave one adapter trainable only.
+        # PEFT's disable_adapter() also searches the whole model twice for inconsistent layers: 59 ms a call in the
+        # official size, against 9 ms for this. Its enable_adapters() would leave only one adapter trainable.
         for layer in self._adapted:
             layer._disable_adapters = not on
 
@@ -79,7 +79,7 @@ class AdapterRoles:
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Another adapter in the student's place."""
+        """Another adapter instead of the student's."""
         self._choose(adapter)
         try:
             yield

@@ -15,8 +15,8 @@ _ATTENTION = r"attn[12]x?\.to_(q|k|v|out\.0)"
 TARGET_PRESETS: dict[str, str] = {
     # Attention of UNet (attn1, attn2, attn1x, attn2x) and WriteNet, and the WriteNet's 1x1 output convolutions.
     "paper": rf"^((model\.diffusion_model|control_model)\..*{_ATTENTION}|control_model\.zero_convs\.\d+\.0)$",
-    # Attention behind the points where the WriteNet's maps are added. The UNet's encoder, its middle block and the
-    # WriteNet stay the teacher's: what they compute for the teacher is right for the student too.
+    # Attention after the points where the WriteNet's maps are added. The UNet's encoder, its middle block and the
+    # WriteNet stay the teacher's.
     "decoder": rf"^model\.diffusion_model\.output_blocks\..*{_ATTENTION}$",
     # Every layer of UNet and WriteNet, but for the WriteNet's first convolution: the latent that it sees is zero
     # (fast_control), and with it the gradient of an adapter there.
@@ -29,8 +29,8 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
     """Paths of the Linear and Conv2d modules that carry the LoRA, in the model's order. Needs no weights.
 
     targets: a preset's name; a text file with a module path or a regular expression on each line; or one regular
-    expression over module paths. Raises ValueError for an unknown preset, a file that is missing, a malformed pattern,
-    what matches nothing, and a layer that PEFT can put no LoRA on.
+    expression over module paths. Raises ValueError for an unknown preset, a missing file, a malformed pattern, a
+    pattern without a match, and a layer that PEFT cannot adapt.
     """
     candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     if targets in TARGET_PRESETS:
@@ -61,7 +61,7 @@ def _search(candidates: list[str], pattern: str) -> set[str]:
 
 
 def _from_file(candidates: list[str], path: Path) -> set[str]:
-    """What the lines of a file choose. A module's path means that module, and all in it."""
+    """The modules that the lines of a file match. A module's path matches that module and all modules in it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -69,13 +69,13 @@ def _from_file(candidates: list[str], path: Path) -> set[str]:
         raise ValueError(f"lora.targets={path}: {reason}; presets: {_PRESETS}") from error
     chosen: set[str] = set()
     for number, line in enumerate(lines, start=1):
-        wish = line.partition("#")[0].strip()
-        if not wish:
+        pattern = line.partition("#")[0].strip()
+        if not pattern:
             continue
-        where = f"lora.targets={path}: line {number}, {wish!r}"
-        found = {name for name in candidates if name == wish or name.startswith(f"{wish}.")}
+        where = f"lora.targets={path}: line {number}, {pattern!r}"
+        found = {name for name in candidates if name == pattern or name.startswith(f"{pattern}.")}
         try:
-            found = found or _search(candidates, wish)
+            found = found or _search(candidates, pattern)
         except re.error as error:
             raise ValueError(f"{where}: neither a module's path nor a pattern: {error}") from error
         if not found:

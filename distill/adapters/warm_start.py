@@ -1,8 +1,8 @@
-"""The student's first weights from an adapter folder: ours, PEFT's, or one of the original project's runs.
+"""The student's initial weights from an adapter folder: ours, PEFT's, or a run of the original project.
 
     adapter_model.safetensors or adapter_model.bin   the LoRA by PEFT's names
     adapter_config.json                              optional; rank, alpha and kind must be the recipe's
-    training_state.pt                                optional; only its step is read, to be told
+    training_state.pt                                optional; only its step is read, for the log
 
 Files of torch's pickle format come from other machines: they are read with `weights_only`, and one that asks for code
 is refused.
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from distill.adapters.lora import KINDS, AdapterConfig, require_fit
-from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_tensors, portable_name
+from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, portable_name, read_tensors
 from distill.checkpoint.store import read_json
 
 PICKLED_WEIGHTS = "adapter_model.bin"
@@ -31,7 +31,7 @@ _STEPS = ("step", "global_step", "global_steps")
 
 @dataclass(frozen=True)
 class WarmStart:
-    """tensors: float32 by portable name. step: how long it was trained, None where the folder does not say."""
+    """tensors: float32 by portable name. step: number of its training updates, None if the folder does not have it."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
@@ -50,7 +50,7 @@ def read_warm_start(folder: Path, lora: AdapterConfig) -> WarmStart:
         require_same_adapter(folder / ADAPTER_CONFIG, lora)
     path = folder / ADAPTER_WEIGHTS
     if path.is_file():
-        found: Mapping[Any, Any] = load_tensors(path)
+        found: Mapping[Any, Any] = read_tensors(path)
     else:
         path = folder / PICKLED_WEIGHTS
         found = _read_pickle(path)
@@ -76,7 +76,7 @@ def load_warm_start(start: WarmStart, params: list[tuple[str, nn.Parameter]]) ->
 
 
 def require_same_adapter(path: Path, lora: AdapterConfig) -> None:
-    """The same tensors mean another adapter where rank, alpha or kind differ. Raises ValueError naming the difference.
+    """Raises ValueError, naming the difference, if rank, alpha or kind are not the recipe's.
 
     path: an adapter_config.json.
     """
@@ -103,8 +103,8 @@ def _read_pickle(path: Path) -> Mapping[object, object]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it asks for {asked[1]}" if asked else "it is damaged, or asks for code"
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it asks for {name[1]}" if name else "it is damaged, or asks for code"
         raise ValueError(
             f"{path}: refused: {what}, and only tensors, numbers, texts and containers of them are read; "
             "convert it where it was made, or take the file away if it is not needed"

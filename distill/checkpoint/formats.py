@@ -1,4 +1,4 @@
-"""What is in a checkpoint: the adapter in PEFT format, the optimizer, the trainer's state. Nothing here needs pickle.
+"""The files of a checkpoint: the adapter in PEFT format, the optimizer, the trainer's state. No file is a pickle.
 
 adapter_config.json, adapter_model.safetensors   the student, as PEFT reads it
 optimizer.safetensors                            whole tensors by parameter name: any number of ranks can read them
@@ -83,7 +83,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The adapter's float32 tensors by portable name, and its configuration. Raises CheckpointError."""
-    tensors = load_tensors(folder / ADAPTER_WEIGHTS)
+    tensors = read_tensors(folder / ADAPTER_WEIGHTS)
     return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}, read_json(
         folder / ADAPTER_CONFIG
     )
@@ -108,7 +108,7 @@ def read_optimizer(
     """
     path = folder / OPTIMIZER
     state: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_tensors(path).items():
+    for key, tensor in read_tensors(path).items():
         slot, _, name = key.partition("/")
         state.setdefault(name, {})[slot] = tensor
     if expected is not None:
@@ -152,7 +152,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, contiguous, and not a window into a larger buffer (safetensors stores whole tensors only)."""
+    """A copy on the CPU, contiguous and no view of a larger buffer: safetensors stores whole tensors only."""
     tensor = tensor.detach().to("cpu").contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()
@@ -170,7 +170,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")

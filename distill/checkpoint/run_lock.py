@@ -1,4 +1,4 @@
-"""One run in one folder: a lock that the operating system takes back when its holder dies, however it dies."""
+"""A lock on a run folder, so that no two runs share it. The operating system releases it when its holder dies."""
 
 from __future__ import annotations
 

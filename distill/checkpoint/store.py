@@ -1,4 +1,4 @@
-"""Checkpoints as folders: complete or absent, whatever moment a process is killed at.
+"""Atomic checkpoints: a folder is complete or absent, at whatever moment a process is killed.
 
     run/latest                      name of the checkpoint that was completed last
     run/best                        name of the best one so far, and its score on a second line
@@ -79,7 +79,7 @@ def mark_best(run_dir: Path, name: str, score: float) -> None:
         raise ValueError(f"{run_dir / BEST}: score {score} of {name} is not a number to compare by")
     if not _NAME.fullmatch(name):
         raise CheckpointError(f"{run_dir / BEST}: {name!r} is not the name of a checkpoint, as in checkpoint-100")
-    verify(run_dir / name, hashes=False)
+    verify_checkpoint(run_dir / name, hashes=False)
     write_text_atomically(run_dir / BEST, f"{name}\n{score!r}\n")
 
 
@@ -91,20 +91,20 @@ def find_checkpoint(path: Path, say: Callable[[str], None] = print) -> Path:
     means is broken.
     """
     if path.name in (LATEST, BEST) and path.is_file():
-        named = _pointed(path)
+        named = _read_pointer(path)
         if named is None:
             raise CheckpointError(f"{path}: names no checkpoint")
-        verify(path.parent / named)
+        verify_checkpoint(path.parent / named)
         return path.parent / named
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a checkpoint-N folder or the run folder that holds it")
     if _NAME.fullmatch(path.name) or (path / MANIFEST).exists():
-        verify(path)
+        verify_checkpoint(path)
         return path
     candidates = _candidates(path, say)
     for candidate in candidates:
         try:
-            verify(candidate)
+            verify_checkpoint(candidate)
         except CheckpointError as error:
             say(f"checkpoint skipped: {error}")
             continue
@@ -112,7 +112,7 @@ def find_checkpoint(path: Path, say: Callable[[str], None] = print) -> Path:
     raise CheckpointError(f"{path}: no complete checkpoint-N in this folder ({len(candidates)} incomplete)")
 
 
-def verify(path: Path, hashes: bool = True) -> None:
+def verify_checkpoint(path: Path, hashes: bool = True) -> None:
     """Checks every file of the checkpoint against its manifest (`hashes=False`: sizes only, without reading them).
 
     Files that the manifest does not name are allowed. Raises CheckpointError naming the first file that is wrong.
@@ -199,7 +199,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _pointed(pointer: Path) -> str | None:
+def _read_pointer(pointer: Path) -> str | None:
     """The checkpoint's name in a pointer file; None where there is no file, or something else in it."""
     if not pointer.is_file():
         return None
@@ -211,7 +211,7 @@ def _candidates(run_dir: Path, say: Callable[[str], None]) -> list[Path]:
     ordered = _by_step(run_dir)
     latest = run_dir / LATEST
     if latest.is_file():
-        named = _pointed(latest)
+        named = _read_pointer(latest)
         if named is None or not (run_dir / named).is_dir():
             say(f"checkpoint skipped: {latest}: names {named or 'no checkpoint'}, which is not there")
         ordered.sort(key=lambda path: path.name != named)  # stable: only the named one moves, to the front
@@ -226,7 +226,7 @@ def _by_step(run_dir: Path) -> list[Path]:
 
 
 def _remove_old(run_dir: Path, newest: Path, keep: int) -> None:
-    best = _pointed(run_dir / BEST)
+    best = _read_pointer(run_dir / BEST)
     others = [path for path in _by_step(run_dir) if path != newest and _has_all_files(path)]
     for path in others[keep - 1 :]:
         if path.name == best:
@@ -238,7 +238,7 @@ def _remove_old(run_dir: Path, newest: Path, keep: int) -> None:
 
 def _has_all_files(path: Path) -> bool:
     try:
-        verify(path, hashes=False)
+        verify_checkpoint(path, hashes=False)
     except CheckpointError:
         return False
     return True

@@ -1,8 +1,8 @@
-"""Writes checkpoints in the background: training hands over a snapshot and goes on. Rank 0 has one writer.
+"""Writes checkpoints in a background thread, from a snapshot that training hands over. Rank 0 has one writer.
 
-At most one write is in flight. What the disk refuses (full, read-only, over quota) is said, counted, and left to the
-next checkpoint; the checkpoints that are there stay as they are. Anything else that goes wrong is raised in the
-training, by the next `submit` or `wait`.
+At most one write is in flight. An error of the disk (full, read-only, over quota) is printed and counted; the next
+checkpoint tries again, and older checkpoints stay. Any other error is raised in the training, by the next `submit` or
+`wait`.
 """
 
 from __future__ import annotations

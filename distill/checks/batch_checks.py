@@ -1,7 +1,7 @@
-"""The data half of the audit: is this batch what the model was trained to be given?
+"""Sanity checks of a batch: does it hold what the model was trained to be given?
 
-A falling loss says nothing about conditions: a white glyph page, ink of 1/255 or a lost placeholder train as smoothly
-as the right thing. So every rule that a batch must obey is checked on a real one. Use through `distill.audit`.
+The loss does not show faulty conditions: it also falls with a white glyph page, ink of 1/255 or a lost placeholder. So
+every rule that a batch must obey is checked on a real one.
 
 Shape legend: B batch, L lines (padded), C channels, H/W pixels, g the glyph scale.
 """
@@ -26,7 +26,7 @@ _LINE_INK = 0.6  # a line of bold capitals covers less than half of its canvas; 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that cannot be right. check: which rule; where: sample and line, or tensor; message: what was found."""
+    """A broken rule. check: which rule; where: sample and line, or tensor; message: what was found."""
 
     check: str
     where: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def check_batch(batch: Batch) -> list[Finding]:
-    """All findings in a batch; empty when nothing is wrong. Reads values back to the CPU: for once a run."""
+    """All findings in a batch, empty if it is sound. Copies the batch to the CPU, so it is called once a run."""
     batch = batch.to("cpu")
     findings: list[Finding] = []
     for row in range(batch.size):
@@ -84,7 +84,7 @@ def _glyph_page(batch: Batch, row: int) -> Iterator[Finding]:
 
 
 def _boxes(batch: Batch, row: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Where ink may be: each polygon with its minimum-area rectangle, grown by the slack; bool [H*g, W*g]."""
+    """Where ink may be, bool [H*g, W*g]: each polygon and its minimum-area rectangle, dilated by _BOX_SLACK."""
     scale = shape[0] / batch.image.shape[-2]
     mask = np.zeros(shape, np.uint8)
     for polygon in batch.polygons[row]:

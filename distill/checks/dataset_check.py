@@ -1,7 +1,7 @@
-"""Is a dataset fit to train on? Every picture is decoded, made into a sample and audited; everything is counted.
+"""Checks a dataset: every picture is decoded, made into a sample and checked by `check_batch`; everything is counted.
 
-Counts add up in any grouping and are put together in the order of the pictures, so that a report does not depend on
-how many processes made it. No network is needed.
+Counts are merged in the order of the pictures, so the report does not depend on the number of processes. No network is
+needed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, mi
 from anytext2.data.geometry import is_outside_image, scale_record
 from anytext2.glyphs.fonts import load_font_table
 from distill.checks.batch_checks import Finding, check_batch
-from distill.checks.dataset_report import Colors, Counted, Sizes, SourceCheck, Spread, Uncovered
-from distill.data.loader import one_thread
-from distill.viz.contact_sheet import evenly_spaced
+from distill.checks.dataset_report import Colors, CountWithExample, Sizes, SourceCheck, Spread, Uncovered
+from distill.data.loader import limit_threads
+from distill.viz.contact_sheet import evenly_spaced_indices
 
 DARK, LIGHT = 30, 225
 """A colour counts as black where no channel is above DARK, as white where none is below LIGHT."""
 
-NO_SAMPLE = "sample"
-"""The rule that a picture which can be read can be made into a sample."""
+SAMPLE_ERROR = "sample"
+"""The rule that every readable picture can be made into a sample."""
 
 PARTLY_OUTSIDE, WHOLLY_OUTSIDE = "partly outside the picture", "wholly outside the picture (line left out)"
 
@@ -58,9 +58,9 @@ def check_source(
     except ValueError as error:
         return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
-    indices, found = evenly_spaced(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
-    for part in _parts(dataset, indices, workers):
-        found.add(part)
+    indices, found = evenly_spaced_indices(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
+    for counts in _count_chunks(dataset, indices, workers):
+        found.add(counts)
         progress(found.pictures["checked"], len(indices))
     return summarize(source, options, found, report)
 
@@ -78,7 +78,7 @@ class DatasetCounts:
     polygons: Counter[str] = field(default_factory=Counter)
     uncovered: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
-    colors: Counter[str] = field(default_factory=Counter)  # told, black, white; red, green, blue: sums
+    colors: Counter[str] = field(default_factory=Counter)  # told (lines), black, white; sums of red, green, blue
     text_lengths: Counter[int] = field(default_factory=Counter)
     lines_per_picture: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -92,15 +92,15 @@ class DatasetCounts:
         for key, example in other.examples.items():
             self.examples.setdefault(key, example)
 
-    def note(self, name: str, reason: str, example: str, count: int = 1) -> None:
-        """Counts something with an example in the field `name`."""
+    def count(self, name: str, reason: str, example: str, count: int = 1) -> None:
+        """Adds to the field `name`; the first example of each reason is kept."""
         getattr(self, name)[reason] += count
-        self.examples.setdefault((name, reason), one_line(example))
+        self.examples.setdefault((name, reason), escape_unprintable(example))
 
-    def counted(self, name: str) -> dict[str, Counted]:
+    def most_common(self, name: str) -> dict[str, CountWithExample]:
         """The field `name`, most frequent first, with examples."""
         found: Counter[str] = getattr(self, name)
-        return {reason: Counted(n, self.examples[name, reason]) for reason, n in found.most_common()}
+        return {reason: CountWithExample(n, self.examples[name, reason]) for reason, n in found.most_common()}
 
 
 def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCounts:
@@ -126,17 +126,17 @@ def _sample(found: DatasetCounts, dataset: AnyWordDataset, index: int, record: R
     try:
         return dataset.sample(index, 0)
     except SampleError as error:
-        found.note("unreadable", error.reason, str(error))
+        found.count("unreadable", error.reason, str(error))
     except (ValueError, ArithmeticError, LookupError, cv2.error) as error:
-        # Training would end here with a traceback. A check is there to find out, and to go on with the others.
-        _count_findings(found, [Finding(NO_SAMPLE, record.name, f"cannot be made: {type(error).__name__}: {error}")])
+        # Training would end here with a traceback. The check reports it and continues.
+        _count_findings(found, [Finding(SAMPLE_ERROR, record.name, f"cannot be made: {type(error).__name__}: {error}")])
     return None
 
 
 def _count_findings(found: DatasetCounts, findings: list[Finding]) -> None:
     found.pictures["faulty"] += bool(findings)
     for finding in findings:
-        found.note("audit", finding.check, f"{finding.where}: {finding.message}")
+        found.count("audit", finding.check, f"{finding.where}: {finding.message}")
 
 
 def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) -> None:
@@ -150,22 +150,22 @@ def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) 
             found.colors.update(dict(zip(("red", "green", "blue"), line.color, strict=True)))
     for char, count in missing_glyphs([record], dataset.fonts).items():
         text = next(line.text for line in record.lines if char in line.text)
-        found.note("uncovered", char, f"{record.name}: {text!r}", count)
+        found.count("uncovered", char, f"{record.name}: {text!r}", count)
 
 
 def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int], side: int) -> None:
     """size: width and height of the file; side: of the sample, which has only lines that it shows something of."""
-    shown = scale_record(record, (size[1], size[0]), (side, side))
-    for line, seen in zip(record.lines, shown.lines, strict=True):
+    scaled = scale_record(record, (size[1], size[0]), (side, side))
+    for line, seen in zip(record.lines, scaled.lines, strict=True):
         beyond = np.maximum(-line.polygon, line.polygon - np.array(size, np.float32)).max()
         if beyond > _EDGE:
             kind = WHOLLY_OUTSIDE if is_outside_image(seen.polygon, (side, side)) else PARTLY_OUTSIDE
             corners = ", ".join(f"({x:g}, {y:g})" for x, y in line.polygon.tolist())
             example = f"{record.name}, {size[0]} x {size[1]}: {line.text!r} at {corners}"
-            found.note("polygons", kind, example)
+            found.count("polygons", kind, example)
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -186,14 +186,14 @@ class _Chunks(Dataset[DatasetCounts]):
         return count_samples(self.dataset, self.indices[chunk * _CHUNK : (chunk + 1) * _CHUNK])
 
 
-def _parts(dataset: AnyWordDataset, indices: Sequence[int], workers: int) -> Iterator[DatasetCounts]:
+def _count_chunks(dataset: AnyWordDataset, indices: Sequence[int], workers: int) -> Iterator[DatasetCounts]:
     """The counts of all chunks, in order."""
     yield from DataLoader(
         _Chunks(dataset, indices),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=limit_threads,
     )
 
 
@@ -209,7 +209,9 @@ def summarize(
 ) -> SourceCheck:
     """Shares and means of what was counted. error: why the file could not be used at all."""
     beyond = sum(count for reason, count in report.skipped.items() if reason.startswith("pictures:"))
-    uncovered = {f"U+{ord(char):04X} {one_line(char)}": n for char, n in found.counted("uncovered").items()}
+    uncovered = {
+        f"U+{ord(char):04X} {escape_unprintable(char)}": n for char, n in found.most_common("uncovered").items()
+    }
     return SourceCheck(
         source=str(source),
         error=error,
@@ -219,12 +221,15 @@ def summarize(
         readable=found.pictures["readable"],
         faulty=found.pictures["faulty"],
         lines=found.text_lengths.total(),
-        left_out={r: Counted(n, one_line(report.examples.get(r, ""))) for r, n in sorted(report.skipped.items())},
-        unreadable=found.counted("unreadable"),
-        audit=found.counted("audit"),
-        polygons=found.counted("polygons"),
+        left_out={
+            r: CountWithExample(n, escape_unprintable(report.examples.get(r, "")))
+            for r, n in sorted(report.skipped.items())
+        },
+        unreadable=found.most_common("unreadable"),
+        audit=found.most_common("audit"),
+        polygons=found.most_common("polygons"),
         uncovered=Uncovered(found.uncovered.total(), len(uncovered), dict(list(uncovered.items())[:10])),
-        languages={one_line(language): count for language, count in found.languages.most_common()},
+        languages={escape_unprintable(language): count for language, count in found.languages.most_common()},
         colors=_colors(found),
         text_lengths=_spread(found.text_lengths, options.max_chars),
         lines_per_picture=_spread(found.lines_per_picture, options.max_lines),

@@ -1,4 +1,4 @@
-"""What a check of a dataset found: the values, whether it is usable, and a table for people."""
+"""The report of a dataset check: its values, whether the dataset is usable, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _EXAMPLE = 150  # characters of an example that a table shows; the JSON has all 
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountWithExample:
     """How often something occurs, and the first place where it does."""
 
     count: int
@@ -18,7 +18,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Colors:
-    """told: lines that tell their colour. Of those: the mean in 0..255 and the shares that are black or white."""
+    """Colours in the annotations. told: lines with a colour. Of these, the mean in 0..255, shares of black, white."""
 
     told: int
     share_told: float
@@ -29,7 +29,7 @@ class Colors:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of whole numbers, one for each thing counted: mean, greatest, and the share above `limit`."""
+    """The distribution of a count: mean, maximum (most), and the share above `limit`."""
 
     mean: float
     most: int
@@ -53,16 +53,17 @@ class Uncovered:
 
     total: int
     different: int
-    most_frequent: dict[str, Counted]
+    most_frequent: dict[str, CountWithExample]
 
 
 @dataclass(frozen=True)
 class SourceCheck:
     """What was found in one annotation file.
 
-    error: why the file could not be used at all, else empty. items: entries of its list; usable: those that loading
-    kept; checked: those of them that were looked at; readable: those that became a sample; faulty: those that break a
-    rule of the audit. left_out is about all items, everything else about the checked ones. Mappings: by reason or name.
+    error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
+    kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
+    break a rule of `check_batch`. left_out is about all items, everything else about the checked ones. Mappings are by
+    reason or name.
     """
 
     source: str
@@ -73,10 +74,10 @@ class SourceCheck:
     readable: int
     faulty: int
     lines: int
-    left_out: dict[str, Counted]
-    unreadable: dict[str, Counted]
-    audit: dict[str, Counted]
-    polygons: dict[str, Counted]
+    left_out: dict[str, CountWithExample]
+    unreadable: dict[str, CountWithExample]
+    audit: dict[str, CountWithExample]
+    polygons: dict[str, CountWithExample]
     uncovered: Uncovered
     languages: dict[str, int]
     colors: Colors
@@ -86,8 +87,8 @@ class SourceCheck:
     sizes: Sizes
 
 
-def shortcomings(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
-    """Why the source should not be trained on, one line each; empty where nothing speaks against it.
+def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
+    """Why the source should not be trained on, one line each; empty if it can be.
 
     max_unreadable: share of the checked pictures that may be missing or corrupt; max_findings: share of them that may
     fail the audit.
@@ -112,15 +113,15 @@ def shortcomings(check: SourceCheck, max_unreadable: float, max_findings: float)
     return found
 
 
-def _reasons(counted: Mapping[str, Counted]) -> str:
+def _reasons(counted: Mapping[str, CountWithExample]) -> str:
     return ", ".join(f"{reason}: {found.count}" for reason, found in counted.items())
 
 
 # --- the table ---
 
 
-def table(check: SourceCheck) -> str:
-    """The report as text: a label and what belongs to it, several lines where several things do."""
+def format_report(check: SourceCheck) -> str:
+    """The report as text: a label and its values, one a line."""
     if check.error:
         return f"{check.source}\n  cannot be used: {check.error}"
     rows = [(label, value) for label, values in _rows(check).items() for value in values]
@@ -167,7 +168,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
     }
 
 
-def _listed(counted: Mapping[str, Counted], none: str = "none") -> list[str]:
+def _listed(counted: Mapping[str, CountWithExample], none: str = "none") -> list[str]:
     return [f"{reason}: {found.count}{_as_in(found.example)}" for reason, found in counted.items()] or [none]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from anytext2.core.batch import Batch, Conditions
 from anytext2.model.anytext2 import AnyText2
 
-THIN_INK = 1.0 / 255.0
+FAINT_INK = 1.0 / 255.0
 
 
 def glyph_page_all_ink(model: AnyText2) -> None:
@@ -36,7 +36,7 @@ def glyph_lines_thin(model: AnyText2) -> None:
     original = model.encode_conditions
 
     def encode_conditions(batch: Batch, *args: Any, **kwargs: Any) -> Conditions:
-        return original(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * THIN_INK), *args, **kwargs)
+        return original(replace(batch, glyph_line=batch.glyph_line.to(torch.float32) * FAINT_INK), *args, **kwargs)
 
     model.encode_conditions = encode_conditions  # type: ignore[method-assign]
 

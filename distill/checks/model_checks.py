@@ -1,7 +1,7 @@
-"""A look before the leap: every run checks one batch, its conditions and its gradients before the first step.
+"""Sanity checks of the model on one batch: conditions, recogniser, WriteNet and gradients, before the first step.
 
-Each function returns findings; `require` turns them into one clear line. They call the model the way training does and
-leave it as it was. Why: the forerunner of this project broke six of these rules, and its loss fell all the same.
+Each function returns findings; `require_sound` raises an error of one line for them. The checks call the model as
+training does and leave it unchanged. The forerunner of this project broke six of these rules while its loss fell.
 
 Shape suffixes: B batch, T tokens, D width, h/w latent cells.
 """
@@ -20,20 +20,9 @@ from anytext2.core.batch import Batch, Conditions
 from anytext2.core.line_crop import recognizer_input
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_text_captions
-from distill.checks.batch_checks import Finding, check_batch
+from distill.checks.batch_checks import Finding
 
-__all__ = [
-    "FirstBatchError",
-    "Finding",
-    "check_adapters",
-    "check_batch",
-    "check_conditions",
-    "check_control",
-    "check_recognizer",
-    "require",
-]
-
-_NOISE = 1e-2  # of the largest change: what rounding may move where nothing should move
+_TOLERANCE = 1e-2  # share of the largest change that rounding may cause elsewhere
 _LOSS_SCALES = (1.0, 2.0**10, 2.0**20)  # half precision loses small gradients; a path that exists shows at one of these
 _PROBE_STD = 0.02
 
@@ -42,7 +31,7 @@ class FirstBatchError(ValueError):
     """The run must not start; the message is one line."""
 
 
-def require(findings: Sequence[Finding]) -> None:
+def require_sound(findings: Sequence[Finding]) -> None:
     """Raises FirstBatchError with the first finding and the number of the others; returns when there are none."""
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
@@ -54,11 +43,11 @@ def require(findings: Sequence[Finding]) -> None:
 
 @torch.inference_mode()
 def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_probes: int = 16) -> list[Finding]:
-    """Whether `conditions` say what `batch` says, and whether every line's embedding stands at its own placeholder.
+    """Whether `conditions` belong to `batch`, and every line's embedding stands at its own placeholder.
 
-    The latter is tried out: one line's glyphs and colour are inverted, everything is encoded again, and the first token
+    The latter is probed: one line's glyphs and colour are inverted and everything is encoded again. The first token
     that changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other.
-    `max_probes` bounds how many lines are tried; samples with the most lines come first.
+    max_probes: how many lines are probed at most; samples with the most lines come first.
     """
     findings = [
         Finding("conditions", name, "holds values that are not finite")
@@ -71,7 +60,7 @@ def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_
     base = model.encode_conditions(batch, conditions.masked_latent)
     for name in ("image_context", "text_context"):
         given, fresh = getattr(conditions, name), getattr(base, name)
-        if given.shape != fresh.shape or _distance(given, fresh) > _NOISE:
+        if given.shape != fresh.shape or _distance(given, fresh) > _TOLERANCE:
             findings.append(Finding("conditions", name, "is not what the model makes of this batch"))
     lines = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
     lines.sort(key=lambda at: -batch.n_lines[at[0]])
@@ -103,7 +92,7 @@ def _probe_line(model: AnyText2, batch: Batch, base: Conditions, row: int, line:
     if largest <= 1e-6 * float(base.text_context.abs().max()):
         yield Finding("line embedding", where, "reaches no token of the text caption")
         return
-    changed_BT = change_BT > _NOISE * largest
+    changed_BT = change_BT > _TOLERANCE * largest
     strays = [batch.name[other] for other in range(batch.size) if other != row and bool(changed_BT[other].any())]
     if strays:
         yield Finding("line embedding", where, f"reaches another sample, {strays[0]}")
@@ -128,31 +117,31 @@ def _distance(given: Tensor, wanted: Tensor) -> float:
 
 @torch.inference_mode()
 def check_recognizer(model: AnyText2, batch: Batch, masked_latent: Tensor) -> list[Finding]:
-    """Whether the recogniser, which feeds the line embeddings, is shown the batch's own glyphs.
+    """Whether the recogniser, which feeds the line embeddings, gets the batch's own glyphs.
 
-    Glyphs of 0 and 1 that are divided by 255 once more still reach their placeholders, as all but empty lines.
+    `check_conditions` does not see a wrong scale: glyphs divided by 255 still reach their placeholders, nearly empty.
     """
     lines = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
     if not lines:
         return []
-    shown: list[Tensor] = []
-    handle = model.text_predictor.backbone.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    inputs: list[Tensor] = []
+    handle = model.text_predictor.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
         model.encode_conditions(batch, masked_latent)
     finally:
         handle.remove()
     wanted_N = recognizer_input(torch.stack([batch.glyph_line[at] for at in lines]).unsqueeze(1).float())
-    given_N = torch.cat(shown) if shown else wanted_N[:0]
+    given_N = torch.cat(inputs) if inputs else wanted_N[:0]
     if given_N.shape != wanted_N.shape:
-        return [Finding("line's glyphs", "recogniser", f"is shown {len(given_N)} lines, {len(wanted_N)} in the batch")]
+        return [Finding("line's glyphs", "recogniser", f"gets {len(given_N)} lines, {len(wanted_N)} in the batch")]
     return [
         Finding(
             "line's glyphs",
             f"{batch.name[row]}, line {line + 1}",
-            f"what the recogniser is shown is not the batch's own: {_range(given)}, {_range(wanted)} in the batch",
+            f"the recogniser's input is not the batch's own: {_range(given)}, {_range(wanted)} in the batch",
         )
         for (row, line), given, wanted in zip(lines, given_N, wanted_N, strict=True)
-        if _distance(given, wanted) > _NOISE
+        if _distance(given, wanted) > _TOLERANCE
     ]
 
 
@@ -166,28 +155,27 @@ def _range(line: Tensor) -> str:
 
 @torch.inference_mode()
 def check_control(model: AnyText2, conditions: Conditions) -> list[Finding]:
-    """Whether the WriteNet's maps stay the same whatever x_t and t the UNet was called with, and stay untouched by it.
+    """Whether the WriteNet's maps depend on neither x_t nor t, and the UNet leaves them unchanged.
 
-    The official WriteNet is trained with a zero latent at t = 0; maps that follow x_t or t are another model, and so is
-    a WriteNet that is given them.
+    The official WriteNet is trained with a zero latent at t = 0. So it must not be given x_t or t, either.
     """
-    told: list[bool] = []
+    given_noise: list[bool] = []
 
-    def look(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def record_inputs(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = (*args[4:], named.get("x_BChw"), named.get("t_B"))
-        told.append(any(value is not None and bool(value.any()) for value in given))
+        given_noise.append(any(value is not None and bool(value.any()) for value in given))
 
-    handle = model.control_model.register_forward_pre_hook(look, with_kwargs=True)
+    handle = model.control_model.register_forward_pre_hook(record_inputs, with_kwargs=True)
     try:
-        findings = _maps(model, conditions)
+        findings = _control_maps(model, conditions)
     finally:
         handle.remove()
-    if any(told):
+    if any(given_noise):
         findings.append(Finding("WriteNet", "input", "is given x_t or t, where it is trained with zeros for both"))
     return findings
 
 
-def _maps(model: AnyText2, conditions: Conditions) -> list[Finding]:
+def _control_maps(model: AnyText2, conditions: Conditions) -> list[Finding]:
     device, latent = conditions.masked_latent.device, conditions.masked_latent
     generator = torch.Generator().manual_seed(0)
     first = model.control_maps(conditions)

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: what a user may write there, and which file runs on this machine."""
+"""DeepSpeed's JSON: reads it, validates it, and chooses the file for this machine."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def precision_of(ds_config: dict[str, Any]) -> str:
 def choose_config(path: Path, world: World, fp16_on_cpu: bool) -> tuple[dict[str, Any], str]:
     """The DeepSpeed configuration that runs here, and a line about it.
 
-    DeepSpeed refuses fp16 without a GPU; there zero2_cpu.json beside the given file takes its place, unless
-    `fp16_on_cpu` asks for real fp16 with real loss scaling on the CPU.
+    DeepSpeed refuses fp16 without a GPU. There zero2_cpu.json beside the given file is used instead, unless
+    `fp16_on_cpu` is set, for fp16 with loss scaling on the CPU.
     """
     config = read_ds_config(path)
     kind = precision_of(config)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.config.structured import merge, to_object
+from distill.config.merging import merge, to_object
 from distill.losses.terms import TERMS, TermConfig
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import ObjectiveConfig

@@ -16,9 +16,9 @@ from yaml import YAMLError
 from anytext2.core.resources import find_shipped, resource
 from distill.adapters.roles import EMA
 from distill.config.aliases import rename_keys
+from distill.config.merging import merge, to_object
 from distill.config.objective import leave_objective
 from distill.config.schema import Recipe
-from distill.config.structured import merge, to_object
 from distill.losses.terms import terms_with_attention
 
 DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")

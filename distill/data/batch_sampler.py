@@ -1,9 +1,9 @@
-"""The endless order of samples: which stands where, for the whole run, whoever computes it.
+"""The endless order of samples of a run, as a function of the seed alone.
 
 Epoch e is one shuffled pass over the data, in which a source of weight w occurs w times (w = 0.5: a random half of it,
 another one in every epoch). Global batch b is the next `effective` samples; batches may straddle two epochs, so that
-nothing is dropped. With several picture sizes every global batch has one size, so that every micro-batch has, whatever
-the number of ranks. All of this is a function of the seed: neither world size nor resuming changes it.
+nothing is dropped. With several picture sizes, every global batch has one size, and so has every micro-batch on any
+number of ranks. Neither world size nor resuming changes the order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anytext2.data.geometry import Size
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One position of the order: which pass over the data, which sample of it, and its size (None: the dataset's)."""
+    """One position of the order. epoch, index: of the sample; size: (H, W), None for the dataset's own."""
 
     epoch: int
     index: int
@@ -40,28 +40,28 @@ class BatchSampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Samples (int64 [n], indices of the dataset) that occur `weight` times in an epoch."""
+class WeightedIndices:
+    """Samples that occur `weight` times in an epoch; indices: int64 [n], of the dataset."""
 
     indices: np.ndarray
     weight: float = 1.0
 
     @property
     def length(self) -> int:
-        return int(self.weight) * len(self.indices) + self.partly
+        return int(self.weight) * len(self.indices) + self.remainder
 
     @property
-    def partly(self) -> int:
+    def remainder(self) -> int:
         """How many of the samples occur once more than the others."""
         return round(self.weight % 1 * len(self.indices))
 
 
 class ShuffledBatchSampler:
-    """All samples of some groups, shuffled anew in every epoch. A second time in one epoch has its own Key.epoch."""
+    """All samples of some groups, shuffled anew in every epoch. Repetitions in one epoch differ in SampleKey.epoch."""
 
-    def __init__(self, groups: Sequence[Group] | int, seed: int) -> None:
+    def __init__(self, groups: Sequence[WeightedIndices] | int, seed: int) -> None:
         """groups: an integer stands for that many samples of weight 1."""
-        self._groups = [Group(np.arange(groups))] if isinstance(groups, int) else list(groups)
+        self._groups = [WeightedIndices(np.arange(groups))] if isinstance(groups, int) else list(groups)
         self.length = sum(group.length for group in self._groups)
         if self.length < 1:
             raise ValueError("data.sources: no usable sample is left; launch with data that has at least one image")
@@ -76,10 +76,10 @@ class ShuffledBatchSampler:
             for turn in range(int(group.weight)):
                 indices.append(group.indices)
                 passes.append(np.full(len(group.indices), turn))
-            if group.partly:
+            if group.remainder:
                 chosen = numpy_rng(self.seed, epoch, number, "part of a source").permutation(len(group.indices))
-                indices.append(group.indices[chosen[: group.partly]])
-                passes.append(np.full(group.partly, int(group.weight)))
+                indices.append(group.indices[chosen[: group.remainder]])
+                passes.append(np.full(group.remainder, int(group.weight)))
         shuffle = numpy_rng(self.seed, epoch, 0, "order").permutation(self.length)
         return np.concatenate(indices)[shuffle], np.concatenate(passes)[shuffle]
 
@@ -95,33 +95,33 @@ class ShuffledBatchSampler:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Samples whose pictures have about one shape, and the sizes in which they are shown, one drawn for each batch."""
+    """Samples of similar aspect ratio, and the sizes (H, W) of which one is drawn for each batch."""
 
-    order: ShuffledBatchSampler
+    sampler: ShuffledBatchSampler
     sizes: tuple[Size, ...]
 
 
 class BucketBatchSampler:
-    """Takes turns between buckets in proportion to their samples; each goes on where its last batch ended."""
+    """Alternates between buckets in proportion to their samples; each continues where its last batch ended."""
 
     def __init__(self, buckets: Sequence[Bucket], seed: int) -> None:
         self._buckets, self.seed = list(buckets), seed
-        self.length = sum(bucket.order.length for bucket in self._buckets)
+        self.length = sum(bucket.sampler.length for bucket in self._buckets)
         self._turns: list[tuple[int, int]] = []  # of each batch: its bucket, and how many that bucket had before
         self._counts = [0] * len(self._buckets)
 
     def batch(self, number: int, size: int) -> list[SampleKey]:
         chosen, turn = self._turn(number)
         bucket = self._buckets[chosen]
-        shown = bucket.sizes[choice(hash_rng(self.seed, 0, number, "size of a batch"), len(bucket.sizes))]
-        return [replace(key, size=shown) for key in bucket.order.batch(turn, size)]
+        drawn = bucket.sizes[choice(hash_rng(self.seed, 0, number, "size of a batch"), len(bucket.sizes))]
+        return [replace(key, size=drawn) for key in bucket.sampler.batch(turn, size)]
 
     def _turn(self, number: int) -> tuple[int, int]:
-        """Always the bucket that is furthest behind its share; remembered, because each depends on those before."""
+        """The bucket that is furthest behind its share. Turns are stored, because each depends on those before."""
         while len(self._turns) <= number:
             done = len(self._turns) + 1
             behind = [
-                done * bucket.order.length / self.length - count
+                done * bucket.sampler.length / self.length - count
                 for bucket, count in zip(self._buckets, self._counts, strict=True)
             ]
             chosen = behind.index(max(behind))
@@ -130,7 +130,7 @@ class BucketBatchSampler:
         return self._turns[number]
 
 
-def nearest_shape(size: Size, shapes: Sequence[float]) -> int:
-    """Of several ratios of width to height the number of the one that distorts a picture of this size least."""
-    ratio = math.log(size[1] / size[0])
-    return min(range(len(shapes)), key=lambda number: abs(ratio - math.log(shapes[number])))
+def nearest_aspect_ratio(size: Size, ratios: Sequence[float]) -> int:
+    """The index of the aspect ratio (width / height) that distorts a picture of this size (H, W) least."""
+    own = math.log(size[1] / size[0])
+    return min(range(len(ratios)), key=lambda number: abs(own - math.log(ratios[number])))

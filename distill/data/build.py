@@ -22,18 +22,18 @@ from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
-from distill.data.splits import sizes_of
+from distill.data.splits import image_sizes
 from distill.runtime.world import World
 
-HELD_OUT_FIRST = 10_000_000
-"""Index of the first held-out synthetic picture; training sets start at 0 and are smaller."""
+FIRST_HELD_OUT_INDEX = 10_000_000
+"""Index of the first held-out synthetic picture. Training sets start at 0 and are smaller, so they never overlap."""
 
-PROBED = 100_000
-"""Pictures whose texts are looked at for characters without a glyph when a run starts; launch/check_dataset.py looks
-at all."""
+GLYPH_CHECK_PICTURES = 100_000
+"""Pictures whose texts are searched for characters without a glyph when a run starts. launch/check_dataset.py searches
+all of them."""
 
 
-def make_data(recipe: Recipe, world: World, model: AnyText2 | None = None) -> AnyWordDataset:
+def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -> AnyWordDataset:
     """The recipe's dataset; where it names no source, one is drawn into the run folder first. Collective.
 
     model: whose latents and contexts the feature cache must hold, if the recipe takes them from there.
@@ -51,15 +51,16 @@ def make_data(recipe: Recipe, world: World, model: AnyText2 | None = None) -> An
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
-        probed = np.unique(np.linspace(0, len(records) - 1, min(len(records), PROBED)).round().astype(np.int64))
+        count = min(len(records), GLYPH_CHECK_PICTURES)
+        probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))
-    cache = open_cache(recipe.data, sources, fonts, model, say=world.is_main)
+    cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
     latents, captions = (cache is not None and kind == "cache" for kind in (recipe.data.latents, recipe.data.captions))
     return AnyWordDataset(records, options, recipe.seed, fonts, cache, latents, captions)
 
 
 def open_cache(
-    data: DataConfig, sources: Sequence[Path], fonts: FontTable, model: AnyText2 | None, say: bool
+    data: DataConfig, sources: Sequence[Path], fonts: FontTable, model: AnyText2 | None, verbose: bool
 ) -> FeatureCache | FeatureCachesBySize | None:
     """The recipe's feature cache, or None where it has none or may go on without a matching one.
 
@@ -68,19 +69,19 @@ def open_cache(
     if data.cache is None:
         return None
     latents, captions = _wanted_hashes(data, model)
-    sizes = sizes_of(data)
-    wanted = {size: header_of(data, size, fonts, sources, latents, captions) for size in sizes}
+    sizes = image_sizes(data)
+    wanted = {size: cache_header(data, size, fonts, sources, latents, captions) for size in sizes}
     try:
-        opened = {size: FeatureCache.open(store_path(Path(data.cache), size, data), wanted[size]) for size in sizes}
+        opened = {size: FeatureCache.open(cache_path(Path(data.cache), size, data), wanted[size]) for size in sizes}
     except CacheMismatchError as error:
         if data.cache_mismatch == "error":
             raise
         if data.latents == "cache":
             raise ValueError(f"{error}; data.latents=cache cannot go on without it") from error
-        if say:
+        if verbose:
             print(f"warning: {error}: everything is drawn and encoded online", flush=True)
         return None
-    if say and data.options.font_hint_randaug and data.options.font_hint_prob:
+    if verbose and data.options.font_hint_randaug and data.options.font_hint_prob:
         print(
             f"{data.cache}: font_hint_randaug turns and shifts the stored strokes; online it does so with the picture",
             flush=True,
@@ -88,12 +89,12 @@ def open_cache(
     return FeatureCachesBySize(opened) if data.buckets else opened[sizes[0]]
 
 
-def store_path(path: Path, size: Size, data: DataConfig) -> Path:
+def cache_path(path: Path, size: Size, data: DataConfig) -> Path:
     """The file of the store for one size: data.cache itself, or with buckets 'features-768x512.lmdb' beside it."""
     return path.with_name(f"{path.stem}-{size_name(size)}{path.suffix}") if data.buckets else path
 
 
-def header_of(
+def cache_header(
     data: DataConfig,
     size: Size,
     fonts: FontTable,

@@ -1,4 +1,4 @@
-"""Images to latents for a training step, encoding nothing twice that can be kept."""
+"""The latents of a training batch, from the VAE, from memory, or from the feature cache."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from anytext2.model.anytext2 import AnyText2
 class LatentSource:
     """Scaled latents of a batch's images.
 
-    remember=False: a sample of the posterior, drawn anew in every epoch, as the reference trains. remember=True: the
-    posterior's mode, kept in memory in fp16 by sample index (8 KiB for a 128 px picture with 16 channels). The latent
-    of a blank picture is encoded once for each size. Both need a VAE that is not trained.
+    keep_in_memory: False: a sample of the posterior, drawn anew in every epoch, as the reference trains. True: the
+    posterior's mode, kept in fp16 by sample index (8 KiB for a 128 px picture with 16 channels). The latent of a blank
+    picture is encoded once for each size. Both need a VAE that is not trained.
     """
 
-    def __init__(self, model: AnyText2, remember: bool) -> None:
+    def __init__(self, model: AnyText2, keep_in_memory: bool) -> None:
         self._model = model
-        self._kept: dict[int, torch.Tensor] | None = {} if remember else None
+        self._kept: dict[int, torch.Tensor] | None = {} if keep_in_memory else None
         self._blank: dict[tuple[torch.Size, torch.dtype, torch.device], torch.Tensor] = {}
 
     @torch.no_grad()

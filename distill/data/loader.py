@@ -1,7 +1,7 @@
-"""One rank's share of the run's samples: the batch arithmetic, and the loader that reads ahead.
+"""One rank's share of the samples: the batch arithmetic, and the loader that reads ahead.
 
-Which rank computes a sample depends on the world size; which samples a batch has (distill/data/batch_sampler.py), and
-every random draw for them, does not.
+Which rank computes a sample depends on the world size. Which samples a batch has (distill/data/batch_sampler.py), and
+their random draws, do not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from anytext2.data.dataset import AnyWordDataset, SampleError
 from distill.data.batch_sampler import BatchSampler, SampleKey
 from distill.runtime.signals import install_worker_signal_handlers
 
-SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
+MAX_SUBSTITUTES = 8  # how many other samples are tried where one cannot be read
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The batch arithmetic of one run: effective = micro x accumulation x world.
+class BatchSizes:
+    """The batch sizes of a run: effective = micro x accumulation x world.
 
     Raises ValueError, naming what would work, where the numbers do not divide.
     """
@@ -60,18 +60,18 @@ class BatchPlan:
         return self.effective // (self.micro * self.world)
 
 
-def micro_batches(order: BatchSampler, plan: BatchPlan, rank: int, first_batch: int) -> Iterator[list[SampleKey]]:
+def micro_batches(sampler: BatchSampler, sizes: BatchSizes, rank: int, first_batch: int) -> Iterator[list[SampleKey]]:
     """Endless micro-batches of one rank, from the beginning of global batch `first_batch` on."""
     for number in itertools.count(first_batch):
-        keys = order.batch(number, plan.effective)
-        for step in range(plan.accumulation):
-            start = (step * plan.world + rank) * plan.micro
-            yield keys[start : start + plan.micro]
+        keys = sampler.batch(number, sizes.effective)
+        for step in range(sizes.accumulation):
+            start = (step * sizes.world + rank) * sizes.micro
+            yield keys[start : start + sizes.micro]
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A micro-batch with the keys of its random draws and what had to be passed over, by reason."""
+    """A micro-batch, the keys of its random draws, and how many unreadable samples were replaced, by reason."""
 
     batch: Batch
     keys: tuple[SampleKey, ...]
@@ -85,10 +85,10 @@ class LoadedBatch:
 
 
 class UnreadableError(ValueError):
-    """Hardly anything can be read. Only the rank that meets it raises this; other faults of input meet all ranks."""
+    """A sample and all its substitutes are unreadable. Only one rank raises this; other faults of input meet all."""
 
 
-class _Positions(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
+class _SampleReader(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
     """Reads the sample of a key; an unreadable one is replaced by another, drawn for that key, and counted.
 
     None where the substitutes cannot be read either: an exception would leave a worker wrapped in its own traceback.
@@ -109,7 +109,7 @@ class _Positions(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
     def _substitutes(self, key: SampleKey) -> Iterator[int]:
         n = len(self.dataset)
         rng = numpy_rng(self.dataset.seed, key.epoch, key.index, "substitute")
-        yield from rng.choice(n, size=min(n, SUBSTITUTES), replace=False).tolist()
+        yield from rng.choice(n, size=min(n, MAX_SUBSTITUTES), replace=False).tolist()
 
 
 def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> LoadedBatch | str:
@@ -127,17 +127,17 @@ def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> L
     return LoadedBatch(collate(samples), tuple(key for key, _, _ in rows), skipped)
 
 
-def one_thread(_worker: int) -> None:
+def limit_threads(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
 def _start_worker(worker: int) -> None:
-    one_thread(worker)
+    limit_threads(worker)
     install_worker_signal_handlers()
 
 
-def loader(
+def load_batches(
     dataset: AnyWordDataset, batches: Iterator[list[SampleKey]], workers: int, pin: bool
 ) -> Iterator[LoadedBatch]:
     """Reads the given micro-batches ahead in `workers` processes (0: in this one), in order.
@@ -145,7 +145,7 @@ def loader(
     Raises UnreadableError where neither a sample nor its substitutes can be read.
     """
     for loaded in DataLoader(
-        _Positions(dataset),
+        _SampleReader(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
         collate_fn=_collate,
         num_workers=workers,

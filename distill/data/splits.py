@@ -1,4 +1,4 @@
-"""Which samples a run uses, how often and in which size: split, weights and buckets of the recipe's data section."""
+"""The recipe's data section applied to a dataset: split, source weights and size buckets."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from distill.data.batch_sampler import (
     BatchSampler,
     Bucket,
     BucketBatchSampler,
-    Group,
     ShuffledBatchSampler,
-    nearest_shape,
+    WeightedIndices,
+    nearest_aspect_ratio,
 )
 
 PARTS = ("train", "val", "test")
 _READERS = 16  # reading the beginning of a file is waiting for the disk
 
 
-def part_of(records: Records, split: Sequence[float], part: str) -> np.ndarray:
+def split_indices(records: Records, split: Sequence[float], part: str) -> np.ndarray:
     """Indices int64 of the records of one part (`all`: of every one), ascending.
 
     The part of a picture depends on its name alone, so that it stays when data is added, moved or reordered.
@@ -54,16 +54,16 @@ def make_batch_sampler(dataset: AnyWordDataset, data: DataConfig, seed: int) -> 
     Raises ValueError where the part is empty, or there are not as many weights as sources.
     """
     assert isinstance(dataset.records, Records), "a run's records know their names and sources"
-    chosen = part_of(dataset.records, data.split, data.part)
+    chosen = split_indices(dataset.records, data.split, data.part)
     if not len(chosen):
         raise ValueError(f"data.part={data.part}: none of the {len(dataset)} pictures is in it; use data.part=all")
     sources = dataset.records.sources
-    weights = weights_of(data, 1 + int(sources.max(initial=0)))
+    weights = source_weights(data, 1 + int(sources.max(initial=0)))
     shapes = bucket_shapes(data.buckets)
     if not shapes:
         return ShuffledBatchSampler(_groups(chosen, sources, weights), seed)
     ratios = list(shapes)
-    nearest = _nearest(dataset, chosen, ratios)
+    nearest = _nearest_ratios(dataset, chosen, ratios)
     buckets = []
     for number, ratio in enumerate(ratios):
         groups = _groups(chosen[nearest == number], sources, weights)
@@ -78,18 +78,18 @@ def records_by_size(dataset: AnyWordDataset, data: DataConfig) -> dict[Size, np.
     """The sizes (H, W) in which a run shows pictures, and which records it shows in each: indices int64, ascending."""
     chosen, shapes = np.arange(len(dataset)), bucket_shapes(data.buckets)
     if not shapes:
-        return dict.fromkeys(sizes_of(data), chosen)
-    nearest = _nearest(dataset, chosen, list(shapes))
+        return dict.fromkeys(image_sizes(data), chosen)
+    nearest = _nearest_ratios(dataset, chosen, list(shapes))
     return {size: chosen[nearest == number] for number, sizes in enumerate(shapes.values()) for size in sizes}
 
 
-def sizes_of(data: DataConfig) -> list[Size]:
+def image_sizes(data: DataConfig) -> list[Size]:
     """The sizes (H, W) in which a run may show pictures."""
     sizes = [size for same_shape in bucket_shapes(data.buckets).values() for size in same_shape]
     return sizes or [(data.options.resolution, data.options.resolution)]
 
 
-def weights_of(data: DataConfig, n_sources: int) -> list[float]:
+def source_weights(data: DataConfig, n_sources: int) -> list[float]:
     if not data.weights:
         return [1.0] * n_sources
     if len(data.weights) != max(n_sources, len(data.sources)):
@@ -101,12 +101,12 @@ def bucket_shapes(buckets: Sequence[str]) -> dict[float, tuple[Size, ...]]:
     """Ratio of width to height -> the sizes (H, W) of that shape, from 'WIDTHxHEIGHT' or 'SIDE'."""
     shapes: dict[float, tuple[Size, ...]] = {}
     for bucket in buckets:
-        width, height = bucket_size(bucket)
+        width, height = parse_bucket(bucket)
         shapes[width / height] = (*shapes.get(width / height, ()), (height, width))
     return shapes
 
 
-def bucket_size(bucket: str) -> tuple[int, int]:
+def parse_bucket(bucket: str) -> tuple[int, int]:
     """Width and height. Raises ValueError where they are none, or no multiples of 64."""
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", bucket)
     if not found:
@@ -117,27 +117,27 @@ def bucket_size(bucket: str) -> tuple[int, int]:
     return width, height
 
 
-def _groups(chosen: np.ndarray, sources: np.ndarray, weights: Sequence[float]) -> list[Group]:
-    return [Group(chosen[sources[chosen] == number], weight) for number, weight in enumerate(weights)]
+def _groups(chosen: np.ndarray, sources: np.ndarray, weights: Sequence[float]) -> list[WeightedIndices]:
+    return [WeightedIndices(chosen[sources[chosen] == number], weight) for number, weight in enumerate(weights)]
 
 
-def _nearest(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
-    """Number of the nearest shape for each chosen record; one shape needs no look at the pictures."""
+def _nearest_ratios(dataset: AnyWordDataset, chosen: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
+    """The index of the nearest aspect ratio for each chosen record; of one ratio, without opening a picture."""
     if len(ratios) == 1:
         return np.zeros(len(chosen), np.int64)
     with ThreadPoolExecutor(_READERS) as readers:
-        sizes = readers.map(lambda index: _file_size(dataset, int(index)), chosen)
-        return np.array([nearest_shape(size, ratios) for size in sizes])
+        sizes = readers.map(lambda index: _cached_size(dataset, int(index)), chosen)
+        return np.array([nearest_aspect_ratio(size, ratios) for size in sizes])
 
 
-def _file_size(dataset: AnyWordDataset, index: int) -> Size:
+def _cached_size(dataset: AnyWordDataset, index: int) -> Size:
     """(H, W) of the picture file; a square where it cannot be read, which is counted when the sample is."""
     record = dataset.record(index)
     cached = dataset.cache.file_size(record) if dataset.cache is not None else None
-    return cached or file_size(record.image_path) or (1, 1)
+    return cached or image_file_size(record.image_path) or (1, 1)
 
 
-def file_size(path: Path) -> Size | None:
+def image_file_size(path: Path) -> Size | None:
     """Height and width from the beginning of a picture file; None where it cannot be read."""
     try:
         with Image.open(path) as image:

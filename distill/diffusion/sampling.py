@@ -21,7 +21,7 @@ from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, Predict, SamplerOptions, guided
 from distill.diffusion.schedule import NoiseSchedule
-from distill.viz.grids import pixels
+from distill.viz.grids import to_unit_range
 
 Role = Literal["teacher", "undistilled", "student"]
 
@@ -104,7 +104,7 @@ def prepare_sampling(
 
 def sample_batch(
     roles: Roles,
-    scene: SamplingInputs,
+    inputs: SamplingInputs,
     specs: Sequence[SamplingSpec],
     schedule: NoiseSchedule,
     options: SamplerOptions = LCM_OPTIONS,
@@ -113,11 +113,11 @@ def sample_batch(
 
     options: of all samplers; gamma is taken from each spec instead.
     """
-    device = scene.conditions.image_context.device
-    start = scene.draws.normal("start_noise", scene.latent_shape, device)
+    device = inputs.conditions.image_context.device
+    start = inputs.draws.normal("start_noise", inputs.latent_shape, device)
 
     def noise(step: int) -> torch.Tensor:
-        return scene.draws.normal(f"sampler_noise_{step}", scene.latent_shape, device)
+        return inputs.draws.normal(f"sampler_noise_{step}", inputs.latent_shape, device)
 
     maps: dict[tuple[str, bool], tuple[Control, float]] = {}
 
@@ -132,19 +132,19 @@ def sample_batch(
     for spec in specs:
         adapters = "student" if spec.role == "student" else "teacher"
         with roles.teacher() if adapters == "teacher" else torch.inference_mode():
-            conditional, seconds = control(adapters, scene.conditions, True)
-            counted = _Counted(roles.model, scene.conditions, conditional)
+            conditional, seconds = control(adapters, inputs.conditions, True)
+            counted = _Counted(roles.model, inputs.conditions, conditional)
             predict: Predict = counted
             calls = [counted]
             if spec.guidance != 1.0:
-                assert scene.unconditional is not None, "prepare_sampling needs a negative prompt for guided rows"
-                without, more = control(adapters, scene.unconditional, False)
-                calls.append(_Counted(roles.model, scene.unconditional, without))
+                assert inputs.unconditional is not None, "prepare_sampling needs a negative prompt for guided rows"
+                without, more = control(adapters, inputs.unconditional, False)
+                calls.append(_Counted(roles.model, inputs.unconditional, without))
                 predict, seconds = guided(counted, calls[1], spec.guidance), seconds + more
             began = _now(device)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
-            image = pixels(roles.model.decode(latent))
+            image = to_unit_range(roles.model.decode(latent))
             seconds += _now(device) - began
         yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
 

@@ -116,7 +116,7 @@ _COARSE = {
     8: (50, 399, 499, 599, 699, 799, 899, 999),
     16: (50, 113, 177, 240, 303, 366, 430, 493, 556, 619, 683, 746, 809, 872, 936, 999),
 }
-"""Grids of as many entries as the student makes steps, for 1000 timesteps; denser where layout is decided."""
+"""Grids with one entry for each step of the student, for 1000 timesteps; denser at the high noise of the layout."""
 
 _RHO = 7.0
 
@@ -125,8 +125,8 @@ def solver_grid(kind: str, n_steps: int, schedule: NoiseSchedule) -> Tensor:
     """The times that a student is trained and sampled at, int64 [n] ascending up to T - 1.
 
     ``uniform``: `ddim_timesteps`. ``karras``: even in sigma^(1/7) with sigma = sqrt(1 - abar) / sqrt(abar) (Karras et
-    al. 2022, equation 5), each taken to the nearest timestep above the one before. ``coarse``: one of the fixed grids
-    of 4, 6, 8 or 16 entries. Raises ValueError for a grid that there is not.
+    al. 2022, eq. 5), each rounded to the nearest timestep above the one before. ``coarse``: one of the fixed grids of
+    4, 6, 8 or 16 entries. Raises ValueError for an unknown grid.
     """
     if kind == "uniform":
         return ddim_timesteps(n_steps, schedule.timesteps)
@@ -145,8 +145,8 @@ def _karras(n_steps: int, schedule: NoiseSchedule) -> Tensor:
         raise ValueError(f"solver_steps = {n_steps}: a karras grid has 2 to {schedule.timesteps // 4} steps")
     abar = schedule.alphas_cumprod.cpu()
     roots = ((1.0 - abar) / abar).sqrt().pow(1.0 / _RHO)
-    wanted = torch.linspace(float(roots[0]), float(roots[-1]), n_steps + 1, dtype=torch.float64)[1:]
-    nearest = (roots[None, :] - wanted[:, None]).abs().argmin(dim=1)
-    # Where steps of sigma are finer than the table's, neighbours would be the same entry.
+    even = torch.linspace(float(roots[0]), float(roots[-1]), n_steps + 1, dtype=torch.float64)[1:]
+    nearest = (roots[None, :] - even[:, None]).abs().argmin(dim=1)
+    # If steps of sigma are finer than the table's, neighbours would be the same entry.
     apart = torch.arange(n_steps)
     return (nearest - apart).cummax(dim=0).values + apart

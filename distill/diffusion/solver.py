@@ -19,8 +19,8 @@ def heun_step(
 ) -> Tensor:
     """The second-order step from the time with (alpha, sigma) = ``now`` to ``then`` (Karras et al. 2022, algorithm 1).
 
-    In xbar = x / alpha and sigmabar = sigma / alpha the flow is d xbar / d sigmabar = eps; the slope is the mean of
-    ``eps`` here and ``eps_at_end``, the estimate where the `ddim_step` from here ends. With both equal it is that step.
+    With xbar = x / alpha and sigmabar = sigma / alpha the flow is d xbar / d sigmabar = eps. The slope is the mean of
+    ``eps`` and ``eps_at_end``, the estimate at the end of the `ddim_step`. If both are equal, it is that step.
     """
     (alpha, sigma), (s_alpha, s_sigma) = now, then
     return s_alpha * (x / alpha + (s_sigma / s_alpha - sigma / alpha) * (eps + eps_at_end) / 2)

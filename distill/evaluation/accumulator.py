@@ -1,11 +1,16 @@
-"""Collects the batches of an evaluation, row by row, and scores them when all are there.
+"""Collects the pictures of an evaluation, batch by batch and row by row, and scores them when all are there.
 
-Shape legend: B batch, H/W pixels.
+A new metric of text lines is a function and an entry in LINE_METRICS; one of whole pictures goes into
+`distill.evaluation.image_metrics`. Either then appears in the table, in summary.json and in MLflow.
+
+Shape legend: B batch, H/W pixels, g the glyph scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from statistics import median
 
@@ -14,137 +19,181 @@ import torch
 
 from anytext2.core.batch import Batch, TextLine
 from distill.diffusion.sampling import SampledBatch, SamplingSpec
-from distill.evaluation.background import background_similarity
-from distill.evaluation.image_networks import Networks
-from distill.evaluation.ocr import Embedder, OcrEngine, normalise, reading_corners
+from distill.evaluation.image_metrics import PICTURE_METRICS, rmse
+from distill.evaluation.image_networks import ImageNetworkScores
+from distill.evaluation.ocr import Embedder, OcrEngine, exact_match, ned, normalise, reading_corners
 from distill.evaluation.scores import (
     HEIGHT,
     LANGUAGE,
-    UNKNOWN,
-    GroupScore,
-    ImageSimilarity,
+    LATENT_DISTANCE,
+    NO_INTERVAL,
+    GroupScores,
     LineScores,
     NetworkScores,
     RowScore,
-    mean_interval,
-    psnr,
-    rmse,
-    score_structure,
-    score_text,
+    Score,
+    line_mean,
+    picture_mean,
 )
-from distill.evaluation.sliced_wasserstein import SlicedDistance, sliced_wasserstein
+from distill.evaluation.sliced_wasserstein import SlicedWasserstein, latent_patch_distance
 from distill.evaluation.strokes import line_structure
-from distill.viz.grids import GridRow, hint_picture, pixels, to_uint8
+from distill.viz.grids import SampleImages, hint_to_image, to_uint8, to_unit_range
 
 HEIGHTS = ((24.0, "under 24"), (32.0, "24-32"), (48.0, "32-48"), (float("inf"), "48 and more"))
-"""Pixels of a line's height: the shorter side of its box, which in a vertical column is its width."""
+"""Upper limits of a line's height in pixels, and the name of each group: see `line_groups`."""
 
-DISTANCE_RESAMPLES = 300
-"""Of the intervals of distances, at most."""
+MAX_DISTANCE_RESAMPLES = 300
+"""Of the intervals of the sliced Wasserstein distances, which cost more than the others."""
+
+ORIGINALS, RECONSTRUCTIONS = "originals", "reconstructions"
+"""Keys of the data set's own pictures and of what the VAE makes of them, beside the rows' keys."""
+
+
+@dataclass(frozen=True)
+class ScoredLine:
+    """One line of text as a line metric gets it.
+
+    image: uint8 RGB [H, W, 3]; polygon: [P, 2] in its pixels; glyph_page: uint8 [H*g, W*g] in {0, 1}; text: what should
+    be read; recognized: what the OCR engine read, "" without an engine.
+    """
+
+    image: np.ndarray
+    polygon: np.ndarray
+    glyph_page: np.ndarray
+    text: str
+    recognized: str
+
+
+@dataclass(frozen=True)
+class LineMetric:
+    """A number for each line, None where it is not defined. title: of the table's column."""
+
+    measure: Callable[[ScoredLine], float | None]
+    title: str
+    needs_ocr: bool = False
+
+
+def _structure(line: ScoredLine) -> float | None:
+    found = line_structure(line.image, line.polygon, line.glyph_page)
+    return None if found is None else found.score
+
+
+LINE_METRICS = {
+    "exact_match": LineMetric(lambda line: exact_match(line.recognized, line.text), "exact match", needs_ocr=True),
+    "ned": LineMetric(lambda line: ned(line.recognized, line.text), "NED", needs_ocr=True),
+    "structure": LineMetric(_structure, "structure"),
+}
+"""By the metric's name in summary.json."""
 
 
 class ScoreAccumulator:
-    """What was found about the originals, their reconstructions and every row, picture by picture.
+    """The measurements of originals, reconstructions and every row, picture by picture.
 
-    texts: everything that is written in the pictures to come; shown: pictures kept for people; resamples and seed: of
-    the bootstrap intervals; reader, embedder, networks: None where their scores are left out.
+    texts: all texts of the pictures to come. max_examples: pictures kept for grid and sheet. resamples, seed: of the
+    bootstrap intervals. ocr_engine, embedder, networks: None where their scores are left out.
     """
 
     def __init__(
         self,
         texts: Sequence[str],
-        shown: int,
+        max_examples: int,
         resamples: int,
         seed: int,
-        reader: OcrEngine | None,
+        ocr_engine: OcrEngine | None,
         embedder: Embedder | None = None,
-        networks: Networks | None = None,
+        networks: ImageNetworkScores | None = None,
     ) -> None:
-        self._most_shown, self._resamples, self._seed = shown, resamples, seed
-        self._reader, self._embedder, self._networks = reader, embedder, networks
+        self._max_examples, self._resamples, self._seed = max_examples, resamples, seed
+        self._ocr_engine, self._embedder, self._networks = ocr_engine, embedder, networks
         self._characters = sorted({character for text in texts for character in normalise(text)})
-        self.truth: list[list[str]] = []
-        self.rmse: dict[str, list[float]] = {}
-        self.shown: list[GridRow] = []
-        self.not_scored = 0
+        self.texts: list[list[str]] = []
+        """Of each picture, those of its lines that are scored."""
+        self.rmse: dict[str, list[float]] = defaultdict(list)
+        self.examples: list[SampleImages] = []
+        self.lines_not_scored = 0
         self._groups: list[list[tuple[str, ...]]] = []
-        self._structure: dict[str, list[list[float | None]]] = {}
-        self._latents: dict[str, list[torch.Tensor]] = {}
-        self._read: dict[str, list[list[str]]] = {}
-        self._seen: dict[str, list[torch.Tensor]] = {}
-        self._psnr: dict[str, list[float]] = {}
-        self._background: dict[str, list[float]] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._latents: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._pictures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._lines: dict[str, dict[str, list[list[float | None]]]] = defaultdict(lambda: defaultdict(list))
+        self._embeddings: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._seconds: dict[str, list[float]] = defaultdict(list)
         self._nfe: dict[str, int] = {}
         self._reference: SampledBatch | None = None
 
     # --- collecting ---
 
-    def start(self, batch: Batch, rebuilt: torch.Tensor) -> None:
-        """A new batch: its texts, its originals and the VAE's reconstructions of them ([B, 3, H, W] in [0, 1])."""
+    def start_batch(self, batch: Batch, reconstructions: torch.Tensor) -> None:
+        """A new batch, with the VAE's reconstructions of its pictures: [B, 3, H, W] in [0, 1]."""
         self._reference = None
-        first = len(self.truth)
-        originals = to_uint8(pixels(batch.image))
+        first = len(self.texts)
+        originals = to_uint8(to_unit_range(batch.image))
         written = batch.nonblank_lines
-        self.truth += [[line.text for line in lines] for lines in written]
-        self._groups += [[groups_of(line) for line in lines] for lines in written]
-        self.not_scored += sum(map(len, batch.texts)) - sum(map(len, written))
-        self._look("originals", batch, originals)
-        self._look("reconstructions", batch, to_uint8(rebuilt))
-        for b in range(min(batch.size, self._most_shown - len(self.shown))):
-            hint = hint_picture(batch.position[b], batch.glyph[b])
-            caption, texts = batch.image_caption[b], tuple(self.truth[first + b])
-            shown = GridRow(batch.name[b], originals[b], hint, {}, caption, texts)
-            self._keep_reading(shown, "originals", first + b)
-            self.shown.append(shown)
+        self.texts += [[line.text for line in lines] for lines in written]
+        self._groups += [[line_groups(line) for line in lines] for lines in written]
+        self.lines_not_scored += sum(map(len, batch.texts)) - sum(map(len, written))
+        recognized = self._measure_lines(ORIGINALS, batch, originals)
+        for b in range(min(batch.size, self._max_examples - len(self.examples))):
+            hint = hint_to_image(batch.position[b], batch.glyph[b])
+            caption, texts = batch.image_caption[b], tuple(self.texts[first + b])
+            example = SampleImages(batch.name[b], originals[b], hint, {}, caption, texts)
+            if self._ocr_engine is not None:
+                example.recognized[ORIGINALS] = recognized[b]
+            self.examples.append(example)
+        self._measure_lines(RECONSTRUCTIONS, batch, to_uint8(reconstructions))
 
-    def add(self, batch: Batch, painting: SampledBatch) -> None:
-        """One row of the batch; the first is the reference of the others."""
-        key = painting.spec.key
-        self._reference = self._reference or painting
-        self.rmse.setdefault(key, []).extend(rmse(painting.latent, self._reference.latent).tolist())
-        self._latents.setdefault(key, []).append(painting.latent.float().cpu())
-        self._psnr.setdefault(key, []).extend(psnr(painting.image, self._reference.image).tolist())
-        similar = background_similarity(painting.image, self._reference.image, batch)
-        self._background.setdefault(key, []).extend(similar.tolist())
-        self._seconds.setdefault(key, []).append(painting.seconds / batch.size)
-        self._nfe[key] = painting.nfe
-        images = to_uint8(painting.image)
-        self._look(key, batch, images)
+    def add_row(self, batch: Batch, sampled: SampledBatch) -> None:
+        """One row of the batch that was started; its first row is the reference of the others."""
+        key = sampled.spec.key
+        first = len(self.rmse[key])
+        self._reference = self._reference or sampled
+        self.rmse[key] += rmse(sampled.latent, self._reference.latent).tolist()
+        self._latents[key].append(sampled.latent.float().cpu())
+        for name, metric in PICTURE_METRICS.items():
+            self._pictures[key][name] += metric.measure(sampled.image, self._reference.image, batch).tolist()
+        self._seconds[key].append(sampled.seconds / batch.size)
+        self._nfe[key] = sampled.nfe
+        images = to_uint8(sampled.image)
+        recognized = self._measure_lines(key, batch, images)
         if self._networks is not None:
-            self._networks.look(key, images, batch.image_caption)
-        first = len(self.rmse[key]) - batch.size
-        for number, (shown, image) in enumerate(zip(self.shown[first:], images, strict=False), first):  # few of them
-            shown.rows[key] = image
-            self._keep_reading(shown, key, number)
+            self._networks.update(key, images, batch.image_caption)
+        for b, example in enumerate(self.examples[first : first + batch.size]):
+            example.sampled[key] = images[b]
+            if self._ocr_engine is not None:
+                example.recognized[key] = recognized[b]
 
-    def _look(self, key: str, batch: Batch, images: np.ndarray) -> None:
-        """Reads the lines of a batch's pictures [B, H, W, 3], and compares their strokes with the glyphs."""
+    def _measure_lines(self, key: str, batch: Batch, images: np.ndarray) -> list[tuple[str, ...]]:
+        """Measures the lines of a batch's pictures, uint8 [B, H, W, 3]; returns what the OCR engine read in each."""
         pages = batch.glyph.to(torch.uint8).cpu().numpy()
+        recognized = []
         for image, page, written in zip(images, pages, batch.nonblank_lines, strict=True):
-            lines = [line.polygon for line in written]
-            read: list[str] | None = None
-            if self._embedder is not None:
-                read, seen = self._embedder.look(image, lines, self._characters)
-                self._seen.setdefault(key, []).append(torch.from_numpy(seen))
-            if self._reader is not None:
-                if read is None or self._reader is not self._embedder:  # an engine that does both looks once
-                    read = self._reader.read_lines(image, lines)
-                self._read.setdefault(key, []).append(read)
-            strokes = [line_structure(image, polygon, page[0]) for polygon in lines]
-            self._structure.setdefault(key, []).append([None if found is None else found.score for found in strokes])
+            texts = self._read(key, image, [line.polygon for line in written])
+            lines = [
+                ScoredLine(image, line.polygon, page[0], line.text, text)
+                for line, text in zip(written, texts, strict=True)
+            ]
+            for name, metric in LINE_METRICS.items():
+                if self._ocr_engine is not None or not metric.needs_ocr:
+                    self._lines[key][name].append([metric.measure(line) for line in lines])
+            recognized.append(tuple(texts))
+        return recognized
 
-    def _keep_reading(self, shown: GridRow, key: str, number: int) -> None:
-        if self._reader is not None:
-            shown.read[key] = tuple(self._read[key][number])
+    def _read(self, key: str, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
+        """The texts of a picture's lines, "" without an OCR engine; keeps the lines' embeddings."""
+        texts = [""] * len(polygons)
+        if self._embedder is not None:
+            texts, embedding = self._embedder.embed(image, polygons, self._characters)
+            self._embeddings[key].append(torch.from_numpy(embedding))
+        if self._ocr_engine is not None and self._ocr_engine is not self._embedder:  # one that does both has read
+            texts = self._ocr_engine.recognize_lines(image, polygons)
+        return texts
 
     # --- scoring ---
 
     def row(self, spec: SamplingSpec, reference: str) -> RowScore:
-        """The score of a row against the one whose key is `reference`."""
+        """The scores of a row against the one whose key is `reference`."""
         key = spec.key
         own, others = (torch.cat(self._latents[k]) for k in (key, reference))
-        latents = sliced_wasserstein(own, others, self._seed)
+        distance = latent_patch_distance(own, others, self._seed)
         return RowScore(
             key=key,
             role=spec.role,
@@ -152,71 +201,68 @@ class ScoreAccumulator:
             steps=spec.steps,
             guidance=spec.guidance,
             nfe=self._nfe[key],
-            latent_rmse=float(np.mean(self.rmse[key])),
-            latent_rmse_95=mean_interval(self.rmse[key], None, self._resamples, self._seed),
-            likeness=self._likeness(key, latents, [True] * len(self.truth)),
-            lines=self.lines(key, reference, latents),
+            latent_rmse=picture_mean(self.rmse[key], self._resamples, self._seed),
             seconds_per_image=median(self._seconds[key]),
+            pictures=self._picture_scores(key, distance, [True] * len(self.texts)),
+            lines=self.line_scores(key, reference, distance),
             networks=self._network_scores(key),
         )
 
-    def lines(self, key: str, reference: str, latents: SlicedDistance | None = None) -> LineScores:
-        """The scores of the lines of a row, or of the originals or reconstructions; latents: of a row."""
-        everything = [[True] * len(texts) for texts in self.truth]
-        whole = self._group(key, everything)
-        distance, interval = None, UNKNOWN
-        if self._embedder is not None and any(self.truth):
-            seen = SlicedDistance(self._seen[key], self._seen[reference], self._seed)
-            distance, interval = seen.value(), seen.interval(self._distance_resamples)
+    def line_scores(self, key: str, reference: str, distance: SlicedWasserstein | None = None) -> LineScores:
+        """The scores of the lines of a row, or of the originals or reconstructions.
+
+        distance: of a row's latents to the reference's, for the scores of the pictures of each language.
+        """
+        text_distance = Score(None, NO_INTERVAL)
+        if self._embedder is not None and any(self.texts):
+            of_lines = SlicedWasserstein(self._embeddings[key], self._embeddings[reference], self._seed)
+            text_distance = Score(of_lines.value(), of_lines.interval(self._distance_resamples))
         groups = {}
         for name in sorted({name for picture in self._groups for names in picture for name in names}):
-            which = [[name in names for names in picture] for picture in self._groups]
-            of_language = latents if name.startswith(LANGUAGE) else None
-            groups[name] = self._group(key, which, of_language)
-        return LineScores(whole.text, whole.structure, groups, distance, interval)
+            chosen = [[name in names for names in picture] for picture in self._groups]
+            pictures: dict[str, Score] = {}
+            if distance is not None and name.startswith(LANGUAGE):
+                pictures = self._picture_scores(key, distance, [any(lines) for lines in chosen])
+            groups[name] = GroupScores(self._line_means(key, chosen), pictures)
+        everything = [[True] * len(texts) for texts in self.texts]
+        return LineScores(self._line_means(key, everything), groups, text_distance)
 
     @property
     def _distance_resamples(self) -> int:
-        return min(DISTANCE_RESAMPLES, self._resamples)
+        return min(MAX_DISTANCE_RESAMPLES, self._resamples)
 
-    def _group(self, key: str, which: Sequence[Sequence[bool]], latents: SlicedDistance | None = None) -> GroupScore:
-        """Of some of the lines of every picture; the likeness is that of the pictures that hold any."""
-        text = None
-        if self._reader is not None:
-            read, truth = (
-                [list(compress(lines, chosen)) for lines, chosen in zip(texts, which, strict=True)]
-                for texts in (self._read[key], self.truth)
-            )
-            text = score_text(read, truth, self._resamples, self._seed)
-        found = [
-            [score for score in compress(scores, chosen) if score is not None]
-            for scores, chosen in zip(self._structure[key], which, strict=True)
-        ]
-        likeness = None if latents is None else self._likeness(key, latents, [any(chosen) for chosen in which])
-        return GroupScore(text, score_structure(found, self._resamples, self._seed), likeness)
+    def _line_means(self, key: str, chosen: Sequence[Sequence[bool]]) -> dict[str, Score]:
+        """The line metrics over the chosen lines of every picture."""
+        scores = {}
+        for name, metric in LINE_METRICS.items():
+            if metric.needs_ocr and self._ocr_engine is None:
+                scores[name] = Score()
+                continue
+            values = [
+                [value for value in compress(picture, which) if value is not None]
+                for picture, which in zip(self._lines[key][name], chosen, strict=True)
+            ]
+            scores[name] = line_mean(values, self._resamples, self._seed)
+        return scores
 
-    def _likeness(self, key: str, latents: SlicedDistance, pictures: Sequence[bool]) -> ImageSimilarity:
-        ratios = list(compress(self._psnr[key], pictures))
-        mean = float(np.mean(ratios))
-        similar = [one for one in compress(self._background[key], pictures) if np.isfinite(one)]
-        return ImageSimilarity(
-            pictures=len(ratios),
-            psnr_db=mean if np.isfinite(mean) else None,
-            psnr_db_95=mean_interval(ratios, None, self._resamples, self._seed),
-            background=float(np.mean(similar)) if similar else float("nan"),
-            background_95=mean_interval(similar, None, self._resamples, self._seed),
-            distance=latents.value(pictures),
-            distance_95=latents.interval(self._distance_resamples, pictures),
-        )
+    def _picture_scores(self, key: str, distance: SlicedWasserstein, chosen: Sequence[bool]) -> dict[str, Score]:
+        """The picture metrics and the distance of the latents, over the chosen pictures."""
+        scores = {}
+        for name, metric in PICTURE_METRICS.items():
+            values = list(compress(self._pictures[key][name], chosen))
+            if metric.skip_undefined:
+                values = [value for value in values if np.isfinite(value)]
+            scores[name] = picture_mean(values, self._resamples, self._seed)
+        interval = distance.interval(self._distance_resamples, chosen)
+        scores[LATENT_DISTANCE] = Score(distance.value(chosen), interval, sum(chosen))
+        return scores
 
     def _network_scores(self, key: str) -> NetworkScores:
-        if self._networks is None:
-            return NetworkScores()
-        return self._networks.scores(key, self._resamples, self._seed)
+        return NetworkScores() if self._networks is None else self._networks.compute(key, self._resamples, self._seed)
 
 
-def groups_of(line: TextLine) -> tuple[str, str]:
-    """The groups that a line is scored in: its language, and how many pixels high it is."""
+def line_groups(line: TextLine) -> tuple[str, str]:
+    """The groups that a line is scored in: by language, and by height (the side of its box across the text)."""
     corners = reading_corners(line.polygon)
     height = min(float(np.linalg.norm(corners[n] - corners[0])) for n in (1, 3))
     return LANGUAGE + line.language, HEIGHT + next(name for limit, name in HEIGHTS if height < limit)

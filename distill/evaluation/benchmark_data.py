@@ -1,4 +1,4 @@
-"""The files of AnyText-benchmark as prompts: which there are, and samples of them with nothing random.
+"""The annotation files of AnyText-benchmark, and their prompts as samples without anything random.
 
 Shape legend: H/W pixels, g the glyph scale.
 """
@@ -21,8 +21,8 @@ from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.glyphs.render import position_mask
 from distill.config.schema import Recipe
 
-REQUIRED = {"Chinese": "wukong_word/test1k.json", "English": "laion_word/test1k.json"}
-LONG = {
+REQUIRED_SETS = {"Chinese": "wukong_word/test1k.json", "English": "laion_word/test1k.json"}
+LONG_CAPTION_SETS = {
     "Chinese, long captions": "wukong_word/test1k_long.json",
     "English, long captions": "laion_word/test1k_long.json",
     "long captions": "test1k_long.json",
@@ -30,21 +30,25 @@ LONG = {
 SEED, MAX_LINES = 100, 20
 
 
-def find_sets(folder: Path) -> dict[str, Path]:
-    """The annotation files of the benchmark by what they are called. Raises ValueError where one is missing."""
-    missing = [file for file in REQUIRED.values() if not (folder / file).is_file()]
+def find_annotation_files(folder: Path) -> dict[str, Path]:
+    """The benchmark's annotation files by the name of the set. Raises ValueError where a required one is missing."""
+    missing = [file for file in REQUIRED_SETS.values() if not (folder / file).is_file()]
     if missing:
         raise ValueError(
             f"--benchmark {folder}: {' and '.join(missing)} missing; unpack AnyText-benchmark (linked from AnyText's "
             "README) there, each file beside the folder imgs/ of its pictures"
         )
-    return {name: folder / file for name, file in {**REQUIRED, **LONG}.items() if (folder / file).is_file()}
+    return {
+        name: folder / file
+        for name, file in {**REQUIRED_SETS, **LONG_CAPTION_SETS}.items()
+        if (folder / file).is_file()
+    }
 
 
-def open_set(file: Path, recipe: Recipe, first: int = 0, count: int | None = None) -> AnyWordDataset:
-    """The prompts first to first + count - 1 of a set, with nothing random in them.
+def load_prompts(file: Path, recipe: Recipe, first: int = 0, count: int | None = None) -> AnyWordDataset:
+    """`count` prompts of a set, from index `first` on, without random fonts, colours or hints.
 
-    Pictures lie where the file's data_root says, or in imgs/ beside it. Raises ValueError in one line.
+    Pictures are searched in the file's data_root and in imgs/ beside the file. Raises ValueError in one line.
     """
     own = recipe.data.options
     options = DatasetConfig(
@@ -69,7 +73,7 @@ def open_set(file: Path, recipe: Recipe, first: int = 0, count: int | None = Non
 
 
 def _records(file: Path) -> list[Record]:
-    """All prompts of a file. The authors' script asks for no `language`, so that one is guessed where it is missing."""
+    """All prompts of a file. `language`, which the authors' script does not need, is guessed where it is missing."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         root, items = Path(content["data_root"]), list(content["data_list"])
@@ -97,8 +101,8 @@ def _language(text: str) -> str:
     return "Chinese" if any("\u3400" <= character <= "\u9fff" for character in text) else "Latin"
 
 
-def as_told(sample: Sample) -> Sample:
-    """The sample with whole lines as positions, and its glyph page, at the picture's own size, as font hint."""
+def benchmark_conditions(sample: Sample) -> Sample:
+    """The sample with the conditions of the protocol: whole polygons as positions, the glyph page as font hint."""
     size = (int(sample.position.shape[1]), int(sample.position.shape[2]))
     page = F.interpolate(sample.glyph[None].float(), size, mode="area")[0]
     position = torch.zeros_like(sample.position)
@@ -107,8 +111,8 @@ def as_told(sample: Sample) -> Sample:
     return replace(sample, font_hint=(page >= 0.5).to(torch.uint8), position=position)
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """A name for the pictures of each prompt: that of its picture, as far as it can name a file, each one once."""
+def unique_file_stems(names: Sequence[str]) -> list[str]:
+    """A unique file stem for each prompt, from its picture's name with _ for characters that are unsafe there."""
     taken: set[str] = set()
     found = []
     for number, name in enumerate(names):

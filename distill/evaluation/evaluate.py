@@ -1,14 +1,14 @@
-"""Measures a few-step student against its teacher on held-out pictures: same start noise, every way of sampling.
+"""Measures a few-step student against its teacher on held-out pictures, every way of sampling from the same noise.
 
-Each row (a way of sampling, `painting.SamplingSpec`) is compared with the reference row, the teacher's 50 guided DDIM
-steps, and read by an OCR engine, beside the originals and their VAE reconstructions, which bound what can be read.
+Each row, a way of sampling (`SamplingSpec`), is compared with the reference row, the teacher's 50 guided DDIM steps. An
+OCR engine reads every row, and also the original pictures and their VAE reconstructions, which bound what can be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,26 @@ from distill.adapters.roles import Roles
 from distill.diffusion.samplers import LCM_OPTIONS, SamplerOptions
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
-from distill.evaluation.accumulator import ScoreAccumulator
-from distill.evaluation.image_networks import Networks
+from distill.evaluation.accumulator import ORIGINALS, RECONSTRUCTIONS, ScoreAccumulator
+from distill.evaluation.image_networks import ImageNetworkScores
 from distill.evaluation.ocr import Embedder, OcrEngine
-from distill.evaluation.reference import Reference, origin_of
-from distill.evaluation.scores import Comparison, LineScores, RowScore, compare, lines_to_plain, row_to_plain, to_plain
-from distill.viz.grids import GridRow, pixels
+from distill.evaluation.reference import ReferenceCache, reference_fingerprint
+from distill.evaluation.scores import LineScores, PairedComparison, RowScore, compare_pairs, to_json
+from distill.viz.grids import SampleImages, to_unit_range
 
 
 @dataclass
 class EvaluationConfig:
     """Options of an evaluation.
 
-    batch: pictures computed together; guidance: of the teacher and of guided undistilled rows; student_guidance: on
-    top of what the student has learned, at twice the calls; negative_prompt: of all guidance; seed: of all noise;
-    undistilled_steps: steps at which the undistilled model is tried with both samplers, and with the student's where
-    that is a third one; student_sampler: with gamma where it is the trajectory sampler; shown: pictures kept for the
-    grid; resamples: of the bootstrap intervals; ocr_threads: of the OCR engine.
+    batch: pictures sampled together. guidance: scale of the teacher and of guided undistilled rows. student_guidance:
+    in addition to what the student has learned, at twice the UNet calls. negative_prompt: of all guidance.
+    teacher_steps: the first entry is the reference. undistilled_steps: steps at which the undistilled model is
+    sampled, with DDIM, with the consistency sampler, and with the student's sampler if that is another one. gamma: of
+    the student's trajectory sampler. seed: of all noise. shown: pictures in grid and sheet. resamples: of the bootstrap
+    intervals. ocr_threads: of the OCR engine.
+
+    Raises ValueError naming an option that is impossible.
     """
 
     batch: int = 8
@@ -62,54 +65,59 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation.{name}={steps}: numbers from 1 up, none of them twice")
         if not self.teacher_steps:
             raise ValueError("evaluation.teacher_steps=[]: the first entry is the reference, 50 is usual")
-        self.rows()  # which check themselves
-
-    def _own_grid(self) -> list[int]:
-        """Steps at which the undistilled model is tried with the student's sampler too: it may be the better one."""
-        return [] if self.student_sampler in ("ddim", "consistency") else self.undistilled_steps
+        self.rows()  # each SamplingSpec validates itself
 
     def rows(self) -> tuple[SamplingSpec, ...]:
         """All rows; the first is the reference."""
-        sampler = self.student_sampler
+        sampler, undistilled = self.student_sampler, self.undistilled_steps
+        # The student's sampler may be the better one for the undistilled model, too.
+        third = [] if sampler in ("ddim", "consistency") else undistilled
         return (
             *(SamplingSpec("teacher", "ddim", n, self.guidance) for n in self.teacher_steps),
-            *(SamplingSpec("undistilled", "ddim", n, self.guidance) for n in self.undistilled_steps),
-            *(SamplingSpec("undistilled", "consistency", n) for n in self.undistilled_steps),
-            *(SamplingSpec("undistilled", sampler, n, self.guidance, self.gamma) for n in self._own_grid()),
+            *(SamplingSpec("undistilled", "ddim", n, self.guidance) for n in undistilled),
+            *(SamplingSpec("undistilled", "consistency", n) for n in undistilled),
+            *(SamplingSpec("undistilled", sampler, n, self.guidance, self.gamma) for n in third),
             *(SamplingSpec("student", sampler, n, self.student_guidance, self.gamma) for n in self.student_steps),
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that an evaluation found. The first row is the reference."""
+    """The result of an evaluation. The first row is the reference.
+
+    pictures: how many. lines_not_scored: of nothing but whitespace. lines_beyond_charset: scored, but with a character
+    that the OCR engine does not know. examples: the first pictures with all their rows, for grid and sheet.
+    """
 
     pictures: int
     seed: int
     rows: tuple[RowScore, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairedComparison, ...]
     originals: LineScores
     reconstructions: LineScores
     ocr_engine: str | None
     lines_not_scored: int
     lines_beyond_charset: int
-    shown: tuple[GridRow, ...] = field(repr=False, default=())
+    examples: tuple[SampleImages, ...] = field(repr=False, default=())
 
-    def row(self, key: str) -> RowScore:
-        """The row of that key. Raises ValueError where there is none."""
-        for row in self.rows:
-            if row.key == key:
-                return row
-        raise ValueError(f"evaluation has no row {key!r}; there are {', '.join(row.key for row in self.rows)}")
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pictures, for summary.json."""
+        return {
+            "pictures": self.pictures,
+            "seed": self.seed,
+            "rows": [row.to_json() for row in self.rows],
+            "comparisons": to_json(self.comparisons),
+            "originals": self.originals.to_json(),
+            "reconstructions": self.reconstructions.to_json(),
+            "ocr_engine": self.ocr_engine,
+            "lines_not_scored": self.lines_not_scored,
+            "lines_beyond_charset": self.lines_beyond_charset,
+            "reference": self.rows[0].key,
+        }
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the pictures."""
-        plain: dict[str, Any] = to_plain(replace(self, shown=(), rows=()))
-        plain |= {name: lines_to_plain(getattr(self, name)) for name in ("originals", "reconstructions")}
-        plain["reference"] = self.rows[0].key
-        plain["rows"] = [row_to_plain(row) for row in self.rows]
-        del plain["shown"]
-        return plain
+    def metrics(self) -> dict[str, float]:
+        """For the tracker, by 'ROW/METRIC'."""
+        return {name: value for row in self.rows for name, value in row.metrics().items()}
 
 
 def evaluate(
@@ -117,79 +125,80 @@ def evaluate(
     samples: Sequence[Sample],
     schedule: NoiseSchedule,
     config: EvaluationConfig,
-    reader: OcrEngine | None,
+    ocr_engine: OcrEngine | None,
     options: SamplerOptions = LCM_OPTIONS,
     progress: Callable[[int, int], None] | None = None,
     embedder: Embedder | None = None,
-    networks: Networks | None = None,
+    networks: ImageNetworkScores | None = None,
     reference: Path | None = None,
 ) -> Evaluation:
     """Scores every row of `config` on held-out samples.
 
-    reader: None leaves the text scores out. progress: called with (pictures done, all pictures) after every batch.
-    embedder: None leaves the text distance out; networks: None leaves CLIP score, FID and KID out. reference: the file
-    of the first row's latents, which are taken from it, or kept in it (`distill.reference`).
-    Lines of nothing but whitespace are not scored; lines with a character that the engine does not know are, and both
-    are counted. Raises ValueError on an empty set of samples.
+    ocr_engine: None leaves the text scores out. progress: called with (pictures done, all pictures) after every batch.
+    embedder: None leaves the text distance out. networks: None leaves CLIP score, FID and KID out. reference: a file
+    for the first row's latents, which are read from it, or written where it does not exist (`ReferenceCache`).
+    Raises ValueError without samples, or where the reference file belongs to another row.
     """
     if not samples:
         raise ValueError("evaluation: no samples; the dataset must hold at least one readable picture")
     specs = config.rows()
     device = next(roles.model.parameters()).device
     texts = [text for sample in samples for text in sample.texts]
-    accumulator = ScoreAccumulator(texts, config.shown, config.resamples, config.seed, reader, embedder, networks)
-    kept = None
+    scores = ScoreAccumulator(texts, config.shown, config.resamples, config.seed, ocr_engine, embedder, networks)
+    cache = None
     if reference is not None:
-        origin = origin_of(roles.model, samples, specs[0], config.seed, config.negative_prompt)
-        kept = Reference(reference, origin)
-    sampled = specs[1:] if kept is not None and kept.is_kept else specs
-    negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in sampled) else None
-    with evaluating(roles.model):
+        fingerprint = reference_fingerprint(roles.model, samples, specs[0], config.seed, config.negative_prompt)
+        cache = ReferenceCache(reference, fingerprint)
+    to_sample = specs[1:] if cache is not None and cache.is_loaded else specs
+    negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in to_sample) else None
+    with evaluation_mode(roles.model):
         for first in range(0, len(samples), config.batch):
             batch = collate(samples[first : first + config.batch]).to(device).normalized()
-            scene = prepare_sampling(roles, batch, config.seed, negative)
+            inputs = prepare_sampling(roles, batch, config.seed, negative)
             with roles.teacher():
-                rebuilt = pixels(roles.model.decode(roles.model.encode(batch.image)))
-            accumulator.start(batch, rebuilt)
-            if kept is not None and kept.is_kept:
+                reconstructions = to_unit_range(roles.model.decode(roles.model.encode(batch.image)))
+            scores.start_batch(batch, reconstructions)
+            if cache is not None and cache.is_loaded:
                 with roles.teacher():
-                    accumulator.add(batch, kept.painting(roles.model, specs[0], first, batch.size))
-            for painting in sample_batch(roles, scene, sampled, schedule, options):
-                accumulator.add(batch, painting)
-                if kept is not None and painting.spec == specs[0]:
-                    kept.add(painting)
+                    scores.add_row(batch, cache.sampled_batch(roles.model, specs[0], first, batch.size))
+            for sampled in sample_batch(roles, inputs, to_sample, schedule, options):
+                scores.add_row(batch, sampled)
+                if cache is not None and sampled.spec == specs[0]:
+                    cache.add(sampled)
             if progress is not None:
                 progress(min(first + config.batch, len(samples)), len(samples))
-    if kept is not None and not kept.is_kept:
-        kept.save()
-    return _found(accumulator, specs, config, reader)
+    if cache is not None and not cache.is_loaded:
+        cache.save()
+    return _summarize(scores, specs, config, ocr_engine)
 
 
-def _found(
-    accumulator: ScoreAccumulator, specs: Sequence[SamplingSpec], config: EvaluationConfig, reader: OcrEngine | None
+def _summarize(
+    scores: ScoreAccumulator, specs: Sequence[SamplingSpec], config: EvaluationConfig, ocr_engine: OcrEngine | None
 ) -> Evaluation:
-    few = [s for s in specs if s.role == "student"]
-    pairs = [(s.key, o.key) for s in few for o in specs if o.role == "undistilled" and o.steps == s.steps]
-    errors, n, seed = accumulator.rmse, config.resamples, config.seed
+    reference = specs[0].key
+    students = [spec for spec in specs if spec.role == "student"]
+    pairs = [(s.key, o.key) for s in students for o in specs if o.role == "undistilled" and o.steps == s.steps]
+    errors, n, seed = scores.rmse, config.resamples, config.seed
+    beyond_charset = 0
+    if ocr_engine is not None:
+        beyond_charset = sum(not ocr_engine.in_charset(text) for texts in scores.texts for text in texts)
     return Evaluation(
-        pictures=len(accumulator.truth),
+        pictures=len(scores.texts),
         seed=seed,
-        rows=tuple(accumulator.row(spec, specs[0].key) for spec in specs),
-        comparisons=tuple(compare(key, errors[key], other, errors[other], n, seed) for key, other in pairs),
-        originals=accumulator.lines("originals", specs[0].key),
-        reconstructions=accumulator.lines("reconstructions", specs[0].key),
-        ocr_engine=reader.name if reader else None,
-        lines_not_scored=accumulator.not_scored,
-        lines_beyond_charset=sum(not reader.can_write(t) for texts in accumulator.truth for t in texts)
-        if reader
-        else 0,
-        shown=tuple(accumulator.shown),
+        rows=tuple(scores.row(spec, reference) for spec in specs),
+        comparisons=tuple(compare_pairs(key, errors[key], other, errors[other], n, seed) for key, other in pairs),
+        originals=scores.line_scores(ORIGINALS, reference),
+        reconstructions=scores.line_scores(RECONSTRUCTIONS, reference),
+        ocr_engine=ocr_engine.name if ocr_engine else None,
+        lines_not_scored=scores.lines_not_scored,
+        lines_beyond_charset=beyond_charset,
+        examples=tuple(scores.examples),
     )
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is as it was."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is in the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

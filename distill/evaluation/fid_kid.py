@@ -1,10 +1,13 @@
-"""Distances of two sets of feature vectors, of which FID and KID are made. Shape legend: N, M vectors, D features."""
+"""FID and KID of two sets of feature vectors: Fréchet distance and kernel distance.
+
+Shape legend: N, M vectors, D features.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-_AT_ONCE = 2048
+_BLOCK = 2048  # vectors of a block of the kernel matrix, which is never held as a whole
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -14,7 +17,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     and B'B, and the last trace is the sum of the singular values of AB', so that no root of an ill-conditioned matrix
     is needed. Biased upward for few vectors. Raises ValueError for fewer than two on a side.
     """
-    _refuse_few(first, second)
+    _require_two(first, second)
     one, other = first.astype(np.float64), second.astype(np.float64)
     shift = one.mean(axis=0) - other.mean(axis=0)
     factors = [_covariance_factor(vectors) for vectors in (one, other)]
@@ -29,7 +32,7 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     Published values are means over random subsets of 1000, of which this is the expectation. Its noise may be negative.
     Raises ValueError for fewer than two vectors on a side.
     """
-    _refuse_few(first, second)
+    _require_two(first, second)
     one, other = first.astype(np.float64), second.astype(np.float64)
     n, m = len(one), len(other)
     within = (_kernel_sum(one, one) - _diagonal_sum(one)) / (n * (n - 1))
@@ -44,7 +47,7 @@ def _covariance_factor(vectors: np.ndarray) -> np.ndarray:
 
 
 def _kernel_sum(first: np.ndarray, second: np.ndarray) -> float:
-    parts = (first[at : at + _AT_ONCE] @ second.T for at in range(0, len(first), _AT_ONCE))
+    parts = (first[at : at + _BLOCK] @ second.T for at in range(0, len(first), _BLOCK))
     return float(sum(((products / first.shape[1] + 1.0) ** 3).sum() for products in parts))
 
 
@@ -52,6 +55,6 @@ def _diagonal_sum(vectors: np.ndarray) -> float:
     return float((((vectors**2).sum(axis=1) / vectors.shape[1] + 1.0) ** 3).sum())
 
 
-def _refuse_few(first: np.ndarray, second: np.ndarray) -> None:
+def _require_two(first: np.ndarray, second: np.ndarray) -> None:
     if min(len(first), len(second)) < 2:
         raise ValueError(f"FID and KID of {len(first)} and {len(second)} pictures: at least 2 on each side")

@@ -1,4 +1,4 @@
-"""Scores of pictures by networks whose weights the user brings: CLIP score, FID and KID. Nothing is downloaded.
+"""CLIP score, FID and KID, by networks whose weights the user provides. Nothing is downloaded.
 
 Shape legend: B pictures, H/W pixels, D features.
 """
@@ -22,23 +22,24 @@ from distill.evaluation.fid_kid import frechet_distance, kernel_distance
 from distill.evaluation.scores import NetworkScores, mean_interval
 
 CLIP_MODEL = "ViT-B-32-quickgelu"
-"""open_clip's name of OpenAI's ViT-B/32, which AnyText's scores are of."""
+"""open_clip's name of OpenAI's ViT-B/32, with which AnyText measures its CLIP scores."""
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_CLASSES = 1008
-HOW_TO = (
+UNMEASURED_NETWORKS_NOTE = (
     "CLIP score, FID and KID were not measured: --clip-weights FILE, and --fid-reference DIR with --fid-weights FILE, "
     "measure them (docs/DISTILLATION.md)"
 )
 
-_AT_ONCE = 16
-
 
 @dataclass(frozen=True)
-class NetworkOptions:
-    """clip_weights: of open_clip's `clip_model`; fid_reference: a folder of real pictures; fid_weights: of the
-    Inception network that FID is defined by. None: not asked for."""
+class ImageNetworksConfig:
+    """The networks that are asked for; None: not asked for.
+
+    clip_weights: of open_clip's `clip_model`. fid_reference: a folder of real pictures. fid_weights: of the Inception
+    network that FID is defined on. Raises ValueError where one of the latter two is given alone, or a file is missing.
+    """
 
     clip_weights: Path | None = None
     clip_model: str = CLIP_MODEL
@@ -63,7 +64,7 @@ class NetworkOptions:
 
 
 class ClipScore:
-    """2.5 max(cos, 0) between a picture and its caption (Hessel et al. 2021, without their prefix, as AnyText).
+    """2.5 max(cos, 0) of a picture's and its caption's embeddings (Hessel et al. 2021; no prefix, as in AnyText).
 
     Raises ValueError in one line for an unknown model or weights that do not fit it.
     """
@@ -85,17 +86,20 @@ class ClipScore:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, captions: Sequence[str]) -> list[float]:
-        """Of uint8 RGB pictures [B, H, W, 3]."""
+        """The score of each picture, uint8 RGB [B, H, W, 3], with its caption."""
         pixels = torch.stack([self._prepare(Image.fromarray(image)) for image in images]).to(self._device)
-        seen = self._network.encode_image(pixels, normalize=True)
-        said = self._network.encode_text(self._tokens(list(captions)).to(self._device), normalize=True)
-        scores: list[float] = (2.5 * (seen * said).sum(dim=1).clamp_min(0.0)).tolist()
+        image_BD = self._network.encode_image(pixels, normalize=True)
+        text_BD = self._network.encode_text(self._tokens(list(captions)).to(self._device), normalize=True)
+        scores: list[float] = (2.5 * (image_BD * text_BD).sum(dim=1).clamp_min(0.0)).tolist()
         return scores
 
 
-class InceptionPool:
-    """The 2048 pooled features that FID is defined on (Heusel et al. 2017), by torchvision's network with the weights
-    that pytorch-fid publishes. Raises ValueError in one line for other weights."""
+class InceptionFeatures:
+    """The 2048 pool features that FID is defined on (Heusel et al. 2017).
+
+    Computed by torchvision's Inception v3 with the weights that pytorch-fid publishes. Raises ValueError in one line
+    for other weights.
+    """
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         from torchvision.models import inception_v3
@@ -111,7 +115,7 @@ class InceptionPool:
             weights=None, num_classes=classes, aux_logits=False, transform_input=False, init_weights=False
         )
         _load(network, state, f"--fid-weights {weights}", INCEPTION_FILE)
-        self._network = _as_published(network).to(device).eval().requires_grad_(False)
+        self._network = _with_original_pooling(network).to(device).eval().requires_grad_(False)
         self._device = device
 
     @torch.inference_mode()
@@ -124,72 +128,75 @@ class InceptionPool:
 
 
 class _Pooled(nn.Module):
-    """An Inception block of torchvision's with another pooling in its last branch."""
+    """A block of torchvision's Inception with another pooling in its last branch: maximum, or mean without padding."""
 
-    def __init__(self, block: Any, largest: bool) -> None:
+    def __init__(self, block: Any, use_max: bool) -> None:
         super().__init__()
-        self.block, self._largest = block, largest
+        self.block, self._use_max = block, use_max
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._largest:
+        if self._use_max:
             pooled = F.max_pool2d(x, 3, stride=1, padding=1)
         else:
             pooled = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
         return torch.cat([*self.block._forward(x)[:-1], self.block.branch_pool(pooled)], dim=1)
 
 
-def _as_published(network: Any) -> nn.Module:
-    """The network as it was trained: averages leave the padding out, and the last block takes the maximum."""
+def _with_original_pooling(network: Any) -> nn.Module:
+    """The network as the weights were trained: means leave the padding out, and the last block pools by maximum."""
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b"):
-        setattr(network, name, _Pooled(getattr(network, name), largest=False))
-    network.Mixed_7c = _Pooled(network.Mixed_7c, largest=True)
+        setattr(network, name, _Pooled(getattr(network, name), use_max=False))
+    network.Mixed_7c = _Pooled(network.Mixed_7c, use_max=True)
     network.fc = nn.Identity()
     network.eval()  # the dropout before the classes goes
     return network
 
 
-class NetworkKit:
+class ImageNetworks:
     """The networks that were asked for, loaded. Raises ValueError in one line for files that do not fit."""
 
-    def __init__(self, options: NetworkOptions, device: torch.device) -> None:
+    def __init__(self, options: ImageNetworksConfig, device: torch.device) -> None:
         self.options = options
         self.clip: ClipScore | None = None
-        self.inception: InceptionPool | None = None
+        self.inception: InceptionFeatures | None = None
         if options.clip_weights is not None:
             self.clip = ClipScore(options.clip_weights, options.clip_model, device)
         if options.fid_weights is not None:
-            self.inception = InceptionPool(options.fid_weights, device)
+            self.inception = InceptionFeatures(options.fid_weights, device)
         self._references: dict[Path, np.ndarray] = {}
 
-    def reference(self, part: str = "") -> np.ndarray | None:
-        """Features of the reference pictures: of the sub-folder `part` where there is one, else of all of them."""
+    def reference_features(self, subfolder: str = "") -> np.ndarray | None:
+        """Features [N, 2048] of the FID reference: of its `subfolder` where that exists, else of all its pictures."""
         folder = self.options.fid_reference
         if self.inception is None or folder is None:
             return None
-        folder = folder / part if part and (folder / part).is_dir() else folder
+        folder = folder / subfolder if subfolder and (folder / subfolder).is_dir() else folder
         if folder not in self._references:
             self._references[folder] = folder_features(self.inception, folder)
         return self._references[folder]
 
 
-class Networks:
-    """Collects what a kit's networks say of the pictures of every row."""
+class ImageNetworkScores:
+    """Collects CLIP scores and Inception features of the pictures of every row, and computes the scores.
 
-    def __init__(self, kit: NetworkKit, part: str = "") -> None:
-        self._kit, self._reference = kit, kit.reference(part)
+    subfolder: of the FID reference, see `ImageNetworks.reference_features`.
+    """
+
+    def __init__(self, networks: ImageNetworks, subfolder: str = "") -> None:
+        self._networks, self._reference = networks, networks.reference_features(subfolder)
         self._clip: dict[str, list[float]] = {}
         self._features: dict[str, list[np.ndarray]] = {}
 
-    def look(self, key: str, images: np.ndarray, captions: Sequence[str]) -> None:
-        """Pictures of a row, uint8 RGB [B, H, W, 3], and the captions that they were drawn for."""
-        if self._kit.clip is not None:
-            said = [caption.strip(" .") for caption in captions]
-            self._clip.setdefault(key, []).extend(self._kit.clip(images, said))
-        if self._kit.inception is not None:
-            self._features.setdefault(key, []).append(self._kit.inception(images))
+    def update(self, key: str, images: np.ndarray, captions: Sequence[str]) -> None:
+        """Takes pictures of a row, uint8 RGB [B, H, W, 3], and the captions that they were sampled with."""
+        if self._networks.clip is not None:
+            texts = [caption.strip(" .") for caption in captions]
+            self._clip.setdefault(key, []).extend(self._networks.clip(images, texts))
+        if self._networks.inception is not None:
+            self._features.setdefault(key, []).append(self._networks.inception(images))
 
-    def scores(self, key: str, resamples: int, seed: int) -> NetworkScores:
-        """Of all pictures of a row; FID and KID None for a single picture."""
+    def compute(self, key: str, resamples: int, seed: int) -> NetworkScores:
+        """The scores over all pictures of a row; FID and KID are None for a single picture."""
         clip = self._clip.get(key)
         interval = None if clip is None else mean_interval(clip, None, resamples, seed)
         mean = None if clip is None else float(np.mean(clip))
@@ -200,7 +207,7 @@ class Networks:
         return NetworkScores(mean, interval, fid, kid)
 
 
-def folder_features(inception: InceptionPool, folder: Path) -> np.ndarray:
+def folder_features(inception: InceptionFeatures, folder: Path) -> np.ndarray:
     """Features [N, 2048] of the pictures in a folder and below it. Raises ValueError for one that cannot be read."""
     files = _pictures(folder)
     if len(files) < 2:

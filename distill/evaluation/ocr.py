@@ -1,9 +1,9 @@
-"""Reads lines of text in pictures with a recogniser that no network of this repository was trained with.
+"""Text recognition (OCR) of annotated lines, by an engine that no network of this repository was trained with.
 
-The engine is the PP-OCRv4 recognition model inside rapidocr-onnxruntime, an extra that brings its weights along.
-Only recognition is used: where the lines are is known from the annotation, so that detection cannot add its own
-errors to the score. Scores are the two of the AnyText benchmark (Tuo et al., AnyText, section 5.1): exact match of
-a line and normalised edit distance.
+The engine is the PP-OCRv4 recognition model of rapidocr-onnxruntime, an optional package that includes its weights.
+Text detection is not used: the annotation says where the lines are. So a detector's errors are not part of the score.
+The scores are those of the AnyText benchmark (Tuo et al. 2023, AnyText, section 5.1): exact match of a line (Sen.ACC)
+and normalised edit distance (NED).
 
 Coordinates are x, y in pixels. Legend: H/W pixels, P points of a polygon.
 """
@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 
 LINE_HEIGHT = 48
-"""Height in pixels of what the recogniser sees."""
+"""Height in pixels of the recogniser's input."""
 
-_SQUARE = 1.2  # a box of less than this elongation says nothing about the direction of its text
+_SQUARE = 1.2  # a box less elongated than this may be horizontal or vertical text
 _VERTICAL_DEGREES = 10.0  # as AnyText2's renderer: a long side this near to the vertical means vertical writing
 _TURN = 1.5  # PP-OCR turns a line that is this many times taller than wide
 
@@ -33,35 +33,38 @@ class OcrNotInstalled(ImportError):
 
 
 class OcrEngine(Protocol):
-    """What an evaluation needs of an OCR engine."""
+    """What an evaluation needs of an OCR engine. name: for summary.json."""
 
     name: str
 
-    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]: ...
+    def recognize_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
+        """The texts inside `polygons` ([P, 2] each, pixels) of a uint8 RGB picture [H, W, 3]; '' where none is read."""
 
-    def can_write(self, text: str) -> bool: ...
+    def in_charset(self, text: str) -> bool:
+        """Whether the engine knows every character of `text`; without that an exact match is impossible."""
 
 
 class Embedder(Protocol):
-    """An OCR engine that also gives a line a place among others; see `RapidOcr.look`."""
+    """An OCR engine that also embeds lines, so that sets of lines can be compared as distributions."""
 
-    def look(
+    def embed(
         self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
-    ) -> tuple[list[str], np.ndarray]: ...
+    ) -> tuple[list[str], np.ndarray]:
+        """The texts and the embeddings [n, D] of a picture's lines; see `RapidOcr.embed`."""
 
 
 class RapidOcr:
-    """Text of upright line crops.
+    """PP-OCRv4 recognition on the CPU. What is read in a line does not depend on the lines read with it.
 
-    threads: intra-op threads of the engine (1 .. number of cores). batch: lines of like elongation read in one call.
-    What is read depends on the crop alone, not on the crops beside it. Raises OcrNotInstalled, ValueError.
+    threads: intra-op threads of the engine (1 .. number of cores). batch: lines of similar elongation read in one call.
+    Raises OcrNotInstalled, or ValueError for impossible options.
     """
 
     name = "rapidocr-onnxruntime PP-OCRv4 recognition"
 
     def __init__(self, threads: int = 1, batch: int = 8) -> None:
         if threads < 1 or batch < 1:
-            raise ValueError(f"line reader: threads={threads}, batch={batch}: both must be at least 1")
+            raise ValueError(f"OCR engine: threads={threads}, batch={batch}: both must be at least 1")
         package, recognizer = _import_engine()
         # RapidOCR() would also load detection and direction models and time them; this is its recognition part.
         model = Path(str(package.__file__)).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
@@ -80,34 +83,34 @@ class RapidOcr:
         self._classes = {character: n for n, character in enumerate(self._engine.postprocess_op.character) if n}
         self.charset: frozenset[str] = frozenset(self._classes) | {" "}
 
-    def read(self, crops: Sequence[np.ndarray]) -> list[str]:
-        """The texts of uint8 RGB crops [H, W, 3], as `crop_line` makes them; '' where nothing is read."""
-        return [text for text, _ in self._recognise(crops)]
+    def recognize(self, crops: Sequence[np.ndarray]) -> list[str]:
+        """The texts of uint8 RGB crops [H, W, 3], as `upright_crop` makes them; '' where nothing is read."""
+        return [text for text, _ in self._run(crops)]
 
-    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
+    def recognize_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
         """The texts inside `polygons` of a uint8 RGB picture [H, W, 3]."""
-        return self.read([crop_line(image, polygon) for polygon in polygons])
+        return self.recognize([upright_crop(image, polygon) for polygon in polygons])
 
-    def look(
+    def embed(
         self, image: np.ndarray, polygons: Sequence[np.ndarray], characters: Sequence[str]
     ) -> tuple[list[str], np.ndarray]:
-        """The texts as in `read_lines`, and what the engine sees in each line, float32 [n, len(characters) + 2].
+        """The texts as in `recognize_lines`, and an embedding of each line, float32 [n, len(characters) + 2].
 
-        The latter are the square roots of its probabilities, averaged over a line's columns: of each of `characters`,
-        of any other one, and of no character. Such vectors have length 1, and the Euclidean distance of two is sqrt(2)
-        times Hellinger's of the two distributions. The order of the characters in a line does not show.
+        An embedding holds the square roots of the engine's probabilities, averaged over the line's columns: of each of
+        `characters`, of any other character, and of the CTC blank. It has length 1. The Euclidean distance of two
+        embeddings is sqrt(2) times the Hellinger distance of the distributions. The order of characters is lost.
         """
         known = [self._classes[c] for c in dict.fromkeys(characters) if c in self._classes]
-        texts, seen = [], np.zeros((len(polygons), len(characters) + 2), np.float32)
-        found = self._recognise([crop_line(image, polygon) for polygon in polygons])
-        for row, (text, probabilities) in zip(seen, found, strict=True):
+        texts, embeddings = [], np.zeros((len(polygons), len(characters) + 2), np.float32)
+        found = self._run([upright_crop(image, polygon) for polygon in polygons])
+        for row, (text, probabilities) in zip(embeddings, found, strict=True):
             texts.append(text)
             row[: len(known)] = probabilities[known]
             row[-1] = probabilities[0]
             row[-2] = max(0.0, 1.0 - float(row.sum()))
-        return texts, np.sqrt(seen)
+        return texts, np.sqrt(embeddings)
 
-    def _recognise(self, crops: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    def _run(self, crops: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
         """Text and probabilities float32 [K], averaged over the columns, of every crop."""
         # A batch is padded to its widest line, which can change what is read in the others. So lines are grouped by
         # their elongation rounded up, and every group is padded to that: a property of each line alone.
@@ -125,12 +128,11 @@ class RapidOcr:
                 found |= dict(zip(some, zip(texts, probabilities.mean(axis=1), strict=True), strict=True))
         return [found[i] for i in range(len(crops))]
 
-    def can_write(self, text: str) -> bool:
-        """Whether the engine knows every character of `text`; without that an exact match is impossible."""
+    def in_charset(self, text: str) -> bool:
         return all(character in self.charset for character in normalise(text))
 
 
-def crop_line(image: np.ndarray, polygon: np.ndarray, height: int = LINE_HEIGHT, margin: float = 0.06) -> np.ndarray:
+def upright_crop(image: np.ndarray, polygon: np.ndarray, height: int = LINE_HEIGHT, margin: float = 0.06) -> np.ndarray:
     """The line inside `polygon` turned upright and scaled to `height` pixels.
 
     image: uint8 RGB [H, W, 3]; polygon: [P, 2], P >= 3; margin: room left on every side, in line heights.
@@ -186,10 +188,10 @@ def reading_corners(polygon: np.ndarray) -> np.ndarray:
 
 
 def normalise(text: str) -> str:
-    """What two texts are compared by: Unicode NFKC, whitespace removed, case kept.
+    """The form in which texts are compared: Unicode NFKC, whitespace removed, case kept.
 
-    NFKC joins what a reader cannot tell apart (full-width and half-width letters and punctuation); spaces go because
-    the recogniser does not report them reliably.
+    NFKC unifies full-width and half-width letters and punctuation, which look alike. Spaces are removed because the
+    recogniser does not report them reliably.
     """
     return "".join(unicodedata.normalize("NFKC", text).split())
 

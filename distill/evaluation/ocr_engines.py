@@ -20,7 +20,7 @@ DUGUANG = "damo/cv_convnextTiny_ocr-recognition-general_damo"
 
 
 class DuGuangOcr:
-    """The engine of AnyText's published scores, by modelscope; lines are cut out as AnyText2 cuts them.
+    """The engine of AnyText's published scores, from modelscope; lines are cropped as AnyText2 crops them.
 
     Raises OcrNotInstalled where modelscope or the model, which is not downloaded here, is missing.
     """
@@ -38,20 +38,20 @@ class DuGuangOcr:
             folder = hub.snapshot_download(DUGUANG, local_files_only=True)
         except Exception as error:  # modelscope raises ValueError or errors of its own, by release
             raise OcrNotInstalled(f"--ocr duguang: the model is not on this machine: {how}") from error
-        # Its weights are a pickle, of which nothing but tensors is to be loaded.
+        # Its weights are a pickle: only tensors may be loaded from it.
         before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
             self._pipeline = pipelines.pipeline("ocr-recognition", model=folder)
         except Exception as error:
-            raise OcrNotInstalled(f"--ocr duguang: {folder} cannot be loaded ({_one_line(error)}): {how}") from error
+            raise OcrNotInstalled(f"--ocr duguang: {folder} cannot be loaded ({_first_words(error)}): {how}") from error
         finally:
             if before is None:
                 del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
             else:
                 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
-    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
+    def recognize_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
         """The texts inside `polygons` of a uint8 RGB picture [H, W, 3]; '' for a line of less than a pixel."""
         texts = []
         for crop in _crops(_chw(image), polygons):
@@ -62,13 +62,13 @@ class DuGuangOcr:
             texts.append(str(self._pipeline(bgr)["text"][0]))
         return texts
 
-    def can_write(self, text: str) -> bool:
-        """Its characters are not published apart from the model; it is taken to know all."""
+    def in_charset(self, text: str) -> bool:
+        """Always True: the engine's charset is not published apart from the model."""
         return True
 
 
 class ModelOcr:
-    """The model's own recogniser of glyph lines (`text_predictor`), on pictures that it was not made to judge."""
+    """The model's own recogniser (`text_predictor`), which was trained on glyph lines and not on pictures."""
 
     name = "the model's own text_predictor"
 
@@ -77,7 +77,7 @@ class ModelOcr:
         self._charset = load_charset(recognizer.cfg.charset, recognizer.cfg.n_classes)
 
     @torch.inference_mode()
-    def read_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
+    def recognize_lines(self, image: np.ndarray, polygons: Sequence[np.ndarray]) -> list[str]:
         """The texts inside `polygons` of a uint8 RGB picture [H, W, 3]; '' for a line of less than a pixel."""
         crops = _crops(_chw(image), polygons)
         inputs = [recognizer_input(crop[None]) for crop in crops if crop is not None]
@@ -87,18 +87,21 @@ class ModelOcr:
         read = iter(ctc_greedy_decode(self._recognizer(torch.cat(inputs).to(device)).logits, self._charset))
         return ["" if crop is None else next(read) for crop in crops]
 
-    def can_write(self, text: str) -> bool:
+    def in_charset(self, text: str) -> bool:
         return set(text) <= set(self._charset)
 
 
 def make_ocr_engine(name: str, recipe: Recipe, recognizer: Recognizer, threads: int) -> OcrEngine:
-    """The engine called `name`. Raises OcrNotInstalled, or ValueError where it would judge what was trained on it."""
+    """The engine called `name`.
+
+    Raises OcrNotInstalled, or ValueError for the model's own recogniser where the student was trained against it.
+    """
     assert name in ENGINES, name
     if name == "duguang":
         return DuGuangOcr()
     if name == "rapidocr":
         return RapidOcr(threads)
-    if trained_against(recipe):
+    if trained_against_recognizer(recipe):
         raise ValueError(
             "--ocr own: this student was trained to please the model's own recogniser, which cannot judge it; "
             "choose rapidocr or duguang"
@@ -106,7 +109,7 @@ def make_ocr_engine(name: str, recipe: Recipe, recognizer: Recognizer, threads: 
     return ModelOcr(recognizer)
 
 
-def trained_against(recipe: Recipe) -> bool:
+def trained_against_recognizer(recipe: Recipe) -> bool:
     """Whether the recipe's objective has a loss term that uses the model's own recogniser."""
     return bool(terms_with_recognizer(recipe.student.terms))
 
@@ -119,5 +122,5 @@ def _crops(image: torch.Tensor, polygons: Sequence[np.ndarray]) -> list[torch.Te
     return [crop_line(image, quad_from_points(polygon)) for polygon in polygons]
 
 
-def _one_line(error: Exception) -> str:
+def _first_words(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

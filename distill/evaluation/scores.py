@@ -1,93 +1,81 @@
-"""What an evaluation reports: values, their intervals, a table to print and a dictionary for JSON.
-
-Legend: N pictures, B batch.
-"""
+"""The values of an evaluation: scores with their intervals, and what of them goes into summary.json and MLflow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from anytext2.core.rng import numpy_rng
-from distill.evaluation.ocr import exact_match, ned
 
 Interval = tuple[float, float]
-UNKNOWN: Interval = (math.nan, math.nan)
+NO_INTERVAL: Interval = (math.nan, math.nan)
 LANGUAGE, HEIGHT = "language ", "height "
 """What the names of groups of lines begin with."""
 
+LATENT_DISTANCE, TEXT_DISTANCE = "distance", "text_distance"
+"""Names of the two distances between sets: of latents, and of what an OCR engine sees in the lines."""
+
 
 @dataclass(frozen=True)
-class TextScore:
-    """How well the lines of a set of pictures read. Rates are in 0..1, over all lines.
+class Score:
+    """A metric over a set of pictures or lines, with its 95 % bootstrap interval over pictures.
 
-    exact_match_95, ned_95: bootstrap intervals over pictures (lines of one picture share its fate, so that resampling
-    lines would flatter).
+    Lines of one picture share its fate: resampling lines would flatter. value, interval: None where the metric was not
+    measured; NaN where there was nothing to measure. count: how many pictures or lines were measured.
     """
 
-    lines: int
-    exact_match: float
-    exact_match_95: Interval
-    ned: float
-    ned_95: Interval = UNKNOWN
+    value: float | None = None
+    interval: Interval | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
-class StructureScore:
-    """Agreement of the lines' strokes with their glyphs (`structure.LineStructure`), 0..1, mean over lines."""
+class GroupScores:
+    """The lines of one language or height.
 
-    lines: int
-    structure: float
-    structure_95: Interval
-
-
-@dataclass(frozen=True)
-class ImageSimilarity:
-    """How near a row's pictures are to the reference row's.
-
-    psnr_db: of the pixels, peak to peak 1 (None: identical); background: SSIM outside the text boxes, 1 where
-    identical; distance: sliced Wasserstein distance of the latents.
+    lines: `exact_match`, `ned` and `structure`, by name. pictures: as `RowScore.pictures`, over the pictures that hold
+    a line of that language; empty for heights, and for originals and reconstructions.
     """
 
-    pictures: int
-    psnr_db: float | None
-    psnr_db_95: Interval
-    background: float
-    background_95: Interval
-    distance: float
-    distance_95: Interval
+    lines: dict[str, Score]
+    pictures: dict[str, Score] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class GroupScore:
-    """The lines of one language or height. text: None without an OCR engine; likeness: of the pictures that hold a line
-    of that language, None for heights and for pictures that are no row."""
-
-    text: TextScore | None
-    structure: StructureScore
-    likeness: ImageSimilarity | None = None
+    def to_json(self) -> dict[str, Any]:
+        """One flat dictionary."""
+        plain = {"lines": self.lines["exact_match"].count, **scores_to_json(self.lines)}
+        if self.pictures:
+            plain["pictures"] = self.pictures[LATENT_DISTANCE].count
+        return {**plain, **scores_to_json(self.pictures)}
 
 
 @dataclass(frozen=True)
 class LineScores:
-    """All that is said of a set of pictures' lines. text: None without an OCR engine; text_distance: sliced Wasserstein
-    distance of the lines to the reference row's in what an OCR engine sees, None without that engine."""
+    """The lines of a set of pictures: of one row, of the originals or of their reconstructions.
 
-    text: TextScore | None
-    structure: StructureScore
-    groups: dict[str, GroupScore]
-    text_distance: float | None = None
-    text_distance_95: Interval = UNKNOWN
+    scores: `exact_match`, `ned` and `structure` over all lines, by name. text_distance: sliced Wasserstein distance of
+    the lines to the reference row's, in what an OCR engine sees. groups: by 'language ...' and 'height ...'.
+    """
+
+    scores: dict[str, Score]
+    groups: dict[str, GroupScores]
+    text_distance: Score = Score(None, NO_INTERVAL)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat dictionary; None for what was not measured."""
+        return {
+            **GroupScores(self.scores).to_json(),
+            **scores_to_json({TEXT_DISTANCE: self.text_distance}),
+            "groups": {name: group.to_json() for name, group in self.groups.items()},
+        }
 
 
 @dataclass(frozen=True)
 class NetworkScores:
-    """What networks that the user brings say of a row's pictures; None: not asked for (`distill.image_networks`)."""
+    """Metrics of networks that the user brings (`distill.evaluation.image_networks`); None where not asked for."""
 
     clip_score: float | None = None
     clip_score_95: Interval | None = None
@@ -95,12 +83,17 @@ class NetworkScores:
     kid: float | None = None
 
 
+NETWORK_COLUMNS = {"clip_score": "CLIP score", "fid": "FID", "kid": "KID"}
+"""Columns of the tables by the field of NetworkScores."""
+
+
 @dataclass(frozen=True)
 class RowScore:
-    """One way of sampling, scored. All but the scores of lines are over pictures.
+    """One way of sampling, scored.
 
-    latent_rmse: mean root mean square error of a picture's scaled latent to the reference row's; nfe: UNet calls for
-    one picture; seconds_per_image: median over batches of WriteNet + UNet calls + decoding, divided by the batch.
+    latent_rmse: root mean square error of a picture's scaled latent to the reference row's, mean over pictures. nfe:
+    UNet calls for one picture. seconds_per_image: of WriteNet, UNet and decoder, median over batches, divided by the
+    batch. pictures: PICTURE_METRICS and the sliced Wasserstein distance of the latents, by name.
     """
 
     key: str
@@ -109,19 +102,48 @@ class RowScore:
     steps: int
     guidance: float
     nfe: int
-    latent_rmse: float
-    latent_rmse_95: Interval
-    likeness: ImageSimilarity
-    lines: LineScores
+    latent_rmse: Score
     seconds_per_image: float
+    pictures: dict[str, Score]
+    lines: LineScores
     networks: NetworkScores = NetworkScores()
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat dictionary."""
+        named = ("key", "role", "sampler", "steps", "guidance", "nfe")
+        return {
+            **{name: getattr(self, name) for name in named},
+            **scores_to_json({"latent_rmse": self.latent_rmse}),
+            "seconds_per_image": self.seconds_per_image,
+            **scores_to_json(self.pictures),
+            **self.lines.to_json(),
+            **to_json(self.networks),
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """For the tracker, by 'KEY/METRIC': every finite value."""
+        scores = {
+            "latent_rmse": self.latent_rmse,
+            **self.pictures,
+            **self.lines.scores,
+            TEXT_DISTANCE: self.lines.text_distance,
+        }
+        values = {name: score.value for name, score in scores.items()}
+        values |= {"seconds_per_image": self.seconds_per_image}
+        values |= {name: getattr(self.networks, name) for name in NETWORK_COLUMNS}
+        return {
+            f"{self.key}/{name}": float(value)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Is `row` nearer to the reference than `other`, picture by picture (same start noise)?
 
-    rmse_difference: mean of rmse(row) - rmse(other), below 0 where `row` is nearer; wins: share of such pictures.
+    rmse_difference: mean of rmse(row) - rmse(other), below 0 where `row` is nearer. wins: share of pictures in which it
+    is.
     """
 
     row: str
@@ -129,17 +151,6 @@ class Comparison:
     rmse_difference: float
     rmse_difference_95: Interval
     wins: float
-
-
-def rmse(latent: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Root mean square difference of each sample of [B, ...], float64 [B]."""
-    difference = latent.double() - reference.double()
-    return difference.flatten(1).square().mean(dim=1).sqrt()
-
-
-def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each image of [B, C, H, W] in [0, 1], float64 [B]; inf where equal."""
-    return -20.0 * rmse(image, reference).log10()
 
 
 def mean_interval(values: Sequence[float], weights: Sequence[float] | None, resamples: int, seed: int) -> Interval:
@@ -152,43 +163,32 @@ def mean_interval(values: Sequence[float], weights: Sequence[float] | None, resa
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
     assert value.shape == weight.shape and value.ndim == 1
     if weight.sum() == 0 or not np.isfinite(value).all():
-        return UNKNOWN
+        return NO_INTERVAL
     picks = numpy_rng(seed, 0, 0, "bootstrap").integers(0, len(value), (resamples, len(value)))
     sums, total = (of_pictures[picks].sum(axis=1) for of_pictures in (value, weight))
     low, high = np.percentile(sums[total > 0] / total[total > 0], [2.5, 97.5])
     return (float(low), float(high))
 
 
-def score_text(read: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], resamples: int, seed: int) -> TextScore:
-    """Scores what was read in N pictures, line by line, against what is written there."""
-    pairs = [list(zip(r, t, strict=True)) for r, t in zip(read, truth, strict=True)]
-    hits = [float(sum(exact_match(*pair) for pair in picture)) for picture in pairs]
-    lines = [float(len(picture)) for picture in pairs]
-    n_lines = int(sum(lines))
-    similarity = [sum(ned(*pair) for pair in picture) for picture in pairs]
-    return TextScore(
-        lines=n_lines,
-        exact_match=sum(hits) / n_lines if n_lines else math.nan,
-        exact_match_95=mean_interval(hits, lines, resamples, seed),
-        ned=sum(similarity) / n_lines if n_lines else math.nan,
-        ned_95=mean_interval(similarity, lines, resamples, seed),
-    )
+def picture_mean(values: Sequence[float], resamples: int, seed: int) -> Score:
+    """The mean of one value a picture; NaN of no picture."""
+    mean = float(np.mean(values)) if values else math.nan
+    return Score(mean, mean_interval(values, None, resamples, seed), len(values))
 
 
-def score_structure(found: Sequence[Sequence[float]], resamples: int, seed: int) -> StructureScore:
-    """Of the lines of N pictures."""
-    sums, lines = [sum(picture) for picture in found], [float(len(picture)) for picture in found]
-    n_lines = int(sum(lines))
-    mean = sum(sums) / n_lines if n_lines else math.nan
-    return StructureScore(n_lines, mean, mean_interval(sums, lines, resamples, seed))
+def line_mean(values: Sequence[Sequence[float]], resamples: int, seed: int) -> Score:
+    """The mean over lines, given picture by picture; NaN of no line."""
+    sums, lines = [float(sum(picture)) for picture in values], [float(len(picture)) for picture in values]
+    count = int(sum(lines))
+    return Score(sum(sums) / count if count else math.nan, mean_interval(sums, lines, resamples, seed), count)
 
 
-def compare(
+def compare_pairs(
     row: str, errors: Sequence[float], other: str, other_errors: Sequence[float], resamples: int, seed: int
-) -> Comparison:
-    """Paired comparison of two rows' errors, one entry a picture."""
+) -> PairedComparison:
+    """Compares two rows' errors, one entry a picture."""
     difference = np.asarray(errors) - np.asarray(other_errors)
-    return Comparison(
+    return PairedComparison(
         row=row,
         other=other,
         rmse_difference=float(difference.mean()),
@@ -197,39 +197,22 @@ def compare(
     )
 
 
-def to_plain(value: Any) -> Any:
-    """A (nested) score as what JSON can hold: dictionaries and lists; numbers that are not finite become None."""
+def scores_to_json(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Every value by its name, and its interval by that name with `_95`."""
+    plain: dict[str, Any] = {}
+    for name, score in scores.items():
+        plain |= {name: to_json(score.value), f"{name}_95": to_json(score.interval)}
+    return plain
+
+
+def to_json(value: Any) -> Any:
+    """A (nested) dataclass as what JSON can hold: dictionaries and lists; numbers that are not finite become None."""
     if hasattr(value, "__dataclass_fields__"):
-        return to_plain(asdict(value))
+        return to_json(asdict(value))
     if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def lines_to_plain(lines: LineScores) -> dict[str, Any]:
-    """One flat dictionary: the text score beside the others, None where it was not measured."""
-    groups = {name: _group_to_plain(group) for name, group in lines.groups.items()}
-    distance = {name: to_plain(getattr(lines, name)) for name in ("text_distance", "text_distance_95")}
-    return {**_read_to_plain(lines.text, lines.structure), **distance, "groups": groups}
-
-
-def row_to_plain(row: RowScore) -> dict[str, Any]:
-    """One flat dictionary for one row."""
-    flat = to_plain(row)
-    likeness, networks = flat.pop("likeness"), flat.pop("networks")
-    del flat["lines"], likeness["pictures"]
-    return {**flat, **likeness, **lines_to_plain(row.lines), **networks}
-
-
-def _group_to_plain(group: GroupScore) -> dict[str, Any]:
-    likeness = {} if group.likeness is None else to_plain(group.likeness)
-    return {**_read_to_plain(group.text, group.structure), **likeness}
-
-
-def _read_to_plain(text: TextScore | None, structure: StructureScore) -> dict[str, Any]:
-    read = dict.fromkeys(field.name for field in fields(TextScore)) if text is None else to_plain(text)
-    return {**read, **{name: to_plain(getattr(structure, name)) for name in ("structure", "structure_95")}}

@@ -1,6 +1,6 @@
-"""How far apart two sets of pictures are as distributions, without a network that would have to be downloaded.
+"""Sliced Wasserstein distance between two sets of pictures, in their latents. It needs no network of its own.
 
-Shape legend: N pictures, P points of one of them, D numbers of a point, S directions, K knots, C channels, h/w latent
+Shape legend: N pictures, P points of a picture, D dimensions of a point, S directions, K knots, C channels, h/w latent
 cells.
 """
 
@@ -18,13 +18,13 @@ from anytext2.core.rng import numpy_rng, torch_generator
 PATCH = 3
 PROJECTIONS = 256
 KNOTS = 512
-RESAMPLED_PROJECTIONS = 64
-"""Directions that an interval is estimated with: what differs between resamples are pictures, not directions."""
+INTERVAL_PROJECTIONS = 64
+"""Directions of which an interval is estimated. Fewer will do: resamples differ in pictures, not in directions."""
 
-_POOLED = 2**11  # points of each set among which the knots are chosen
+_KNOT_CANDIDATES = 2**11  # points of each set among which the knots are chosen
 
 
-class SlicedDistance:
+class SlicedWasserstein:
     """Sliced Wasserstein-1 distance (Rabin et al. 2011) between two sets of points that belong to the same N pictures.
 
     first, second: one tensor [P, D] for each picture, of equal shapes (P may differ between pictures and be 0). Along
@@ -41,11 +41,11 @@ class SlicedDistance:
         assert first, "a distance needs pictures"
         directions = torch.randn(first[0].shape[1], PROJECTIONS, generator=torch_generator(seed, 0, 0, "projections"))
         directions = directions / directions.norm(dim=0)
-        knots = _knots([_thinned(torch.cat(list(side)) @ directions) for side in (first, second)])
+        knots = _knots([_subsampled(torch.cat(list(side)) @ directions) for side in (first, second)])
         self._gaps = knots.diff(dim=1)
         between = (knots[:, :-1] + self._gaps / 2).contiguous()  # where rounding cannot move a point past a knot
         differences = [
-            _counted(one @ directions, between) - _counted(other @ directions, between)
+            _cumulative_counts(one @ directions, between) - _cumulative_counts(other @ directions, between)
             for one, other in zip(first, second, strict=True)
         ]
         self._differences = torch.stack(differences)  # N, S, K - 1
@@ -70,7 +70,7 @@ class SlicedDistance:
         rng = numpy_rng(self._seed, 0, 0, "bootstrap of a distance")
         picks = which[rng.integers(0, len(which), (resamples, len(which)))]
         weights = torch.stack([torch.from_numpy(np.bincount(pick, minlength=len(self._points))) for pick in picks])
-        found = self._distances(weights.float(), RESAMPLED_PROJECTIONS).numpy()
+        found = self._distances(weights.float(), INTERVAL_PROJECTIONS).numpy()
         found = found[np.isfinite(found)]
         low, high = np.percentile(found, [2.5, 97.5]) - found.mean() + value
         return (max(0.0, float(low)), float(high))
@@ -83,15 +83,15 @@ class SlicedDistance:
         return torch.cat(areas) / (weights @ self._points) / min(projections, len(self._gaps))
 
 
-def sliced_wasserstein(first: Tensor, second: Tensor, seed: int = 0) -> SlicedDistance:
-    """The distance between the patches of two sets of latents [N, C, h, w], in units of the latents.
+def latent_patch_distance(first: Tensor, second: Tensor, seed: int = 0) -> SlicedWasserstein:
+    """The sliced Wasserstein distance of the patches of two sets of latents [N, C, h, w], in units of the latents.
 
-    Every patch of PATCH x PATCH cells, all channels, is a point: as in Karras et al. 2018 (section 5) patches stand for
+    Every patch of PATCH x PATCH cells, all channels, is a point: as in Karras et al. 2018 (section 5), patches describe
     texture and strokes. Raises ValueError where the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"sets of latents of shapes {tuple(first.shape)} and {tuple(second.shape)}: must be equal")
-    return SlicedDistance(list(_patches(first)), list(_patches(second)), seed)
+    return SlicedWasserstein(list(_patches(first)), list(_patches(second)), seed)
 
 
 def _patches(latents: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ def _patches(latents: Tensor) -> Tensor:
     return F.unfold(latents.detach().float().cpu(), PATCH).transpose(1, 2)
 
 
-def _thinned(points: Tensor) -> Tensor:
-    return points[:: max(1, -(-len(points) // _POOLED))]
+def _subsampled(points: Tensor) -> Tensor:
+    return points[:: max(1, -(-len(points) // _KNOT_CANDIDATES))]
 
 
 def _knots(sides: Sequence[Tensor]) -> Tensor:
@@ -110,7 +110,7 @@ def _knots(sides: Sequence[Tensor]) -> Tensor:
     return pooled[:, ranks].contiguous()
 
 
-def _counted(projected: Tensor, knots: Tensor) -> Tensor:
+def _cumulative_counts(projected: Tensor, knots: Tensor) -> Tensor:
     """How many of the points [P, S] are below each knot, float32 [S, K]."""
     ascending = projected.T.contiguous().sort(dim=1).values
     return torch.searchsorted(ascending, knots, right=True).float()

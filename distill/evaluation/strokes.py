@@ -1,7 +1,7 @@
-"""What an OCR engine is blind to: whether the strokes of a line lie where its glyphs have them.
+"""Stroke structure of a line: do its strokes lie where its glyphs have them? An OCR engine does not notice that.
 
-The ink of a line is what its colours tell apart from the ground along the direction in which glyph and ground differ
-most (Fisher's discriminant, then Otsu's threshold). It is compared with the glyph page inside the line's box.
+The ink of a line is segmented by colour: pixels are projected on the direction in which glyph and background differ
+most (Fisher's discriminant) and split by Otsu's threshold. The ink is compared with the glyph page in the line's box.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from distill.evaluation.ocr import crop_line
+from distill.evaluation.ocr import upright_crop
 
-REACH = 3
-"""Pixels of a line of 48 by which its ink may be moved to fit: a sixteenth of its height."""
+MAX_SHIFT = 3
+"""Pixels, in a line scaled to a height of 48, by which the ink may be shifted to fit: a sixteenth of the height."""
 
-NEAR = 2.0
-"""Pixels of a line of 48 within which two outlines agree."""
+OUTLINE_TOLERANCE = 2.0
+"""Pixels, in a line scaled to a height of 48, within which two outlines agree."""
 
 
 @dataclass(frozen=True)
 class LineStructure:
-    """Agreement of a line's ink with its glyphs, both in 0..1: overlap is the intersection over the union, strokes the
-    F-score of the outlines (Csurka et al. 2013), at the shift with the greatest overlap."""
+    """Agreement of a line's ink with its glyphs, at the shift with the greatest overlap; both in 0..1.
+
+    overlap: intersection over union. strokes: boundary F-score (Csurka et al. 2013).
+    """
 
     overlap: float
     strokes: float
@@ -34,19 +36,19 @@ class LineStructure:
 
 
 def line_structure(image: np.ndarray, polygon: np.ndarray, page: np.ndarray) -> LineStructure | None:
-    """image: uint8 RGB [H, W, 3]; polygon: [P, 2] in its pixels; page: uint8 [H*g, W*g] in {0, 1}, the glyphs' ink.
+    """The agreement for one line; None where the glyph page has no ink, or nothing but ink, in the line's box.
 
-    None where the page has no ink, or nothing but ink, in the line's box.
+    image: uint8 RGB [H, W, 3]; polygon: [P, 2] in its pixels; page: uint8 [H*g, W*g] in {0, 1}, the glyphs' ink.
     """
     size = (image.shape[1], image.shape[0])
     glyphs = cv2.resize(page * np.uint8(255), size, interpolation=cv2.INTER_AREA)
-    wanted = crop_line(np.repeat(glyphs[..., None], 3, axis=2), polygon)[..., 0] > 127
+    wanted = upright_crop(np.repeat(glyphs[..., None], 3, axis=2), polygon)[..., 0] > 127
     if not wanted.any() or wanted.all():
         return None
-    return compare_ink(ink_like(crop_line(image, polygon), wanted), wanted)
+    return compare_ink(segment_ink(upright_crop(image, polygon), wanted), wanted)
 
 
-def ink_like(line: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def segment_ink(line: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The pixels, bool [h, w], of a line uint8 [h, w, 3] whose colour is more like those under `wanted`."""
     colors = line.reshape(-1, 3).astype(np.float64)
     inside = wanted.reshape(-1)
@@ -63,12 +65,12 @@ def ink_like(line: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def compare_ink(ink: np.ndarray, wanted: np.ndarray) -> LineStructure:
-    """Two bool [h, w]; `ink` is moved by up to REACH pixels to where it overlaps most."""
-    around = np.pad(ink, REACH)
+    """Two bool [h, w]; `ink` is moved by up to MAX_SHIFT pixels to where it overlaps most."""
+    around = np.pad(ink, MAX_SHIFT)
     height, width = wanted.shape
     best, moved = -1.0, ink
-    for dy in range(2 * REACH + 1):
-        for dx in range(2 * REACH + 1):
+    for dy in range(2 * MAX_SHIFT + 1):
+        for dx in range(2 * MAX_SHIFT + 1):
             candidate = around[dy : dy + height, dx : dx + width]
             overlap = float((candidate & wanted).sum() / (candidate | wanted).sum())
             if overlap > best:
@@ -81,8 +83,8 @@ def _outline_agreement(first: np.ndarray, second: np.ndarray) -> float:
     if not all(outline.any() for outline in outlines):
         return 0.0
     one, other = outlines
-    precision = float((_distance_to(other)[one] <= NEAR).mean())
-    recall = float((_distance_to(one)[other] <= NEAR).mean())
+    precision = float((_distance_to(other)[one] <= OUTLINE_TOLERANCE).mean())
+    recall = float((_distance_to(one)[other] <= OUTLINE_TOLERANCE).mean())
     return 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

@@ -1,6 +1,6 @@
-"""From a checkpoint folder and an annotation file to what sampling needs: roles, schedule, samples.
+"""Loads what sampling needs: a model from a checkpoint folder, and samples from annotation files.
 
-The run folder beside a checkpoint says how it was made (`recipe.yaml`, `run.json`); an adapter alone is enough where
+The run folder of a checkpoint says how it was made (`recipe.yaml`, `run.json`). A PEFT adapter alone is enough where
 the recipe is given.
 """
 
@@ -28,7 +28,7 @@ from distill.checkpoint.run_folder import RECIPE, RUN_INFO
 from distill.checkpoint.store import MANIFEST, find_checkpoint
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
-from distill.data.build import HELD_OUT_FIRST
+from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.diffusion.samplers import SamplerOptions
 from distill.inference.model import make_model
 
@@ -53,7 +53,7 @@ class SamplingModel:
     precision: str
 
     @property
-    def consistency(self) -> SamplerOptions:
+    def sampler_options(self) -> SamplerOptions:
         return self.recipe.student.options
 
     @property
@@ -67,7 +67,7 @@ class SamplingModel:
 
     @property
     def guidance(self) -> float:
-        """The teacher's scale where none is asked for: AnyText2's 7.5, or the middle of the range distilled from."""
+        """The teacher's scale where none is asked for: AnyText2's 7.5, or the middle of the distilled range."""
         low, high = self.recipe.student.guidance
         return DEFAULT_GUIDANCE if low <= DEFAULT_GUIDANCE <= high else (low + high) / 2.0
 
@@ -93,15 +93,15 @@ def load_sampling_model(
     student_steps: Sequence[int] = (),
     sampler: str = "",
 ) -> SamplingModel:
-    """Builds the model of a recipe and lays a checkpoint over it.
+    """Builds the model of a recipe and loads a checkpoint into it.
 
     checkpoint: a checkpoint-N folder, a run folder (its newest one), or a folder with a PEFT adapter alone; None: the
     recipe's weights as they are. config: the recipe; by default the one beside the checkpoint, else the embedded one.
-    precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps: in which the student is to be
-    sampled, with the sampler (empty: its own); refused before anything is loaded where it cannot be. Raises ValueError
-    in one line.
+    precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps, sampler: how the student is to be
+    sampled (sampler empty: its own). Raises ValueError in one line; for steps that the student does not support, before
+    anything is loaded.
     """
-    target = torch.device(pick_device(device))
+    target = torch.device(resolve_device(device))
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
@@ -121,20 +121,20 @@ def load_sampling_model(
     return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind)
 
 
-def data_sources(given: Sequence[Path], opened: SamplingModel) -> list[Path]:
-    """The annotation files to draw from: those given, else the recipe's, else what the run drew for itself.
+def data_sources(given: Sequence[Path], model: SamplingModel) -> list[Path]:
+    """The annotation files to take samples from: those given, else the recipe's, else the run's synthetic data.
 
     Raises ValueError where there are none.
     """
-    recipe = opened.recipe
-    drawn = (opened.run_dir or recipe.run_dir) / "data" / "data.json"
+    recipe = model.recipe
+    drawn = (model.run_dir or recipe.run_dir) / "data" / "data.json"
     sources = list(given) or [Path(source) for source in recipe.data.sources] or [drawn]
     if sources == [drawn] and not drawn.is_file():
         raise ValueError("--data: no annotation file given and none in the recipe; launch/make_dataset.py draws one")
     return sources
 
 
-def held_out_sources(given: Sequence[Path], opened: SamplingModel, count: int, out: Path) -> list[Path]:
+def held_out_sources(given: Sequence[Path], model: SamplingModel, count: int, out: Path) -> list[Path]:
     """The annotation files to measure on: those given, else `count` pictures of the run's own synthetic kind.
 
     The latter are drawn into `out`, from a part of the seed that no training set reaches. Raises ValueError where the
@@ -142,10 +142,10 @@ def held_out_sources(given: Sequence[Path], opened: SamplingModel, count: int, o
     """
     if given:
         return list(given)
-    if opened.recipe.data.sources:
+    if model.recipe.data.sources:
         raise ValueError("--data: name an annotation file that was not trained on (data.sources of the recipe was)")
-    drawn = opened.recipe.data.synthetic
-    write_dataset(out, count, SyntheticConfig(size=drawn.size), drawn.seed, HELD_OUT_FIRST)
+    drawn = model.recipe.data.synthetic
+    write_dataset(out, count, SyntheticConfig(size=drawn.size), drawn.seed, FIRST_HELD_OUT_INDEX)
     return [out / "data.json"]
 
 
@@ -197,7 +197,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def pick_device(wish: str) -> str:
-    if wish != "auto":
-        return wish
+def resolve_device(name: str) -> str:
+    """`auto` becomes cuda where there is a GPU, else cpu."""
+    if name != "auto":
+        return name
     return "cuda" if torch.cuda.is_available() else "cpu"

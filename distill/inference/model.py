@@ -56,7 +56,10 @@ def _part_file(path: Path) -> Path:
 
 
 def require_recognizer(recipe: Recipe) -> None:
-    """Loss terms that read need a recogniser that can. Looks at names in files alone; raises ValueError in one line."""
+    """Raises ValueError where a loss term needs a trained recogniser and the recipe has none.
+
+    Only the names in weight files are read.
+    """
     section, terms = recipe.model, recipe.student.terms
     reading = terms_with_recognizer(terms)
     if reading and section.weights in ("scratch", "filled"):

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al. 2006) of the recogniser's columns, and what it can be asked for.
+"""Connectionist temporal classification (Graves et al. 2006) of the recogniser's columns, and its limits.
 
 Shape legend: N lines, T columns, K classes.
 """
@@ -22,7 +22,7 @@ def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) 
     """
     targets, lengths = ctc_targets(texts, charset)
     logits = logits_NTK.to(torch.promote_types(logits_NTK.dtype, torch.float32))
-    # Lengths stay on the host, where torch wants them: from a device it would have to wait for them.
+    # Lengths stay on the host, where torch needs them; copying them from a device would synchronise.
     columns = torch.full((logits.shape[0],), logits.shape[1], dtype=torch.int64)
     return F.ctc_loss(
         logits.log_softmax(dim=-1).transpose(0, 1),

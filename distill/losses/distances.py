@@ -1,7 +1,7 @@
-"""Losses as per-sample values [B]: the mean over each sample's elements, optionally under a weight map.
+"""Losses as per-sample values [B]: the mean over each sample's elements, optionally with a weight map.
 
-A weight multiplies the elements and does not change the divisor, so that a masked area lowers the loss instead of
-raising the rest (AnyText2 weighs by ``1 - inv_mask`` in the same way).
+A weight multiplies the elements and does not change the divisor, so a masked area lowers the loss and leaves the rest
+as it is (AnyText2 multiplies by ``1 - inv_mask`` in the same way).
 
 Shape legend: B batch, C channels, H/W pixels or latent cells.
 """
@@ -45,7 +45,7 @@ def sobel_difference(prediction_BCHW: Tensor, target_BCHW: Tensor, weight: Tenso
     """Mean absolute difference of the horizontal and vertical Sobel gradients [B]; the border repeats its pixels.
 
     Gradients are in value per pixel (the kernel is divided by 8), so that the term is comparable with an L1.
-    ``weight`` [B,1,H,W] is of the pixel that a gradient stands at.
+    ``weight`` [B,1,H,W] is of the gradient's centre pixel.
     """
     # The filter is linear: one pass over the difference instead of two over the images.
     difference = prediction_BCHW - target_BCHW

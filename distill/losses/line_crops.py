@@ -1,8 +1,8 @@
-"""Lines of text from latents as the recogniser sees them, upright and 48 x 320, without decoding whole pictures.
+"""Lines of text from latents as inputs of the recogniser, upright and 48 x 320, without decoding whole pictures.
 
-For each line a window of latent cells around it is decoded. The decoder looks further than any affordable margin, and
-its normalisations see the window only: a line from a window is nearly, not exactly, the line from the picture. What is
-compared must therefore come from the same window.
+For each line a window of latent cells around it is decoded. The decoder's receptive field is larger than any affordable
+margin, and its normalisations depend on the window: a line from a window is nearly, not exactly, the line from the
+picture. Lines that are compared must therefore come from the same window.
 
 Shape legend: N lines, C channels, H/W pixels of the picture, h/w latent cells of a window, P pixels of an input (48 x
 320).
@@ -24,10 +24,10 @@ from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_sampling
 from anytext2.core.rng import Draws
 
 MARGIN = 3
-"""Cells on each side of a line that are decoded with it. docs/LOG.md has the error that is left."""
+"""Cells on each side of a line that are decoded with it. docs/LOG.md has the remaining error."""
 
 QUANTUM = 4
-"""Windows' sides are multiples of so many cells, so that few sizes occur and lines are decoded together."""
+"""Sides of windows are multiples of this number of cells, so that few sizes occur and lines are decoded together."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CropWindow:
 
 @dataclass(frozen=True)
 class LinePlace:
-    """Where one line is: its sample's row, its number there, what to decode, and the pixels of its input.
+    """One line: its sample's row, its number there, the window to decode, and the pixels of the recogniser's input.
 
     points: x, y in pixels of the picture, float64 [48, w, 2] with w <= 320.
     """
@@ -58,9 +58,9 @@ class LinePlace:
 
 
 def choose_lines(batch: Batch, draws: Draws, max_lines: int, size: tuple[int, int], step: int) -> list[LinePlace]:
-    """Up to ``max_lines`` random lines of each sample, those with windows of one size next to each other.
+    """Up to ``max_lines`` random lines of each sample, sorted by the size of their windows.
 
-    size: (H, W) of the pictures, ``step`` pixels a cell. Lines less than a pixel high or wide are none.
+    size: (H, W) of the pictures, ``step`` pixels a cell. Lines less than a pixel high or wide are ignored.
     """
     keys = draws.normal("terms/lines", (batch.position.shape[1],)).tolist()
     places: list[LinePlace] = []
@@ -79,7 +79,7 @@ def _window_size(place: LinePlace) -> tuple[int, int]:
 
 
 def _window(points: np.ndarray, size: tuple[int, int], step: int) -> CropWindow:
-    """The cells that the points stand in and a margin, within the picture."""
+    """The cells that contain the points, and a margin, within the picture."""
     spans = [
         _span(points[..., axis].min() / step, points[..., axis].max() / step, length // step)
         for axis, length in ((1, size[0]), (0, size[1]))
@@ -106,7 +106,7 @@ def decode_lines(latent_BChw: Tensor, places: Sequence[LinePlace], decode: Calla
         _warped(decode(torch.stack([place.window.of(latent_BChw[place.row]) for place in group])), group, latent_BChw)
         for group in (list(members) for _, members in groupby(places, key=_window_size))
     ]
-    # Black is what lies outside of a picture, and what is brighter than white is white, as in `crop_line`.
+    # Pixels outside of a picture are black, and values are clipped to white, as in `crop_line`.
     return (2 * torch.cat(crops).clamp(0, 1) - 1) * inside(places, latent_BChw)
 
 
@@ -128,14 +128,14 @@ def _warped(pictures: Tensor, places: Sequence[LinePlace], like: Tensor) -> Tens
 
 
 def sample_pages(pages_B1HW: Tensor, places: Sequence[LinePlace], size: tuple[int, int]) -> Tensor:
-    """Upright lines [N, 1, 48, 320] of pages that show the whole picture of ``size`` (H, W) at any scale; padding 0."""
+    """Upright lines [N, 1, 48, 320] of pages of the whole picture of ``size`` (H, W) at any scale; padding 0."""
     grids = np.stack([_padded(place.points) * (2 / (size[1] - 1), 2 / (size[0] - 1)) - 1 for place in places])
     pages = torch.stack([pages_B1HW[place.row] for place in places])
     return F.grid_sample(pages, torch.from_numpy(grids).to(pages), align_corners=True) * inside(places, pages)
 
 
 def inside(places: Sequence[LinePlace], like: Tensor) -> Tensor:
-    """1 where an input shows the line, 0 in its padding, [N, 1, 48, 320]."""
+    """1 inside an input's line, 0 in its padding, [N, 1, 48, 320]."""
     widths = torch.tensor([place.points.shape[1] for place in places])
     columns = torch.arange(LINE_WIDTH) < widths[:, None]
     return columns[:, None, None, :].expand(-1, 1, LINE_HEIGHT, -1).to(like)

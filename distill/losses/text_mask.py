@@ -1,4 +1,4 @@
-"""Where the text of a batch is, as maps of latent size.
+"""Maps of latent size of the text boxes and the ignored text of a batch.
 
 Shape legend: B batch, L lines, H/W pixels, h/w latent cells.
 """
@@ -12,24 +12,24 @@ from torch.nn import functional as F
 from anytext2.core.batch import Batch
 
 _REACH = 3
-"""Cells across which a soft window's edge is spread: one more than the box on each side."""
+"""Width in cells of a soft window's edge: the box grows by one cell on each side."""
 
 
 def text_share(batch: Batch, height: int, width: int) -> Tensor:
-    """How much of each cell lies inside a line's box, float32 [B,1,h,w] in 0..1."""
+    """The share of each cell inside a line's box, float32 [B,1,h,w] in 0..1."""
     boxes = batch.position.amax(dim=1, keepdim=True).float()
     return F.adaptive_avg_pool2d(boxes, (height, width))
 
 
 def not_ignored(batch: Batch, height: int, width: int) -> Tensor:
-    """1 outside text that is not to be learned, else 0, float32 [B,1,h,w] (nearest, as AnyText2)."""
+    """1 outside ignored text, else 0, float32 [B,1,h,w] (nearest, as AnyText2)."""
     return 1.0 - F.interpolate(batch.inverse_mask.float(), size=(height, width), mode="nearest")
 
 
 def soft_window(batch: Batch, height: int, width: int) -> Tensor:
     """`text_share` widened by a cell and blurred, float32 [B,1,h,w] in 0..1.
 
-    A hard edge would itself be a frequency and a gradient that no picture has.
+    A hard edge would add frequencies and gradients of its own.
     """
     wide = F.max_pool2d(text_share(batch, height, width), _REACH, stride=1, padding=_REACH // 2)
     binomial = torch.tensor([0.25, 0.5, 0.25], device=wide.device)

@@ -1,7 +1,7 @@
 """Training of the VAE: L1 and Sobel gradients of the reconstruction, with a tiny KL term.
 
-Letters are a small part of a picture, so a share of the samples is seen as a square crop around a place on a text
-line: the autoencoder learns strokes first and cheaply, then whole pictures (facts of a prototype: crops, then wholes).
+Letters are a small part of a picture, so a share of the samples is a square crop around a point on a text line: the
+autoencoder learns strokes first and cheaply, then whole pictures.
 
 Shape legend: B batch, C channels, H/W pixels, h/w latent cells, z latent channels.
 """
@@ -21,7 +21,7 @@ from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses import distances
-from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.losses.step_input import LossOutput, StepInput, loss_output, rows_of
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Autoencode(FullWeightObjective):
     """Reconstructs ``batch.image`` through a sampled posterior."""
 
     Config = AutoencodeConfig
+    config: AutoencodeConfig
     trains = "vae"
     needs_latents = False
 
@@ -82,7 +83,7 @@ class Autoencode(FullWeightObjective):
         return loss_output(per_sample, **{name: values.mean() for name, values in columns.items()})
 
     def _groups(self, draws: Draws) -> tuple[list[int], list[int]]:
-        """Rows to be cropped, rows to be seen whole; decided per sample, on the CPU."""
+        """Rows to crop and rows to use whole; drawn per sample, on the CPU."""
         chosen = draws.uniform("autoencode/crop", 0.0, 1.0) < self.config.crop_prob
         return torch.nonzero(chosen).flatten().tolist(), torch.nonzero(~chosen).flatten().tolist()
 
@@ -103,7 +104,7 @@ def _reconstruct(model: AnyText2, image_BCHW: Tensor, draws: Draws) -> dict[str,
 
 
 def crop_text(batch: Batch, rows: list[int], side: int, draws: Draws) -> Tensor:
-    """Square crops [len(rows), C, side, side], each around a random place on a random line of its picture.
+    """Square crops [len(rows), C, side, side], each around a random point on a random line of its picture.
 
     A picture without text is cropped anywhere; crops are shifted to lie inside the picture.
     """

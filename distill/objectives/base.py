@@ -20,7 +20,7 @@ from torch import nn
 from distill.adapters.roles import STUDENT, Roles
 from distill.diffusion.samplers import LCM_OPTIONS, TEACHER_SAMPLER, SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.losses.terms import TermConfig
 
 if TYPE_CHECKING:
@@ -107,12 +107,13 @@ class Objective(ABC):
     """Built as ``Class(config, schedule)`` with its own ``Config``; stateless between calls.
 
     trains: the student's LoRA, or the base weights of the teacher, the VAE or the recogniser. needs_latents: whether
-    `StepInput` must hold latents.
+    `StepInput` must hold latents. config: the options that it was built with.
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
     trains: ClassVar[Trains] = "lora"
     needs_latents: ClassVar[bool] = True
+    config: ObjectiveConfig
 
     @abstractmethod
     def __init__(self, config: Any, schedule: NoiseSchedule) -> None: ...

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, check_interval
 
@@ -57,6 +57,7 @@ class Consistency(Objective):
     """Consistency distillation into the active adapter."""
 
     Config = ConsistencyConfig
+    config: ConsistencyConfig
 
     def __init__(self, config: ConsistencyConfig, schedule: NoiseSchedule) -> None:
         config.check_grid(schedule.timesteps)

@@ -1,7 +1,7 @@
-"""Where each character of a glyph line stands, so that a recogniser need not find out by CTC alone.
+"""The columns of each character of a glyph line: an alignment that a recogniser need not find by CTC alone.
 
-CTC from scratch first learns to predict nothing but blanks and may stay there for thousands of updates. A glyph line is
-our own drawing: its ink begins with the first character and ends with the last, and the font says how wide each one is.
+CTC from scratch first learns to predict only blanks and may stay there for thousands of updates. We draw the glyph line
+ourselves: its ink begins with the first character and ends with the last, and the font has the width of each one.
 
 Shape legend: H/W pixels of the glyph line, T = 40 columns of the recogniser.
 """
@@ -19,7 +19,7 @@ from anytext2.glyphs.fonts import Font
 from anytext2.model.recognizer import COLUMNS, CTC_BLANK
 
 _MEASURING_SIZE = 64  # pixels; only the proportions of the advance widths matter
-_CORE = 0.6  # the middle part of a character that must be recognised; between two of them stays a blank, as CTC wants
+_CORE = 0.6  # the middle part of a character that gets its class; the columns between two characters stay blank
 
 
 def glyph_line_columns(glyph_line_HW: Tensor, text: str, font: Font, charset: Sequence[str]) -> Tensor:

@@ -1,8 +1,7 @@
 """Training of a teacher: AnyText2's noise prediction loss (AnyText2 code, ``p_losses``; Ho et al. 2020, eq. 14).
 
-Differences to the released training code, both meant: the mask of ignored text is resized to the latent's own size
-instead of 64 x 64, and the context can be dropped in a share of the samples, so that guidance has something to
-compare with.
+Two intended differences to the released training code: the mask of ignored text is resized to the latent's own size
+instead of 64 x 64, and the context can be dropped in a share of the samples, for classifier-free guidance.
 
 Shape legend: B batch, L lines, C channels, H/W pixels, h/w latent cells, T tokens, D width.
 """
@@ -21,7 +20,7 @@ from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule
 from distill.diffusion.solver import ddim_step
 from distill.losses import distances
-from distill.losses.step import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
+from distill.losses.step_input import LossOutput, StepInput, loss_output, masked_latent_of, require_latent
 from distill.losses.text_mask import not_ignored, text_share
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 
@@ -41,15 +40,15 @@ class DenoiseConfig(ObjectiveConfig):
     """``context_dropout``: share of samples whose two captions are replaced by the unconditional ones.
 
     ``text_weight``: extra weight of the cells inside the text boxes (0: none, as AnyText2).
-    ``velocity_cap``: a sample's loss is weighted by min(1 / abar_t, cap). 1: the plain noise loss, as AnyText2;
-    infinity: the velocity loss (Salimans and Ho 2022, appendix D). Weight on high noise brings colours and layout
-    sooner.
-    ``input_perturbation``: the model's input holds noise + this share of more noise, and the target stays the noise
-    (Ning et al. 2023, algorithm 1, gamma): a sampler's own errors look like that, and many steps add up less of them.
+    ``velocity_cap``: a sample's loss has the weight min(1 / abar_t, cap). 1: the plain noise loss, as AnyText2;
+    infinity: the velocity loss (Salimans and Ho 2022, appendix D). A large weight at high noise teaches colours and
+    layout sooner.
+    ``input_perturbation``: the model's input has noise + this share of additional noise; the target stays the noise
+    (Ning et al. 2023, algorithm 1, gamma). It imitates a sampler's own errors, so fewer of them accumulate.
     ``rollout``: scheduled sampling (Deng et al. 2023, Markup-to-Image): in this share of samples the noisy latent is
-    where the model's own step from up to ``rollout_reach`` timesteps above ends, and the target the noise that leads
-    from there to the picture, so that the model learns to mend its own strokes by the hints. Such samples weigh
-    min(SNR, 5) / SNR besides, because an error of x0 is a great error of noise where there is little noise.
+    the end of the model's own step from up to ``rollout_reach`` timesteps above, and the target is the noise between
+    that latent and the picture, so that the model learns to correct its own errors. Such samples also have the weight
+    min(SNR, 5) / SNR, because at low noise an error of x0 is a large error of noise.
     ``scope``: ``official`` trains what AnyText2 trains (WriteNet, text embedding, attn1x/attn2x); ``all`` trains the
     whole UNet and the text tower too. VAE and glyph recogniser are always frozen.
     ``frozen``: modules (dotted paths) of the scope that stay as they are.
@@ -87,6 +86,7 @@ class Denoise(FullWeightObjective):
     """Predicts the noise in ``latent`` at t ~ U{0..T-1}."""
 
     Config = DenoiseConfig
+    config: DenoiseConfig
     trains = "teacher"
 
     def __init__(self, config: DenoiseConfig, schedule: NoiseSchedule) -> None:
@@ -120,7 +120,7 @@ class Denoise(FullWeightObjective):
         conditions = self._drop_context(model, conditions, item)
         control = model.control_maps(conditions)
         weight = schedule.velocity_weight(t, self.config.velocity_cap)
-        # decided on the CPU: a batch without any pays for nothing
+        # drawn on the CPU, so that a batch without such samples costs nothing
         rolled = (item.draws.uniform("denoise/rollout", 0.0, 1.0) < self.config.rollout).nonzero().flatten()
         if len(rolled):
             rows = rolled.to(latent.device)
@@ -149,7 +149,7 @@ class Denoise(FullWeightObjective):
         conditions: Conditions,
         control: Control,
     ) -> Tensor:
-        """Where the model's DDIM steps from times above end at ``t``, for some ``rows`` of the batch [R,C,h,w]."""
+        """The latents [R,C,h,w] at ``t`` after the model's DDIM step from a time above, for the given ``rows``."""
         schedule, clean, end = self.schedule.to(latent.device), latent[rows], t[rows]
         reach = item.draws.integers("denoise/reach", 1, self.config.rollout_reach + 1, device=latent.device)
         start = (end + reach[rows]).clamp_max(schedule.timesteps - 1)
@@ -160,7 +160,7 @@ class Denoise(FullWeightObjective):
 
     def _drop_context(self, model: AnyText2, conditions: Conditions, item: StepInput) -> Conditions:
         """Captions of the drawn samples replaced by the unconditional ones; hints stay, as in guided sampling."""
-        # decided on the CPU: a batch in which nothing is dropped pays for no unconditional encoding
+        # drawn on the CPU, so that a batch without dropped captions needs no unconditional encoding
         dropped = item.draws.uniform("denoise/drop", 0.0, 1.0) < self.config.context_dropout
         if not dropped.any():
             return conditions

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses import distances
-from distill.losses.step import LossOutput, loss_output
+from distill.losses.step_input import LossOutput, loss_output
 from distill.losses.terms import TERMS, Term, TermConfig, TermInput
 from distill.losses.text_mask import text_share
 from distill.objectives.base import ObjectiveConfig

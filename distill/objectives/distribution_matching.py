@@ -21,7 +21,7 @@ from distill.diffusion.samplers import sampling_timesteps
 from distill.diffusion.schedule import NoiseSchedule, expand_like, solver_grid
 from distill.diffusion.solver import ddim_step
 from distill.losses import distances
-from distill.losses.step import LossOutput, StepInput, loss_output, require_latent
+from distill.losses.step_input import LossOutput, StepInput, loss_output, require_latent
 from distill.objectives.base import Objective, SecondAdapter, StudentSpec
 from distill.objectives.distillation_loss import DistillationLoss
 from distill.objectives.teacher import GuidedTeacher, StudentConfig
@@ -67,6 +67,7 @@ class DistributionMatching(Objective):
     """Distribution matching into the student's adapter, with a second adapter for the fake score."""
 
     Config = DistributionMatchingConfig
+    config: DistributionMatchingConfig
 
     def __init__(self, config: DistributionMatchingConfig, schedule: NoiseSchedule) -> None:
         self.config, self.schedule = config, schedule

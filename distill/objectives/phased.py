@@ -14,7 +14,7 @@ import torch
 from distill.adapters.roles import Roles
 from distill.diffusion.samplers import sampling_timesteps
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, check_interval, flow_jump
 
@@ -53,6 +53,7 @@ class Phased(Objective):
     """Phased consistency distillation into the active adapter."""
 
     Config = PhasedConfig
+    config: PhasedConfig
 
     def __init__(self, config: PhasedConfig, schedule: NoiseSchedule) -> None:
         self.config = config

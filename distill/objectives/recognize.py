@@ -1,7 +1,7 @@
 """Training of the line recogniser: CTC on rendered glyph lines and on the lines cropped from the pictures.
 
-Both views go through one forward pass, so that the batch statistics kept for evaluation are those of what the model
-will see: plain glyph lines (AnyText2's text features) and photographed lines (its OCR loss and score).
+Both views are in one forward pass, so that the running batch statistics are those of the later inputs: plain glyph
+lines (AnyText2's text features) and photographed lines (its OCR loss and score).
 
 Shape legend: B batch, N lines of the batch (line-major: first lines of all samples, then second lines, ...), H/W
 pixels, T = 40 columns, K classes.
@@ -29,7 +29,7 @@ from anytext2.model.recognizer import COLUMNS
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.ctc import charset_of, columns_needed, text_loss
-from distill.losses.step import LossOutput, StepInput, loss_output, rows_of
+from distill.losses.step_input import LossOutput, StepInput, loss_output, rows_of
 from distill.objectives.base import FullWeightObjective, ObjectiveConfig, named_parameters_of
 from distill.objectives.ctc_alignment import glyph_line_columns
 
@@ -44,9 +44,9 @@ class RecognizeConfig(ObjectiveConfig):
     """``glyph_weight`` and ``photo_weight``: of the two views. ``recolor_prob``: share of the glyph lines that get
     random ink and paper instead of white on black. ``augment``: strength of noise, blur, contrast and crop jitter (0:
     none, 1: strong but readable). ``align_weight``: of a cross-entropy with the known place of each character of a
-    glyph line, which keeps CTC from starting with blanks only. ``random_text``: share of the glyph lines that say six
-    random characters of the charset instead of the picture's text: every class is seen equally often, and a line of
-    six costs no more than a line of one.
+    glyph line, which keeps CTC from predicting only blanks at the start. ``random_text``: share of the glyph lines with
+    six random characters of the charset instead of the picture's text: every class occurs equally often, and a line
+    of six costs no more than a line of one.
     """
 
     glyph_weight: float = 1.0
@@ -68,7 +68,7 @@ class RecognizeConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class LineView:
-    """One line of one sample as the recogniser sees it: ``image`` [3, 48, 320], its sample's row, text and weight.
+    """One line of one sample as the recogniser's input: ``image`` [3, 48, 320], its sample's row, text and weight.
 
     ``ink``: the drawn glyph line {0, 1} [80, 512] and ``font`` what it was drawn with; None for a line in the picture.
     """
@@ -85,6 +85,7 @@ class Recognize(FullWeightObjective):
     """Reads every line of the batch twice: as a glyph line and in the picture."""
 
     Config = RecognizeConfig
+    config: RecognizeConfig
     trains = "recognizer"
     needs_latents = False
 
@@ -142,8 +143,8 @@ class Recognize(FullWeightObjective):
                 if crop is not None:
                     image = self._finish(crop, style[at], noise[at])
                     views.append(LineView(image, row, text, weight, ink, font))
-        wanted = (self.config.glyph_weight > 0) + (self.config.photo_weight > 0)
-        return views, wanted * len(lines) - len(views)
+        views_of_a_line = (self.config.glyph_weight > 0) + (self.config.photo_weight > 0)
+        return views, views_of_a_line * len(lines) - len(views)
 
     def _line(
         self, batch: Batch, row: int, line: int, numbers: Tensor, charset: Sequence[str]
@@ -166,7 +167,7 @@ class Recognize(FullWeightObjective):
         return paper.to(ink.device) + ink * (ink_color - paper).to(ink.device)
 
     def _photo(self, batch: Batch, row: int, line: int, jitter: Tensor) -> Tensor | None:
-        """The line as it stands in the picture, upright [3, h, w] in [0, 1]; its corners a little off."""
+        """The line in the picture, upright [3, h, w] in [0, 1], with its corners moved a little at random."""
         quad = quad_from_points(batch.polygons[row][line])
         height = float(((quad[0] - quad[3]) ** 2).sum() ** 0.5)
         shift = jitter.clamp(-2, 2).numpy() * 0.04 * height * self.config.augment
@@ -192,7 +193,7 @@ def ctc(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) -> Ten
 
 
 def _columns(views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor | None]:
-    """The classes of each view's columns; None for lines in the picture, whose characters stand anywhere."""
+    """The classes of each view's columns; None for lines in the picture, where characters have no known place."""
     return [
         None
         if view.ink is None or view.font is None
@@ -202,7 +203,7 @@ def _columns(views: Sequence[LineView], charset: Sequence[str]) -> list[Tensor |
 
 
 def alignment(logits_NTK: Tensor, columns: Sequence[Tensor | None]) -> Tensor:
-    """Mean cross-entropy with the columns' classes, float32 [N]; 0 for lines whose columns are not known."""
+    """Mean cross-entropy with the columns' classes, float32 [N]; 0 for lines without known columns."""
     known = [number for number, classes in enumerate(columns) if classes is not None]
     values = logits_NTK.new_zeros(len(columns), dtype=torch.float32)
     if not known:

@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.adapters.roles import EMA, Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule, solver_grid
 from distill.diffusion.solver import ddim_step
-from distill.losses.step import LossOutput, StepInput, require_latent
+from distill.losses.step_input import LossOutput, StepInput, require_latent
 from distill.objectives.base import SecondAdapter
 from distill.objectives.distillation_loss import DistillationLoss
 from distill.objectives.teacher import SOLVERS, GuidedTeacher, StudentConfig

@@ -16,7 +16,7 @@ from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.schedule import GRIDS, NoiseSchedule, expand_like
 from distill.diffusion.solver import ddim_step, heun_step
-from distill.losses.step import StepInput, masked_latent_of
+from distill.losses.step_input import StepInput, masked_latent_of
 from distill.losses.terms import TermInput, terms_with_attention
 from distill.losses.writenet_attention import AttentionRecorder
 from distill.objectives.base import StudentSpec

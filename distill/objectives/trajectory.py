@@ -13,7 +13,7 @@ import torch
 
 from distill.adapters.roles import Roles
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.self_consistency import SelfConsistency, SelfConsistencyConfig, check_interval, flow_jump
 
@@ -37,6 +37,7 @@ class Trajectory(Objective):
     """Trajectory consistency distillation into the active adapter."""
 
     Config = TrajectoryConfig
+    config: TrajectoryConfig
 
     def __init__(self, config: TrajectoryConfig, schedule: NoiseSchedule) -> None:
         self.config = config

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule, solver_grid
-from distill.losses.step import LossOutput, StepInput, require_latent
+from distill.losses.step_input import LossOutput, StepInput, require_latent
 from distill.objectives.base import Objective, StudentSpec
 from distill.objectives.distillation_loss import DistillationLoss
 from distill.objectives.teacher import GuidedTeacher, StudentConfig
@@ -35,6 +35,7 @@ class X0Regression(Objective):
     """Regression of x0 into the active adapter."""
 
     Config = X0RegressionConfig
+    config: X0RegressionConfig
 
     def __init__(self, config: X0RegressionConfig, schedule: NoiseSchedule) -> None:
         self.config = config

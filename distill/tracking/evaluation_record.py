@@ -18,11 +18,6 @@ from distill.config.schema import TrackingConfig
 from distill.tracking.tracker import Tracker
 from distill.tracking.uploader import Timing
 
-METRICS = (
-    *("exact_match", "ned", "structure", "distance", "text_distance", "latent_rmse", "psnr_db", "background"),
-    *("seconds_per_image", "clip_score", "fid", "kid"),
-)
-
 
 def record_evaluation(
     run_dir: Path,
@@ -50,11 +45,6 @@ def record_evaluation(
     parent.finish()
     child.finish()
     return child.run_id
-
-
-def row_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The measured numbers of a summary's rows, by `ROW/NAME`."""
-    return {f"{row['key']}/{name}": float(row[name]) for row in rows for name in METRICS if row.get(name) is not None}
 
 
 def _new_folder(where: Path) -> Path:

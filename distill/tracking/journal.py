@@ -123,13 +123,6 @@ def metric_record(values: Mapping[str, float], step: int) -> dict[str, Any]:
     return {"time": now(), "step": int(step)} | {n: v if math.isfinite(v) else str(v) for n, v in numbers.items()}
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """All lines of metrics.jsonl, values as floats. A run that was killed and resumed has each step once."""
-    return [
-        {name: float(value) for name, value in record.items()} for record in Journal(run_dir / "metrics.jsonl").all()
-    ]
-
-
 def now() -> float:
     """Seconds since 1970, to the millisecond: MLflow's resolution."""
     return round(time.time(), 3)

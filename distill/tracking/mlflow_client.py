@@ -23,11 +23,12 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-from distill.checkpoint.run_folder import parent_of
+from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import one_line
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
 _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
+_PARENT = "mlflow.parentRunId"  # MLflow's page shows runs with this tag below the run that it names
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; other errors may pass
 
 Record = dict[str, Any]
@@ -77,7 +78,7 @@ class MlflowRun:
                 self._experiment_id(experiment),
                 start_time=_milliseconds(began) if isinstance(began, float | int) else None,
                 run_name=self._run_dir.name,
-                tags={"run_dir": str(self._run_dir)} | ({"mlflow.parentRunId": parent} if parent else {}),
+                tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
             ).info.run_id
         )
 
@@ -197,7 +198,7 @@ def _artifact_location(uri: str, run_dir: Path) -> str | None:
     path = (
         Path(uri.removeprefix("sqlite:///")).resolve()
         if uri.startswith("sqlite:///")
-        else parent_of(run_dir) or run_dir
+        else training_run_of(run_dir) or run_dir
     )
     return (path.parent / "mlartifacts").as_uri()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anytext2.core.files import fsync
-from distill.checkpoint.run_folder import parent_of
+from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import Journal, metric_record, one_line
 from distill.tracking.upload_state import UploadState
 
@@ -185,7 +185,7 @@ class Uploader:
 
     def _parent_id(self) -> str:
         """The id of the training run that an evaluation belongs below; '' for a training run."""
-        parent = parent_of(self._run_dir)
+        parent = training_run_of(self._run_dir)
         if parent is None:
             return ""
         known = UploadState(parent, self._say).load(self._uri)
@@ -225,7 +225,7 @@ class Uploader:
 
 def tracking_uri(run_dir: Path, uri: str) -> str:
     """`uri`, or where it is empty the SQLite store `mlflow.db` beside the folder of the training run."""
-    return uri or f"sqlite:///{(parent_of(run_dir) or run_dir).parent / 'mlflow.db'}"
+    return uri or f"sqlite:///{(training_run_of(run_dir) or run_dir).parent / 'mlflow.db'}"
 
 
 def open_journals(run_dir: Path, say: Callable[[str], None]) -> dict[str, Journal]:

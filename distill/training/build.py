@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,22 @@ from distill.checkpoint.writer import CheckpointWriter
 from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import BatchSampler
-from distill.data.build import make_data
+from distill.data.build import build_dataset
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.data.splits import make_batch_sampler
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule, require_recognizer
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
 from distill.runtime.signals import StopRequests
-from distill.runtime.watchdog import Watchdog
 from distill.runtime.world import World, on_main
 from distill.tracking.tracker import Tracker, environment
 from distill.training.checkpointing import Checkpoints, restore, resume_from
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import Gauge, MetricsLog, MetricsWindow
-from distill.training.null import NullTracker, NullWatchdog, NullWriter, RunTracker, SnapshotWriter
+from distill.training.null_objects import NullTracker, NullWatchdog, NullWriter, RunTracker, RunWatchdog, RunWriter
 from distill.training.previews import NullPreviews, Previews, SamplePreviews
 from distill.training.sample_log import JournalSampleLog, NullSampleLog
 from distill.training.state import Progress, Restored
@@ -61,7 +61,7 @@ def make_roles(
         student = add_student(model, recipe.lora, recipe.seed)
         wrapped: nn.Module = student
         params = adapter_parameters(student, STUDENT)
-        for second in recipe.objective_config.second_adapters:
+        for second in objective.config.second_adapters:
             add_adapter(student, second.name, second.trained, recipe.seed)
             if second.trained:
                 params += adapter_parameters(student, second.name)
@@ -79,97 +79,94 @@ def check_adapter(recipe: Recipe) -> None:
         lora_targets(build_model(load_model_config(recipe.model.config), "meta"), recipe.lora.targets)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The network under the engine, its objective and its data."""
+
+    objective: Objective
+    schedule: NoiseSchedule
+    roles: AdapterRoles
+    engine: Engine
+    dataset: AnyWordDataset
+    sampler: BatchSampler
+    info: dict[str, Any]
+
+
 def make_trainer(
     recipe: Recipe,
     ds_config: dict[str, Any],
     world: World,
     stop: StopRequests | None = None,
-    watchdog: Watchdog | NullWatchdog | None = None,
+    watchdog: RunWatchdog | None = None,
 ) -> Trainer:
     """Builds every part of a run and resumes where there is something to resume. Collective."""
     require_recognizer(recipe)
-    plan = BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
+    plan = BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
     on_main(world, lambda: check_adapter(recipe))
     locks: list[RunLock] = []  # rank 0's
     resume = on_main(world, lambda: _take_folder(recipe, locks))
+    parts = _build_parts(recipe, ds_config, plan, world, warm_start=resume is None)
+    restored = Restored(Progress())
+    if resume is not None:
+        restored = restore(resume, recipe, parts.engine, parts.sampler.length)
+        if world.is_main:
+            print(f"resuming from {resume} at update {restored.progress.updates}", flush=True)
+    if isinstance(parts.roles.wrapped, PeftModel):
+        parts.engine.copy_ema_to([p for _, p in adapter_parameters(parts.roles.wrapped, EMA)])
+    if world.is_main:
+        _announce(recipe, parts)
+    return _assemble(recipe, parts, restored, stop or StopRequests(), watchdog or NullWatchdog(), locks)
+
+
+def _build_parts(recipe: Recipe, ds_config: dict[str, Any], plan: BatchSizes, world: World, warm_start: bool) -> _Parts:
+    """warm_start: `lora.weights` are loaded where the recipe names some. Collective."""
     schedule = make_schedule(load_model_config(recipe.model.config))
     objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
     model = make_model(recipe.model, recipe.seed)
-    dataset = make_data(recipe, world, model)
+    dataset = build_dataset(recipe, world, model)
     sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
     if dataset.read_latents and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
-    if recipe.lora.weights and resume is None:
+    if recipe.lora.weights and warm_start:
         _start_warm(recipe, objective, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
-    restored = Restored(Progress())
-    if resume is not None:
-        restored = restore(resume, recipe, engine, sampler.length)
-        if world.is_main:
-            print(f"resuming from {resume} at update {restored.progress.updates}", flush=True)
-    if isinstance(roles.wrapped, PeftModel):
-        engine.copy_ema_to([p for _, p in adapter_parameters(roles.wrapped, EMA)])
     info = run_info(engine, params, isinstance(roles.wrapped, PeftModel))
-    if world.is_main:
-        _announce(recipe, objective, info)
-    return _assemble(
-        recipe,
-        objective,
-        roles,
-        engine,
-        dataset,
-        sampler,
-        schedule,
-        restored,
-        info,
-        stop or StopRequests(),
-        watchdog or NullWatchdog(),
-        locks,
-    )
+    return _Parts(objective, schedule, roles, engine, dataset, sampler, info)
 
 
 def _assemble(
-    recipe: Recipe,
-    objective: Objective,
-    roles: AdapterRoles,
-    engine: Engine,
-    dataset: AnyWordDataset,
-    sampler: BatchSampler,
-    schedule: NoiseSchedule,
-    restored: Restored,
-    info: dict[str, Any],
-    stop: StopRequests,
-    watchdog: Watchdog | NullWatchdog,
-    locks: list[RunLock],
+    recipe: Recipe, parts: _Parts, restored: Restored, stop: StopRequests, watchdog: RunWatchdog, locks: list[RunLock]
 ) -> Trainer:
-    """The trainer around a finished engine. Rank 0 alone tracks, writes and draws. Collective."""
+    """The trainer around its parts. Rank 0 alone tracks, writes and draws. Collective."""
+    objective, roles, engine, dataset = parts.objective, parts.roles, parts.engine, parts.dataset
     progress, world = restored.progress, engine.world
     tracker: RunTracker = NullTracker()
-    writer: SnapshotWriter = NullWriter()
+    writer: RunWriter = NullWriter()
     previews: Previews = NullPreviews()
     gauges: list[Gauge] = []
     if world.is_main:
-        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters(recipe, engine, info), restored.tracking_run_id)
+        parameters = mlflow_parameters(recipe, engine, parts.info)
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id)
         main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:
-            previews = SamplePreviews(recipe, objective, roles, schedule, dataset, world.device, tracker)
-    latents = LatentSource(roles.model, remember=recipe.data.latents == "memory") if objective.needs_latents else None
+            previews = SamplePreviews(recipe, objective, roles, parts.schedule, dataset, world.device, tracker)
+    latents = LatentSource(roles.model, keep_in_memory=recipe.data.latents == "memory")
     return Trainer(
         recipe=recipe,
         engine=engine,
         objective=objective,
         roles=roles,
-        batches=MicroBatches(dataset, sampler, engine.plan, world, recipe.data.workers),
-        inputs=StepInputs(recipe.seed, world.device, latents),
+        batches=MicroBatches(dataset, parts.sampler, engine.plan, world, recipe.data.workers),
+        inputs=StepInputs(recipe.seed, world.device, latents if objective.needs_latents else None),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
         metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
-        checkpoints=Checkpoints(recipe, engine, roles, writer, sampler.length, tracker.run_id),
-        validation=make_validation(recipe, dataset, roles, schedule, engine, watchdog.heartbeat),
+        checkpoints=Checkpoints(recipe, engine, roles, writer, parts.sampler.length, tracker.run_id),
+        validation=make_validation(recipe, dataset, roles, parts.schedule, engine, watchdog.heartbeat),
         previews=previews,
         samples=JournalSampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else NullSampleLog(),
         tracker=tracker,
@@ -179,10 +176,11 @@ def _assemble(
     )
 
 
-def _announce(recipe: Recipe, objective: Objective, info: dict[str, Any]) -> None:
+def _announce(recipe: Recipe, parts: _Parts) -> None:
     """Writes run.json and says what is trained. Rank 0 only."""
+    info = parts.info
     (recipe.run_dir / RUN_INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    if objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
+    if parts.objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
         print(
             f"warning: train.effective_batch={info['effective_batch']} is outside 32-64, where distillation is known "
             "to work",
@@ -243,7 +241,7 @@ def run_info(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool)
     }
 
 
-def parameters(recipe: Recipe, engine: Engine, facts: dict[str, Any]) -> dict[str, Any]:
+def mlflow_parameters(recipe: Recipe, engine: Engine, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything that MLflow records as a parameter, nested."""
     return {
         "recipe": OmegaConf.to_container(OmegaConf.structured(recipe)),

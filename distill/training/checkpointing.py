@@ -25,7 +25,7 @@ from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.config.schema import Recipe
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
-from distill.training.null import SnapshotWriter
+from distill.training.null_objects import RunWriter
 from distill.training.state import Progress, Restored, from_trainer_state, to_trainer_state
 
 State = dict[str, dict[str, torch.Tensor]]
@@ -39,7 +39,7 @@ class Checkpoints:
         recipe: Recipe,
         engine: Engine,
         roles: AdapterRoles,
-        writer: SnapshotWriter,
+        writer: RunWriter,
         n_samples: int,
         tracking_run_id: str,
     ) -> None:
@@ -151,7 +151,7 @@ def _load_batch_norm_statistics(module: nn.Module, weights: Path) -> None:
     if not weights.is_file():
         return
     buffers = dict(module.named_buffers())
-    for name, value in formats.load_tensors(weights).items():
+    for name, value in formats.read_tensors(weights).items():
         if "running_" in name:
             buffers[f"net.{name}"].copy_(value)
 

@@ -21,11 +21,11 @@ from torch import nn
 from distill.adapters.lora import adapter_of
 from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
-from distill.training.shards import Shards
+from distill.training.zero_shards import Shards
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Engine:
         module: nn.Module,
         params: Sequence[tuple[str, nn.Parameter]],
         train: TrainConfig,
-        plan: BatchPlan,
+        plan: BatchSizes,
         ds_config: dict[str, Any],
         world: World,
     ) -> None:

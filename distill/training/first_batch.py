@@ -16,15 +16,15 @@ from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_batch
 from distill.config.schema import Recipe
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
-from distill.training.null import RunTracker
+from distill.training.null_objects import RunTracker
 from distill.training.previews import from_files, readable
 from distill.training.state import Progress
 from distill.viz import batch_pictures
-from distill.viz.contact_sheet import contact_sheet, evenly_spaced
+from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
 
 AUDIT_PICTURE = "audit.png"
 SAMPLES_PICTURE = "data_samples.png"
@@ -56,7 +56,7 @@ def check_first_batch(
         tracker.artifact(path)
         _draw_samples(recipe, batches.dataset, tracker)
     with without_dropout(roles.wrapped):
-        everywhere = engine.gather(list(_findings(recipe, objective, roles, item)))
+        everywhere = engine.gather(list(_findings(objective, roles, item)))
     findings = [finding for rank in everywhere for finding in rank]
     if recipe.model.fault_injection:
         if engine.world.is_main:
@@ -67,7 +67,7 @@ def check_first_batch(
                 flush=True,
             )
         return
-    model_checks.require(findings)
+    model_checks.require_sound(findings)
     if engine.world.is_main:
         print(
             f"audit: one batch, its conditions and gradients are sound; see {recipe.run_dir / AUDIT_PICTURE}",
@@ -86,16 +86,14 @@ def _with_pictures(item: StepInput, batches: MicroBatches, progress: Progress, d
 
 
 def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> None:
-    samples = list(readable(from_files(data), evenly_spaced(len(data), SHOWN_SAMPLES)))
+    samples = list(readable(from_files(data), evenly_spaced_indices(len(data), SHOWN_SAMPLES)))
     if samples:
         path = recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)
         tracker.artifact(path)
 
 
-def _findings(
-    recipe: Recipe, objective: Objective, roles: AdapterRoles, item: StepInput
-) -> Iterator[model_checks.Finding]:
+def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Iterator[model_checks.Finding]:
     yield from check_batch(item.batch)
     if not objective.needs_latents:
         return
@@ -107,16 +105,16 @@ def _findings(
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
     if objective.trains == "lora":
-        first_updates = _first_updates(objective, recipe)
+        first_updates = _first_updates(objective)
         for adapter, update in first_updates.items():
             loss = partial(_loss, objective, roles, replace(item, update=update))
             others = [other for other in first_updates if other != adapter]
             yield from model_checks.check_adapters(roles.wrapped, loss, adapter, others)
 
 
-def _first_updates(objective: Objective, recipe: Recipe) -> dict[str, int]:
+def _first_updates(objective: Objective) -> dict[str, int]:
     """The adapters that the objective trains, each with the first update that trains it."""
-    trained = [STUDENT, *(second.name for second in recipe.objective_config.second_adapters if second.trained)]
+    trained = [STUDENT, *(second.name for second in objective.config.second_adapters if second.trained)]
     return {adapter: next(n for n in count() if objective.trained_adapter(n) == adapter) for adapter in trained}
 
 

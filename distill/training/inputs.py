@@ -11,8 +11,8 @@ from torch import nn
 from anytext2.data.dataset import AnyWordDataset
 from distill.data.batch_sampler import BatchSampler
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan, LoadedBatch, loader, micro_batches
-from distill.losses.step import StepInput
+from distill.data.loader import BatchSizes, LoadedBatch, load_batches, micro_batches
+from distill.losses.step_input import StepInput
 from distill.runtime.world import World
 
 
@@ -20,19 +20,19 @@ class MicroBatches:
     """This rank's micro-batches of a run, from any global batch on."""
 
     def __init__(
-        self, dataset: AnyWordDataset, sampler: BatchSampler, plan: BatchPlan, world: World, workers: int
+        self, dataset: AnyWordDataset, sampler: BatchSampler, plan: BatchSizes, world: World, workers: int
     ) -> None:
         self.dataset, self._sampler, self._plan, self._world, self._workers = dataset, sampler, plan, world, workers
 
     def starting_at(self, batch: int) -> Iterator[LoadedBatch]:
         """Endless micro-batches from global batch `batch` on, read ahead by the workers."""
         keys = micro_batches(self._sampler, self._plan, self._world.rank, batch)
-        return loader(self.dataset, keys, self._workers, self._world.device.type == "cuda")
+        return load_batches(self.dataset, keys, self._workers, self._world.device.type == "cuda")
 
     def first_of(self, batch: int, dataset: AnyWordDataset | None = None) -> LoadedBatch:
         """The first micro-batch of a global batch, read in this process; dataset: by default the run's own."""
         keys = next(micro_batches(self._sampler, self._plan, self._world.rank, batch))
-        return next(loader(dataset or self.dataset, iter([keys]), 0, False))
+        return next(load_batches(dataset or self.dataset, iter([keys]), 0, False))
 
 
 class StepInputs:

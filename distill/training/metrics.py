@@ -14,7 +14,7 @@ import torch
 from distill.config.schema import Recipe
 from distill.tracking.tracker import progress_line
 from distill.training.engine import Engine, StepResult
-from distill.training.null import RunTracker
+from distill.training.null_objects import RunTracker
 from distill.training.state import Progress
 
 Gauge = Callable[[], dict[str, float]]

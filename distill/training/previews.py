@@ -17,7 +17,7 @@ from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_ba
 from distill.diffusion.schedule import NoiseSchedule
 from distill.objectives.base import Objective
 from distill.training.inputs import without_dropout
-from distill.training.null import RunTracker
+from distill.training.null_objects import RunTracker
 from distill.viz import batch_pictures
 
 FOLDER = "previews"

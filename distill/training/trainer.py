@@ -15,16 +15,15 @@ from distill.checkpoint.run_lock import RunLock
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import SampleKey
 from distill.data.loader import LoadedBatch
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
-from distill.runtime.watchdog import Watchdog
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine, StepResult
 from distill.training.first_batch import check_first_batch
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import MetricsLog
-from distill.training.null import NullWatchdog, RunTracker
+from distill.training.null_objects import RunTracker, RunWatchdog
 from distill.training.previews import Previews
 from distill.training.sample_log import SampleLog
 from distill.training.state import Progress
@@ -63,7 +62,7 @@ class Trainer:
     previews: Previews
     samples: SampleLog
     tracker: RunTracker
-    watchdog: Watchdog | NullWatchdog
+    watchdog: RunWatchdog
     stop: StopRequests
     lock: RunLock | None  # rank 0's; released when the process ends
 
@@ -90,7 +89,7 @@ class Trainer:
 
         Returns why the ranks stop afterwards; empty where they go on.
         """
-        progress, engine = self.progress, self.engine
+        recipe, progress, engine = self.recipe, self.progress, self.engine
         for loaded in islice(stream, engine.plan.accumulation):
             self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
@@ -100,12 +99,8 @@ class Trainer:
             self.metrics.window.add(output.report, loaded.skipped)
             self.samples.add(loaded.keys)
         reasons = self.guard.before_update(progress.updates + 1)
-        rate = learning_rate(self.recipe.train, progress.updates)
-        decay, adapter = (
-            ema_decay(self.recipe.train, progress.updates),
-            self.objective.trained_adapter(progress.updates),
-        )
-        result = engine.step(rate, decay, adapter)
+        rate, decay = learning_rate(recipe.train, progress.updates), ema_decay(recipe.train, progress.updates)
+        result = engine.step(rate, decay, self.objective.trained_adapter(progress.updates))
         progress.batches += 1
         self.samples.end_batch(progress.batches)
         self.guard.after_update(progress, result)

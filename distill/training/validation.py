@@ -20,8 +20,8 @@ from anytext2.data.records import Records
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.roles import AdapterRoles
 from distill.config.schema import Recipe
-from distill.data.build import HELD_OUT_FIRST
-from distill.data.splits import part_of
+from distill.data.build import FIRST_HELD_OUT_INDEX
+from distill.data.splits import split_indices
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
@@ -29,9 +29,9 @@ from distill.evaluation.strokes import LineStructure, line_structure
 from distill.runtime.world import World
 from distill.training.engine import Engine
 from distill.training.inputs import without_dropout
-from distill.training.null import Heartbeat
+from distill.training.null_objects import Heartbeat
 from distill.training.state import Progress
-from distill.viz.contact_sheet import evenly_spaced
+from distill.viz.contact_sheet import evenly_spaced_indices
 from distill.viz.grids import to_uint8
 
 HELD_OUT = "held_out"
@@ -112,7 +112,7 @@ class SpellingValidation:
             (sampled,) = sample_batch(self._roles, inputs, [self._spec], self._schedule, self._options)
             images, glyphs = to_uint8(sampled.image), batch.glyph.to(torch.uint8).cpu().numpy()
             for image, glyph, lines in zip(images, glyphs, batch.nonblank_lines, strict=True):
-                texts = self._ocr.read_lines(image, [line.polygon for line in lines])
+                texts = self._ocr.recognize_lines(image, [line.polygon for line in lines])
                 for line, text in zip(lines, texts, strict=True):
                     _add_line(sums, line, text, line_structure(image, line.polygon, glyph[0]))
             self._heartbeat("evaluation")
@@ -189,16 +189,18 @@ def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple
         if data.part != "train":
             raise ValueError(f"eval: data.part={data.part} holds nothing out; name annotation files in eval.data")
         assert isinstance(trained_on.records, Records), "a run's records know their names"
-        val = part_of(trained_on.records, data.split, "val")
+        val = split_indices(trained_on.records, data.split, "val")
         dataset = AnyWordDataset(trained_on.records, data.options, recipe.seed, trained_on.fonts)
-        return dataset, [int(index) for index in val[evenly_spaced(len(val), config.samples)]]
+        return dataset, [int(index) for index in val[evenly_spaced_indices(len(val), config.samples)]]
     if not sources:
         folder, drawn = recipe.run_dir / HELD_OUT, SyntheticConfig(size=data.synthetic.size)
         if world.is_main:
-            write_dataset(folder, config.samples, drawn, data.synthetic.seed, HELD_OUT_FIRST)
+            write_dataset(folder, config.samples, drawn, data.synthetic.seed, FIRST_HELD_OUT_INDEX)
         if world.size > 1:
             dist.barrier()
         sources = [folder / "data.json"]
     options = data.options
     records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
-    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced(len(records), config.samples)
+    return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced_indices(
+        len(records), config.samples
+    )

@@ -1,6 +1,6 @@
-"""Pictures for people: what a batch tells the model, and labelled grids of samples.
+"""Pictures of a batch: every tensor that conditions the model, and labelled grids of samples.
 
-Everything here also draws faulty batches: a picture of the fault is what the audit is for.
+Faulty batches are drawn as well, because audit.png must show the fault.
 
 Shape legend: B batch, L lines (padded), C channels, H/W pixels, g the glyph scale.
 """
@@ -15,10 +15,22 @@ import torch
 from PIL import Image, ImageDraw
 
 from anytext2.core.batch import UNSET_COLOR, Batch
-from distill.viz.text import FAINT, GAP, INK, PAPER, TEXT_SIZE, font, line_height, stacked, text_width, wrapped, write
+from distill.viz.text import (
+    FAINT,
+    GAP,
+    INK,
+    PAPER,
+    TEXT_SIZE,
+    font,
+    line_height,
+    stack_vertically,
+    text_width,
+    wrap_text,
+    write_lines,
+)
 
 PALETTE = ((255, 92, 92), (78, 205, 120), (90, 150, 255), (255, 200, 60), (220, 110, 255))
-"""One colour a line, the same in every panel; it repeats after five."""
+"""The colour of each line of text, the same in every panel; repeats after five."""
 
 _EMPTY = (226, 226, 226)
 
@@ -26,19 +38,19 @@ _EMPTY = (226, 226, 226)
 # --- tensors to pictures ---
 
 
-def picture(image: torch.Tensor) -> Image.Image:
+def tensor_to_image(image: torch.Tensor) -> Image.Image:
     """An image [3, H, W] in [-1, 1] (what lies outside is clamped) as RGB."""
     pixels = ((image.detach().float().cpu().nan_to_num() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def mask_picture(mask: torch.Tensor) -> Image.Image:
+def mask_to_image(mask: torch.Tensor) -> Image.Image:
     """A map [H, W] or [1, H, W] in {0, 1} (what lies outside is clamped) as RGB, 1 white."""
     pixels = (mask.detach().float().cpu().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.reshape(mask.shape[-2:]).numpy()).convert("RGB")
 
 
-def position_picture(position: torch.Tensor) -> Image.Image:
+def positions_to_image(position: torch.Tensor) -> Image.Image:
     """Position masks [L, H, W], each line filled with its colour of PALETTE; where lines overlap the colours add up."""
     canvas = np.zeros((*position.shape[-2:], 3), np.int64)
     for line, mask in enumerate(position.detach().cpu().numpy()):
@@ -49,7 +61,7 @@ def position_picture(position: torch.Tensor) -> Image.Image:
 # --- grids ---
 
 
-def grid(
+def image_grid(
     rows: Sequence[Sequence[Image.Image | None]],
     labels: Sequence[str],
     row_labels: Sequence[str] = (),
@@ -65,18 +77,18 @@ def grid(
     assert not row_labels or len(row_labels) == len(rows), "one row label a row"
     factor = max(1, math.ceil(smallest / max(max(cell.size) for cell in present)))
     width, height = (factor * max(cell.size[axis] for cell in present) for axis in (0, 1))
-    heads = [wrapped(label, width) for label in labels]
+    heads = [wrap_text(label, width) for label in labels]
     margin = max((text_width(label) for label in row_labels), default=-GAP) + 2 * GAP
     top = max(map(len, heads)) * line_height() + 2 * GAP
     size = (margin + len(labels) * (width + GAP), top + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
-        write(draw, (margin + column * (width + GAP), top - GAP - len(head) * line_height()), head)
+        write_lines(draw, (margin + column * (width + GAP), top - GAP - len(head) * line_height()), head)
     for number, row in enumerate(rows):
         y = top + number * (height + GAP)
         if row_labels:
-            write(draw, (GAP, y + height // 2 - line_height() // 2), [row_labels[number]])
+            write_lines(draw, (GAP, y + height // 2 - line_height() // 2), [row_labels[number]])
         for column, cell in enumerate(row):
             x = margin + column * (width + GAP)
             if cell is None:
@@ -90,40 +102,42 @@ def preview_grid(batch: Batch, predictions: Mapping[str, torch.Tensor], max_samp
     """One row a sample: original, masked image, position, then each of `predictions` (label -> [B, 3, H, W])."""
     rows: list[list[Image.Image | None]] = []
     for row in range(min(batch.size, max_samples)):
-        given = [picture(batch.image[row]), picture(batch.masked_image[row]), position_picture(batch.position[row])]
-        rows.append([*given, *(picture(images[row]) for images in predictions.values())])
-    return grid(rows, ["original", "masked", "position", *predictions], [str(i) for i in batch.index[: len(rows)]])
+        given = [tensor_to_image(images[row]) for images in (batch.image, batch.masked_image)]
+        predicted = [tensor_to_image(images[row]) for images in predictions.values()]
+        rows.append([*given, positions_to_image(batch.position[row]), *predicted])
+    labels = ["original", "masked", "position", *predictions]
+    return image_grid(rows, labels, [str(index) for index in batch.index[: len(rows)]])
 
 
-# --- the audit's picture ---
+# --- audit.png ---
 
 
 def audit_picture(batch: Batch, max_samples: int = 4, panel: int = 256) -> Image.Image:
-    """Everything that a batch tells the model, one block a sample, each line of text in its own colour.
+    """Every condition in a batch, one block a sample, each line of text in its own colour.
 
     A block shows the image with its boxes, glyph page, positions, font hint, masked image and inverse mask, each
     `panel` pixels wide; below, every line's glyphs as the recogniser sees them, with text, language and colour; and
     both captions.
     """
     blocks = [_sample_block(batch, row, panel) for row in range(min(batch.size, max_samples))]
-    return stacked(blocks)
+    return stack_vertically(blocks)
 
 
 def _sample_block(batch: Batch, row: int, panel: int) -> Image.Image:
     panels: list[Image.Image | None] = [
-        with_boxes(picture(batch.image[row]), batch, row, panel),
-        with_boxes(mask_picture(batch.glyph[row]), batch, row, panel),
-        sized(position_picture(batch.position[row]), panel),
-        sized(mask_picture(batch.font_hint[row]), panel),
-        sized(picture(batch.masked_image[row]), panel),
-        sized(mask_picture(batch.inverse_mask[row]), panel),
+        draw_boxes(tensor_to_image(batch.image[row]), batch, row, panel),
+        draw_boxes(mask_to_image(batch.glyph[row]), batch, row, panel),
+        resize_to_width(positions_to_image(batch.position[row]), panel),
+        resize_to_width(mask_to_image(batch.font_hint[row]), panel),
+        resize_to_width(tensor_to_image(batch.masked_image[row]), panel),
+        resize_to_width(mask_to_image(batch.inverse_mask[row]), panel),
     ]
     mode = "editing" if batch.editing[row] else "generation"
     labels = ["image and boxes", "glyph page", "position", "font hint", f"masked image ({mode})", "inverse mask"]
-    top = grid([panels], labels, smallest=1)
+    top = image_grid([panels], labels, smallest=1)
     captions = [
-        *wrapped(f"image caption: {batch.image_caption[row]}", top.width - 2 * GAP),
-        *wrapped(f"text caption: {batch.text_caption[row]!r}", top.width - 2 * GAP),
+        *wrap_text(f"image caption: {batch.image_caption[row]}", top.width - 2 * GAP),
+        *wrap_text(f"text caption: {batch.text_caption[row]!r}", top.width - 2 * GAP),
     ]
     lines = [_line_strip(batch, row, line, top.width) for line in range(batch.n_lines[row])]
     count = f"{batch.n_lines[row]} line" + ("s" if batch.n_lines[row] != 1 else "")
@@ -133,19 +147,19 @@ def _sample_block(batch: Batch, row: int, panel: int) -> Image.Image:
     block = Image.new("RGB", (top.width, height), PAPER)
     draw = ImageDraw.Draw(block)
     draw.line((0, 0, top.width, 0), fill=FAINT)
-    write(draw, (GAP, GAP), [title])
+    write_lines(draw, (GAP, GAP), [title])
     block.paste(top, (0, text_height))
     y = text_height + top.height
     for strip in lines:
         block.paste(strip, (0, y))
         y += strip.height
-    write(draw, (GAP, y + GAP), captions)
+    write_lines(draw, (GAP, y + GAP), captions)
     return block
 
 
 def _line_strip(batch: Batch, row: int, line: int, width: int) -> Image.Image:
-    """One line: its colour of the palette, its glyphs, and what is known about it."""
-    glyphs = mask_picture(batch.glyph_line[row, line]).resize((384, 60), Image.Resampling.BILINEAR)
+    """One line of text: its colour of PALETTE, its glyphs, text, language and colour."""
+    glyphs = mask_to_image(batch.glyph_line[row, line]).resize((384, 60), Image.Resampling.BILINEAR)
     strip = Image.new("RGB", (width, glyphs.height + GAP), PAPER)
     draw = ImageDraw.Draw(strip)
     draw.rectangle((GAP, 0, 2 * GAP, glyphs.height - 1), fill=PALETTE[line % len(PALETTE)])
@@ -154,20 +168,20 @@ def _line_strip(batch: Batch, row: int, line: int, width: int) -> Image.Image:
     text = batch.texts[row][line] if line < len(batch.texts[row]) else "(no text)"
     language = batch.languages[row][line] if line < len(batch.languages[row]) else "?"
     x, y = 4 * GAP + glyphs.width, (glyphs.height - 2 * line_height()) // 2
-    write(draw, (x, y), [f"line {line + 1}: {text}", f"{language}, colour {color_words(color)}"])
+    write_lines(draw, (x, y), [f"line {line + 1}: {text}", f"{language}, colour {format_color(color)}"])
     if is_color(color):
-        after = x + text_width(f"{language}, colour {color_words(color)}") + GAP
+        after = x + text_width(f"{language}, colour {format_color(color)}") + GAP
         box = (after, y + line_height(), after + 2 * line_height(), y + 2 * line_height() - 3)
         draw.rectangle(box, fill=tuple(round(v) for v in color), outline=FAINT)
     return strip
 
 
-def with_boxes(image: Image.Image, batch: Batch, row: int, panel: int, told_colors: bool = False) -> Image.Image:
+def draw_boxes(image: Image.Image, batch: Batch, row: int, panel: int, show_colors: bool = False) -> Image.Image:
     """The image, `panel` pixels wide, with every line's polygon and number; a faulty polygon is drawn as it lies.
 
-    told_colors: beside each number a square in the colour that the model is told, crossed out where it is told none.
+    show_colors: beside each number a square in the line's colour condition, crossed out where it is not given.
     """
-    boxed = sized(image, panel)
+    boxed = resize_to_width(image, panel)
     draw = ImageDraw.Draw(boxed)
     scale = np.array([boxed.width / batch.image.shape[-1], boxed.height / batch.image.shape[-2]])
     width = max(2, panel // 200)
@@ -177,7 +191,7 @@ def with_boxes(image: Image.Image, batch: Batch, row: int, panel: int, told_colo
         draw.line([*corners, corners[0]], fill=(0, 0, 0), width=2 * width)  # a rim, to be seen on any background
         draw.line([*corners, corners[0]], fill=PALETTE[line % len(PALETTE)], width=width)
     for line, corners in enumerate(outlines):  # after all outlines, so that none of them hides a number
-        color = batch.color[row, line].tolist() if told_colors and line < batch.color.shape[1] else None
+        color = batch.color[row, line].tolist() if show_colors and line < batch.color.shape[1] else None
         _number(draw, boxed.size, corners[0], line, color)
     return boxed
 
@@ -199,11 +213,11 @@ def _number(
     draw.rectangle((x, y - side - 2, x + plate - 1, y + 2), fill=PALETTE[line % len(PALETTE)])
     draw.text((x + 2, y), text, fill=INK, font=font(size), anchor="ls")
     if color is not None:
-        swatch(draw, (x + plate + 3, y - side + 1), side, color)
+        draw_color_square(draw, (x + plate + 3, y - side + 1), side, color)
 
 
-def swatch(draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, color: Sequence[float]) -> None:
-    """A square of the colour, rimmed to be seen on any background; crossed out where it is none."""
+def draw_color_square(draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, color: Sequence[float]) -> None:
+    """A square of the colour with a rim that shows on any background; crossed out where `is_color` is false."""
     x, y = at
     draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), fill=(0, 0, 0))
     draw.rectangle((x - 1, y - 1, x + side, y + side), fill=(255, 255, 255))
@@ -218,12 +232,12 @@ def is_color(color: Sequence[float]) -> bool:
     return all(0 <= value <= 255 for value in color)
 
 
-def color_words(color: Sequence[float]) -> str:
-    """What the model is told of a colour: "(5, 1, 3)", or "not given"."""
+def format_color(color: Sequence[float]) -> str:
+    """The colour condition as text: "(5, 1, 3)", or "not given"."""
     return "not given" if all(v == UNSET_COLOR for v in color) else "(" + ", ".join(f"{v:g}" for v in color) + ")"
 
 
-def sized(image: Image.Image, panel: int) -> Image.Image:
+def resize_to_width(image: Image.Image, panel: int) -> Image.Image:
     """The image `panel` pixels wide: enlarged without smoothing, or averaged where it shrinks."""
     enlarging = image.width < panel
     size = (panel, max(1, round(panel * image.height / image.width)))

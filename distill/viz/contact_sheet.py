@@ -1,6 +1,6 @@
-"""What goes in, for people: samples of a dataset as one picture, and as a page to browse with every map of theirs.
+"""Samples of a dataset as one picture (contact sheet), and as an HTML page with every condition map.
 
-What comes from the data (names, captions, texts) is nobody's to trust: it never names a file, and the page escapes it.
+Names, captions and texts of the data are not trusted: they never name a file, and the page escapes them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from PIL import Image, ImageDraw
 from anytext2.core.batch import Batch, Sample, collate
 from distill.viz.batch_pictures import (
     PALETTE,
-    color_words,
+    draw_boxes,
+    draw_color_square,
+    format_color,
     is_color,
-    mask_picture,
-    picture,
-    position_picture,
-    swatch,
-    with_boxes,
+    mask_to_image,
+    positions_to_image,
+    tensor_to_image,
 )
-from distill.viz.text import FAINT, GAP, PAPER, cut, line_height, text_width, write
+from distill.viz.text import FAINT, GAP, PAPER, line_height, text_width, truncate_text, write_lines
 
 PAGE = "index.html"
 OVERVIEW = "contact_sheet.png"
@@ -32,21 +32,21 @@ IMAGES = "images"
 _SMALLEST = 384  # pictures below this many pixels are enlarged before boxes and numbers are drawn
 
 
-def evenly_spaced(total: int, count: int) -> list[int]:
+def evenly_spaced_indices(total: int, count: int) -> list[int]:
     """`count` indices, evenly over 0 to total - 1; all of them where there are fewer."""
-    shown = min(total, count)
-    return [number * total // shown for number in range(shown)]
+    count = min(total, count)
+    return [number * total // count for number in range(count)]
 
 
 # --- the overview ---
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 4, panel: int = 240) -> Image.Image:
-    """One tile a sample: the image with its numbered boxes, the glyph page, caption, told colours and texts.
+    """One tile a sample: the image with its numbered boxes, the glyph page, caption, colour conditions and texts.
 
     panel: width of either picture in pixels. The samples may differ in size.
     """
-    tiles = [_tile(_alone(sample), panel) for sample in samples]
+    tiles = [_tile(_batch_of_one(sample), panel) for sample in samples]
     columns = min(columns, len(tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
@@ -57,27 +57,27 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4, panel: int = 240)
     return sheet
 
 
-def _alone(sample: Sample) -> Batch:
-    """A batch of this sample only, because the others may have other sizes."""
+def _batch_of_one(sample: Sample) -> Batch:
+    """A batch of one sample: samples may differ in size."""
     return collate([sample]).normalized()
 
 
 def _tile(batch: Batch, panel: int) -> Image.Image:
-    image = with_boxes(picture(batch.image[0]), batch, 0, panel)
-    glyphs = with_boxes(mask_picture(batch.glyph[0]), batch, 0, panel)
+    image = draw_boxes(tensor_to_image(batch.image[0]), batch, 0, panel)
+    glyphs = draw_boxes(mask_to_image(batch.glyph[0]), batch, 0, panel)
     width = 2 * panel + GAP
-    title = cut(f"{batch.index[0]}: {batch.name[0]}", width)
-    caption = cut(batch.image_caption[0].strip() or "(no caption)", width, most=2)
+    title = truncate_text(f"{batch.index[0]}: {batch.name[0]}", width)
+    caption = truncate_text(batch.image_caption[0].strip() or "(no caption)", width, max_lines=2)
     above, below = len(title) * line_height() + GAP // 2, (len(caption) + batch.n_lines[0]) * line_height()
     tile = Image.new("RGB", (width + 2 * GAP, above + image.height + below + 4 * GAP), PAPER)
     draw = ImageDraw.Draw(tile)
     draw.line((GAP, 0, GAP + width, 0), fill=FAINT)
-    write(draw, (GAP, GAP // 2), title)
+    write_lines(draw, (GAP, GAP // 2), title)
     y = above + GAP // 2
     tile.paste(image, (GAP, y))
     tile.paste(glyphs, (2 * GAP + panel, y))
     y += image.height + GAP // 2
-    write(draw, (GAP, y), caption)
+    write_lines(draw, (GAP, y), caption)
     y += len(caption) * line_height()
     for line in range(batch.n_lines[0]):
         _line_words(draw, (GAP, y + line * line_height()), batch, line, width)
@@ -85,14 +85,14 @@ def _tile(batch: Batch, panel: int) -> Image.Image:
 
 
 def _line_words(draw: ImageDraw.ImageDraw, at: tuple[int, int], batch: Batch, line: int, width: int) -> None:
-    """A line's number on its colour of the palette, the colour that is told, text and language."""
+    """A line's number on its colour of PALETTE, its colour condition, text and language."""
     (x, y), side = at, line_height() - 6
     number, text, language = str(line + 1), *_words(batch, line)
     draw.rectangle((x, y + 1, x + side + 4, y + side + 1), fill=PALETTE[line % len(PALETTE)])
-    write(draw, (x + (side + 4 - text_width(number)) // 2, y - 1), [number])
-    swatch(draw, (x + side + 12, y + 3), side - 3, batch.color[0, line].tolist())
+    write_lines(draw, (x + (side + 4 - text_width(number)) // 2, y - 1), [number])
+    draw_color_square(draw, (x + side + 12, y + 3), side - 3, batch.color[0, line].tolist())
     start = 2 * side + 20
-    write(draw, (x + start, y - 1), cut(f"{text}   ({language})", width - start))
+    write_lines(draw, (x + start, y - 1), truncate_text(f"{text}   ({language})", width - start))
 
 
 def _words(batch: Batch, line: int) -> tuple[str, str]:
@@ -105,14 +105,14 @@ def _words(batch: Batch, line: int) -> tuple[str, str]:
 # --- the page ---
 
 
-def write_page(samples: Sequence[Sample], folder: Path, heading: str, facts: Sequence[str] = ()) -> Path:
+def write_html_page(samples: Sequence[Sample], folder: Path, heading: str, facts: Sequence[str] = ()) -> Path:
     """Writes index.html, contact_sheet.png and images/ into `folder`; returns the page, which needs nothing else.
 
     facts: lines of text under the heading. Raises OSError where the folder cannot be written.
     """
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     contact_sheet(samples).save(folder / OVERVIEW, compress_level=3)
-    articles = [_article(_alone(sample), number, folder) for number, sample in enumerate(samples)]
+    articles = [_article(_batch_of_one(sample), number, folder) for number, sample in enumerate(samples)]
     listed = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     page = (
         f"<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>{escape(heading)}</title>\n"
@@ -133,12 +133,12 @@ def _article(batch: Batch, number: int, folder: Path) -> str:
     panel = side * math.ceil(_SMALLEST / side)
     small = " class='small'" if side < _SMALLEST else ""
     maps = {
-        "image, boxes, told colours": with_boxes(picture(batch.image[0]), batch, 0, panel, told_colors=True),
-        "glyph page": mask_picture(batch.glyph[0]),
-        "position": position_picture(batch.position[0]),
-        "font hint": mask_picture(batch.font_hint[0]),
-        f"masked image ({mode})": picture(batch.masked_image[0]),
-        "inverse mask": mask_picture(batch.inverse_mask[0]),
+        "image, boxes, colours": draw_boxes(tensor_to_image(batch.image[0]), batch, 0, panel, show_colors=True),
+        "glyph page": mask_to_image(batch.glyph[0]),
+        "position": positions_to_image(batch.position[0]),
+        "font hint": mask_to_image(batch.font_hint[0]),
+        f"masked image ({mode})": tensor_to_image(batch.masked_image[0]),
+        "inverse mask": mask_to_image(batch.inverse_mask[0]),
     }
     figures = [
         f"<figure>{_picture(image, folder, f'{number:04d}_{place}.png')}<figcaption>{label}</figcaption></figure>"
@@ -159,12 +159,12 @@ def _article(batch: Batch, number: int, folder: Path) -> str:
 def _line(batch: Batch, line: int, file: str, folder: Path) -> str:
     text, language = _words(batch, line)
     color = batch.color[0, line].tolist()
-    told = f"<span style='background:{_css(color)}'></span> " if is_color(color) else ""
-    glyphs = _picture(mask_picture(batch.glyph_line[0, line]), folder, file)
+    square = f"<span style='background:{_css(color)}'></span> " if is_color(color) else ""
+    glyphs = _picture(mask_to_image(batch.glyph_line[0, line]), folder, file)
     return (
         f"<tr><th style='background:{_css(PALETTE[line % len(PALETTE)])}'>{line + 1}</th><td>{glyphs}</td>"
         f"<td class='text'>{escape(text)}</td><td>{escape(language)}</td>"
-        f"<td>{told}colour {color_words(color)}</td></tr>"
+        f"<td>{square}colour {format_color(color)}</td></tr>"
     )
 
 

@@ -1,4 +1,4 @@
-"""Tensors to pictures for people: pixels, the hint that the model was given, and the labelled grid.
+"""Sampled pictures for people: tensors to uint8, the position and glyph hint, and the labelled grid of samples.
 
 Shape legend: B batch, L lines, H/W pixels, g the glyph scale.
 """
@@ -13,27 +13,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distill.viz.batch_pictures import grid
+from distill.viz.batch_pictures import image_grid
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """Pictures of one sample for people, uint8 RGB [H, W, 3]; `rows` by row key.
+class SampleImages:
+    """One sample of the data set and what was sampled for it; pictures are uint8 RGB [H, W, 3].
 
-    texts: of its lines, as far as they are scored; read: what an OCR engine read in them, by row key and under
-    'originals'; empty without one.
+    sampled: pictures by row key (`SamplingSpec.key`). texts: of the scored lines. recognized: what an OCR engine read
+    in these lines, by row key, and under 'originals' in the original; empty without an engine.
     """
 
     name: str
     original: np.ndarray
     hint: np.ndarray
-    rows: dict[str, np.ndarray]
+    sampled: dict[str, np.ndarray]
     caption: str = ""
     texts: tuple[str, ...] = ()
-    read: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    recognized: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def pixels(image: torch.Tensor) -> torch.Tensor:
+def to_unit_range(image: torch.Tensor) -> torch.Tensor:
     """A decoded image [B, 3, H, W], nominally in [-1, 1], as float32 in [0, 1], clamped."""
     return ((image.float() + 1.0) / 2.0).clamp(0.0, 1.0)
 
@@ -44,8 +44,8 @@ def to_uint8(image: torch.Tensor) -> np.ndarray:
     return array
 
 
-def hint_picture(position: torch.Tensor, glyph: torch.Tensor) -> np.ndarray:
-    """What the model is told about the lines, uint8 RGB [H, W, 3]: boxes grey on black, glyph ink white.
+def hint_to_image(position: torch.Tensor, glyph: torch.Tensor) -> np.ndarray:
+    """The WriteNet's position and glyph input as a picture, uint8 RGB [H, W, 3]: boxes grey on black, ink white.
 
     position: [L, H, W] and glyph: [1, H*g, W*g], both in {0, 1}.
     """
@@ -56,14 +56,18 @@ def hint_picture(position: torch.Tensor, glyph: torch.Tensor) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def picture_grid(shown: Sequence[GridRow], columns: Sequence[tuple[str, str]]) -> Image.Image:
-    """One row a sample: original, hint, and then what each of `columns` (row key, label) drew."""
+def sample_grid(samples: Sequence[SampleImages], columns: Sequence[tuple[str, str]]) -> Image.Image:
+    """A grid with one row a sample: original, hint, and the picture of each of `columns` (row key, label)."""
     cells: list[list[Image.Image | None]] = [
-        [_picture(cell) for cell in (one.original, one.hint, *(one.rows.get(key) for key, _label in columns))]
-        for one in shown
+        [
+            _to_image(sample.original),
+            _to_image(sample.hint),
+            *(_to_image(sample.sampled.get(key)) for key, _ in columns),
+        ]
+        for sample in samples
     ]
-    return grid(cells, ["original", "position, glyph", *(label for _key, label in columns)])
+    return image_grid(cells, ["original", "position, glyph", *(label for _key, label in columns)])
 
 
-def _picture(array: np.ndarray | None) -> Image.Image | None:
+def _to_image(array: np.ndarray | None) -> Image.Image | None:
     return None if array is None else Image.fromarray(array)

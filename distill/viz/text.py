@@ -1,4 +1,4 @@
-"""Words in pictures for people: one face, broken and cut to a width; the colours of paper and ink."""
+"""Text in pictures: one font, line breaks, truncation; and the colours of paper and ink."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT_SIZE = 15
 
 @lru_cache(maxsize=16)
 def font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont:
-    """The face of all labels: it has Latin and Chinese characters."""
+    """The font of all labels, which has Latin and Chinese characters."""
     return load_font_table().default.face(size)
 
 
@@ -29,8 +29,8 @@ def text_width(text: str) -> int:
     return math.ceil(font().getlength(text))
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces, inside a word only where it must be."""
+def wrap_text(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken at spaces; a word that is wider is broken inside."""
     lines = [""]
     for word in text.replace("\n", " ").split(" "):
         candidate = f"{lines[-1]} {word}" if lines[-1] else word
@@ -46,25 +46,25 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def cut(text: str, width: int, most: int = 1) -> list[str]:
-    """The text in at most `most` lines of `width` pixels, with an ellipsis where something had to go."""
-    lines = wrapped(text, width)
-    if len(lines) <= most:
+def truncate_text(text: str, width: int, max_lines: int = 1) -> list[str]:
+    """The text in at most `max_lines` lines of `width` pixels, with an ellipsis where it was truncated."""
+    lines = wrap_text(text, width)
+    if len(lines) <= max_lines:
         return lines
-    last = lines[most - 1]
+    last = lines[max_lines - 1]
     while last and text_width(last + "…") > width:
         last = last[:-1]
-    return [*lines[: most - 1], last + "…"]
+    return [*lines[: max_lines - 1], last + "…"]
 
 
-def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) -> None:
-    """Lines of text, one below the other, from their upper left corner on."""
+def write_lines(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) -> None:
+    """Draws lines of text, one below the other; at: upper left corner of the first."""
     for number, line in enumerate(lines):
         draw.text((at[0], at[1] + number * line_height()), line, fill=INK, font=font())
 
 
-def stacked(blocks: Sequence[Image.Image]) -> Image.Image:
-    """The pictures one below the other on paper as wide as the widest."""
+def stack_vertically(blocks: Sequence[Image.Image]) -> Image.Image:
+    """One picture of `blocks`, one below the other, as wide as the widest."""
     sheet = Image.new("RGB", (max(block.width for block in blocks), sum(block.height for block in blocks)), PAPER)
     y = 0
     for block in blocks:

@@ -121,8 +121,8 @@ def _memory(name: str) -> float:
     raise AssertionError(f"/proc/self/status has no {name}")
 
 
-def summary(cost: dict[str, Any]) -> str:
-    """The result of `measure` in two lines."""
+def format_cost(cost: dict[str, Any]) -> str:
+    """The figures in two lines."""
     full = cost["extrapolated"]
     return (
         f"{cost['items']} items, {cost['lines']} lines, {cost['file_mib']} MiB: {cost['cpu_seconds']} s of CPU, "

@@ -144,7 +144,7 @@ def _measure_annotations(out: Path, items: int) -> int:
     cost = bench_annotations.measure(out / "annotations" / "data.json", items)
     path = out / "annotations.json"
     path.write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
-    print(bench_annotations.summary(cost))
+    print(bench_annotations.format_cost(cost))
     print(f"wrote {path}")
     return 0
 

@@ -8,11 +8,11 @@ Exit code 0: done; 2: a file or value is wrong.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from launch.common.cli import run_command
 from launch.experiments.quality_results import MEASURES, CurvePoint, Language, QualityRow, mean_over_seeds, read_quality
 
 
@@ -85,20 +85,20 @@ def _curves(axis: Any, points: Sequence[CurvePoint], model: str, name: str, colo
         axis.plot([p.update / own[-1].update for p in own], [getattr(p, name) / unit for p in own], color=color)
 
 
+def plot(args: argparse.Namespace) -> None:
+    """Draws the figure that the command asks for. Raises ValueError for a missing file or an unknown set."""
+    if not args.data.is_file():
+        raise ValueError(f"--data {args.data}: no such file; launch/experiments/quality_sweep.py makes it")
+    quality = read_quality(args.data)
+    if args.set not in quality.tables:
+        raise ValueError(f"--set {args.set}: {args.data} has {', '.join(quality.tables)}")
+    draw(quality.tables[args.set], quality.curves.get(args.set, []), args.language, args.out)
+    print(f"wrote {args.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        if not args.data.is_file():
-            raise ValueError(f"--data {args.data}: no such file; launch/experiments/quality_sweep.py makes it")
-        quality = read_quality(args.data)
-        if args.set not in quality.tables:
-            raise ValueError(f"--set {args.set}: {args.data} has {', '.join(quality.tables)}")
-        draw(quality.tables[args.set], quality.curves.get(args.set, []), args.language, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    print(f"wrote {args.out}")
-    return 0
+    return run_command(lambda: plot(args))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _marks(name: str) -> tuple[str, str]:
     return f"<!-- {name} -->", f"<!-- end {name} -->"
 
 
-def everything(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
+def full_table(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     """A row for each model and number of steps: all lines, means over seeds."""
     titles = ["model", "steps", "calls", "seeds", "Sen.ACC", "Latin", "Chinese", "NED", "structure", "PSNR"]
     body = []
@@ -89,12 +89,12 @@ def everything(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     return _table([*titles, "background", "distance", "text distance"], body)
 
 
-def students(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
-    """As `everything`, without what every set is compared with."""
-    return everything([row for row in rows if _is_student(row.model)])
+def students_table(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
+    """As `full_table`, without what every set is compared with."""
+    return full_table([row for row in rows if _is_student(row.model)])
 
 
-def goals(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
+def goals_table(rows: Sequence[QualityRow], _: Sequence[CurvePoint] = ()) -> str:
     """A row for each model beside the teacher; what reaches its goal is bold."""
     models = [model for model in _models(rows) if model != "teacher"]
     body = [[model, *(_reached(rows, model, goal) for goal in GOALS)] for model in models]
@@ -111,7 +111,7 @@ def _reached(rows: Sequence[QualityRow], model: str, goal: Goal) -> str:
     return f"**{text}**" if (share <= goal.share if goal.at_most else share >= goal.share) else text
 
 
-def costs(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
+def costs_table(rows: Sequence[QualityRow], curves: Sequence[CurvePoint]) -> str:
     """A row for each student, in COST_STEPS steps; every score beside its difference from the first student's.
 
     The difference's 95 % half-width is that of two independent readings, the root of both half-widths' squares: too
@@ -146,10 +146,10 @@ def _at_cost_steps(rows: Sequence[QualityRow], model: str, measure: str) -> tupl
 
 
 _VIEWS: dict[str, Callable[[Sequence[QualityRow], Sequence[CurvePoint]], str]] = {
-    "": everything,
-    " students": students,
-    " goals": goals,
-    " costs": costs,
+    "": full_table,
+    " students": students_table,
+    " goals": goals_table,
+    " costs": costs_table,
 }
 
 

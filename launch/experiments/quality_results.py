@@ -149,7 +149,7 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def curve_of(metrics: Iterable[Mapping[str, Any]], model: str, seed: int) -> list[CurvePoint]:
+def curve_points(metrics: Iterable[Mapping[str, Any]], model: str, seed: int) -> list[CurvePoint]:
     """The points of a training's metrics.jsonl at which the student was read.
 
     Of an update that was logged twice, by a run that was resumed, the last one counts.
@@ -161,7 +161,7 @@ def curve_of(metrics: Iterable[Mapping[str, Any]], model: str, seed: int) -> lis
     ]
 
 
-def rows_of(summary: dict[str, Any], student: str, seed: int) -> Iterator[QualityRow]:
+def quality_rows(summary: dict[str, Any], student: str, seed: int) -> Iterator[QualityRow]:
     """The rows of an evaluation's summary, all lines and by language.
 
     student: what its student is called; rows of teacher and undistilled model are left out where there is one, since

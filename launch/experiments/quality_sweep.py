@@ -24,8 +24,9 @@ from yaml import YAMLError
 
 from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
+from launch.common.cli import require_at_least, run_command
 from launch.experiments.quality_page import require_marks, write_page
-from launch.experiments.quality_results import Quality, curve_of, read_quality, rows_of
+from launch.experiments.quality_results import Quality, curve_points, quality_rows, read_quality
 
 
 class CommandFailed(RuntimeError):
@@ -34,9 +35,10 @@ class CommandFailed(RuntimeError):
 
 @dataclass
 class Variant:
-    """values: recipe overrides beside the plan's common ones; seeds: one run each.
+    """One way of training a student.
 
-    sampler: the student's; empty: its objective's own. Variants that differ in it alone are trained once.
+    values: recipe overrides beside the plan's common ones. seeds: one run each. sampler: the student's; empty: its
+    objective's own. Variants that differ in the sampler alone are trained once.
     """
 
     values: list[str] = field(default_factory=list)
@@ -46,9 +48,10 @@ class Variant:
 
 @dataclass
 class Plan:
-    """What is compared. sets: variants by name; one with the values of an earlier one is that run.
+    """What is compared: the content of quality.yaml.
 
-    pictures, picture_seed: the held-out pictures, drawn; precision: that they are sampled in. A training has one rank.
+    pictures, picture_seed: of the held-out pictures, which are drawn. batch, precision: of their sampling. sets:
+    variants by name; a variant with the values of an earlier one shares its run. Every training has one rank.
     """
 
     recipe: str = ""
@@ -74,8 +77,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """summary: of its evaluation; curve: metrics.jsonl of its training."""
+class RunResult:
+    """What a run left. summary: of its evaluation; curve: the lines of metrics.jsonl of its training."""
 
     summary: dict[str, Any]
     curve: list[dict[str, Any]]
@@ -123,8 +126,8 @@ def _check(plan: Plan, variant: Variant, where: str) -> None:
         raise ValueError(f"{where}: {error}") from error
 
 
-def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
-    """The runs by set and variant; equal ones are the same run."""
+def plan_runs(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]]:
+    """The runs by set and variant. Equal variants share a run. Raises ValueError where one name has two meanings."""
     made: dict[tuple[tuple[str, ...], int], str] = {}
     folders: dict[str, object] = {}
     found: dict[str, dict[str, list[Run]]] = {}
@@ -139,13 +142,13 @@ def runs_of(plan: Plan, chosen: Sequence[str]) -> dict[str, dict[str, list[Run]]
     return found
 
 
-def in_order(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[Run]:
-    """Each run once; the first seed of every variant before any second one, so that half a sweep says something."""
+def seed_by_seed(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[Run]:
+    """Each run once: the first seed of every variant before any second seed, so that half a sweep is useful."""
     ranked = [(place, run) for variants in runs.values() for own in variants.values() for place, run in enumerate(own)]
     return list(dict.fromkeys(run for _, run in sorted(ranked, key=lambda pair: pair[0])))
 
 
-class Bench:
+class SweepRunner:
     """Runs the commands of one plan, `jobs` of them at once; each writes to a log of its own."""
 
     def __init__(self, plan: Plan, out: Path, jobs: int) -> None:
@@ -155,27 +158,27 @@ class Bench:
     def prepare(self) -> dict[str, Any]:
         """Draws the held-out pictures, samples the teacher and the undistilled model. Their summary."""
         plan, held_out = self.plan, self.out / "held_out"
-        _same_as_before(held_out, [f"pictures={plan.pictures}", f"picture_seed={plan.picture_seed}"])
+        _require_same_values(held_out, [f"pictures={plan.pictures}", f"picture_seed={plan.picture_seed}"])
         if not (held_out / "data.json").is_file():
             drawn = ["--out", held_out, "--count", plan.pictures, "--seed", plan.picture_seed, "--size", 128]
-            call(self.out / "held_out.log", {}, "launch/make_dataset.py", *drawn)
+            run_python(self.out / "held_out.log", {}, "launch/make_dataset.py", *drawn)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", ",".join(map(str, plan.teacher_steps)), "--undistilled-steps", few]
         return self._evaluated(self.out / "undistilled", ["--config", plan.recipe, *steps], {})
 
-    def measure(self, runs: Sequence[Run]) -> dict[Run, Measured]:
+    def measure(self, runs: Sequence[Run]) -> dict[Run, RunResult]:
         """Trains once and evaluates with the sampler of each of `runs`, which share a training.
 
         Raises ValueError where the folder holds a run of other values.
         """
         plan, run, folder = self.plan, runs[0], self.out / runs[0].folder
         values = [*plan.common, *run.values, f"seed={run.seed}"]
-        _same_as_before(folder, [plan.recipe, *values])
+        _require_same_values(folder, [plan.recipe, *values])
         threads = {"OMP_NUM_THREADS": str(self._threads)}
         if not any(folder.glob("**/summary.json")):
             recipe = ["--deepspeed", plan.deepspeed, "--config", plan.recipe]
             where = [f"run_root={self.out}", f"name={run.folder}", f"train.threads={self._threads}"]
-            call(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
+            run_python(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -184,7 +187,7 @@ class Bench:
         for one in runs:
             sampler = ["--student-sampler", one.sampler] if one.sampler else []
             summary = self._evaluated(folder / one.sampler, ["--checkpoint", folder, *steps, *sampler], threads)
-            found[one] = Measured(summary, curve)
+            found[one] = RunResult(summary, curve)
         return found
 
     def _evaluated(self, folder: Path, arguments: Sequence[object], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -196,14 +199,14 @@ class Bench:
         command = ["launch/evaluate.py", *arguments, *data, *usual, f"seed={self.plan.picture_seed}"]
         file = folder / "summary.json"
         if not file.is_file():
-            call(folder / "evaluate.log", environment, *command)
+            run_python(folder / "evaluate.log", environment, *command)
         summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if summary["command"] != (asked := " ".join(map(str, command))):
             raise ValueError(f"{file}: not made by the plan's `{asked}`; remove it to measure again")
         return summary
 
 
-def _same_as_before(folder: Path, values: Sequence[str]) -> None:
+def _require_same_values(folder: Path, values: Sequence[str]) -> None:
     file = folder / "variant.json"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +215,7 @@ def _same_as_before(folder: Path, values: Sequence[str]) -> None:
         raise ValueError(f"{file}: a run of other values than the plan's; remove its folder or give another --out")
 
 
-def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
+def run_python(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
     """Runs a Python command of the project with its output in `log`. Raises CommandFailed where it fails."""
     command = [sys.executable, *map(str, arguments)]
     print("$", *command, ">", log, flush=True)
@@ -225,14 +228,14 @@ def call(log: Path, environment: Mapping[str, str], *arguments: object) -> None:
         raise CommandFailed(f"{arguments[0]} ended with exit code {ended.returncode}; see {log}")
 
 
-def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, Measured]]:
+def measure_all(runner: SweepRunner, runs: Sequence[Run], jobs: int) -> Iterator[dict[Run, RunResult]]:
     """All that is measured so far, after each training's runs. A failure stops what has not begun."""
-    done: dict[Run, Measured] = {}
+    done: dict[Run, RunResult] = {}
     trainings: dict[str, list[Run]] = {}
     for run in runs:
         trainings.setdefault(run.folder, []).append(run)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(bench.measure, same): folder for folder, same in trainings.items()}
+        waiting = {pool.submit(runner.measure, same): folder for folder, same in trainings.items()}
         try:
             for future in as_completed(waiting):
                 done |= future.result()
@@ -243,46 +246,47 @@ def measure_all(bench: Bench, runs: Sequence[Run], jobs: int) -> Iterator[dict[R
 
 
 def collect(
-    quality: Quality, reference: dict[str, Any], runs: dict[str, dict[str, list[Run]]], done: Mapping[Run, Measured]
+    quality: Quality, reference: dict[str, Any], runs: dict[str, dict[str, list[Run]]], done: Mapping[Run, RunResult]
 ) -> None:
     """Puts what is done into the tables and curves of the sets in `runs`, in the plan's order."""
     for name, variants in runs.items():
         own = [(model, run) for model, several in variants.items() for run in several if run in done]
-        rows = list(rows_of(reference, "", 0))
+        rows = list(quality_rows(reference, "", 0))
         for model, run in own:
-            rows += rows_of(done[run].summary, model, run.seed)
+            rows += quality_rows(done[run].summary, model, run.seed)
         quality.tables[name] = rows
-        quality.curves[name] = [point for m, run in own for point in curve_of(done[run].curve, m, run.seed)]
+        quality.curves[name] = [point for m, run in own for point in curve_points(done[run].curve, m, run.seed)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+def sweep(args: argparse.Namespace) -> int:
+    """Runs the plan. Returns the exit code. Raises ValueError where the plan or the command is wrong."""
+    plan = read_plan(args.plan)
+    chosen = list(plan.sets) if args.only is None else args.only.split(",")
+    if unknown := [name for name in chosen if name not in plan.sets]:
+        raise ValueError(f"--only {','.join(unknown)}: the plan's sets are {', '.join(plan.sets)}")
+    require_at_least(args, 1, "jobs")
+    require_marks(args.docs / "QUALITY.md", chosen)  # now, and not after hours
+    quality = read_quality(args.docs / "quality.json")  # sets that are not measured now stay
+    facts = {
+        "command": "python launch/experiments/quality_sweep.py",
+        "plan": OmegaConf.to_container(OmegaConf.structured(plan)),
+    }
+    runs, runner = plan_runs(plan, chosen), SweepRunner(plan, args.out, args.jobs)
     try:
-        plan = read_plan(args.plan)
-        chosen = list(plan.sets) if args.only is None else args.only.split(",")
-        if unknown := [name for name in chosen if name not in plan.sets]:
-            raise ValueError(f"--only {','.join(unknown)}: the plan's sets are {', '.join(plan.sets)}")
-        if args.jobs < 1:
-            raise ValueError(f"--jobs {args.jobs}: must be at least 1")
-        require_marks(args.docs / "QUALITY.md", chosen)  # now, and not after hours
-        quality = read_quality(args.docs / "quality.json")  # sets that are not made now stay
-        facts = {
-            "command": "python launch/experiments/quality_sweep.py",
-            "plan": OmegaConf.to_container(OmegaConf.structured(plan)),
-        }
-        runs, bench = runs_of(plan, chosen), Bench(plan, args.out, args.jobs)
-        reference = bench.prepare()
-        for done in measure_all(bench, in_order(runs), args.jobs):
+        reference = runner.prepare()
+        for done in measure_all(runner, seed_by_seed(runs), args.jobs):
             collect(quality, reference, runs, done)
             quality.write(args.docs / "quality.json", facts)
             write_page(args.docs / "QUALITY.md", quality)
     except CommandFailed as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    return run_command(lambda: sweep(args))
 
 
 if __name__ == "__main__":

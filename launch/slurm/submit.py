@@ -20,7 +20,7 @@ from anytext2.core.resources import is_installed
 from distill.config.ds_config import find_ds_config, read_ds_config
 from distill.config.recipes import find_recipe, load_recipe
 from distill.config.schema import Recipe
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path.cwd() if is_installed() else HERE.parent.parent
@@ -119,7 +119,7 @@ def read_sweep(path: Path) -> dict[int, list[str]]:
 def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tuple[Recipe, dict[int, list[str]]]:
     """The recipe, and for a sweep every line's whole list of overrides, with a run name of its own.
 
-    Raises ValueError for what load_recipe and BatchPlan refuse, in any line of a sweep, and for two jobs of one name.
+    Raises ValueError for what load_recipe and BatchSizes refuse, in any line of a sweep, and for two jobs of one name.
     """
     recipe = load_recipe(recipe_path, overrides)
     ranks = request.nodes * request.gpus
@@ -128,7 +128,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         named = [f"name={recipe.name}-{number}", *overrides_without_name(overrides), *line]
         try:
             one = load_recipe(recipe_path, named)
-            BatchPlan(one.train.effective_batch, one.train.micro_batch, ranks)
+            BatchSizes(one.train.effective_batch, one.train.micro_batch, ranks)
         except ValueError as error:
             raise ValueError(f"--array, line {number}: {error}") from error
         if one.name in names:
@@ -138,7 +138,7 @@ def check(recipe_path: Path, request: Request, overrides: Sequence[str]) -> tupl
         names[one.name] = number
         jobs[number] = named
     if not jobs:
-        BatchPlan(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
+        BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, ranks)
     _check_word("name", recipe.name)
     return recipe, jobs
 

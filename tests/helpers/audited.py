@@ -9,7 +9,7 @@ from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.checks.model_checks import Finding
+from distill.checks.batch_checks import Finding
 
 SIZE = 128
 

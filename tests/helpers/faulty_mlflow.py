@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from tests.helpers.ports import free_port
+from tests.helpers.processes.ports import free_port
 
 MODES = ("stopped", "hang", "500", "404", "lost")
 """stopped: connections are refused; hang: they are accepted and nothing comes; 404: as from a proxy before a server

@@ -18,7 +18,7 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import ModelConfig, Recipe
-from distill.data.build import make_data
+from distill.data.build import build_dataset
 from distill.data.latents import LatentSource
 from distill.data.splits import records_by_size
 from distill.inference.model import make_model
@@ -67,12 +67,12 @@ def recipe_of(source: Path, store: Path, *more: str) -> Recipe:
 
 
 def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
-    cached = make_data(recipe_of(source, store, "data.latents=cache"), WORLD, model)
-    online = make_data(recipe_of(source, store, "data.cache=null", "data.latents=encode"), WORLD, model)
+    cached = build_dataset(recipe_of(source, store, "data.latents=cache"), WORLD, model)
+    online = build_dataset(recipe_of(source, store, "data.cache=null", "data.latents=encode"), WORLD, model)
     batch, seen = (collate([data.sample(i, 2) for i in range(6)]).normalized() for data in (cached, online))
     assert batch.image.shape == (6, 3, 0, 0) and seen.image.shape == (6, 3, 64, 64)
     draws = Draws(1, (2,) * 6, batch.index)
-    latents = LatentSource(model, remember=False)
+    latents = LatentSource(model, keep_in_memory=False)
     with torch.no_grad():
         torch.testing.assert_close(latents(batch, draws), latents(seen, draws), atol=5e-3, rtol=5e-3)
         ours, theirs = model.masked_latents(batch), model.masked_latents(seen)
@@ -85,7 +85,7 @@ def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model
 
 
 def test_a_run_takes_its_contexts_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
-    cached = make_data(recipe_of(source, store, "data.captions=cache"), WORLD, model)
+    cached = build_dataset(recipe_of(source, store, "data.captions=cache"), WORLD, model)
     samples = [cached.sample(i, 2) for i in range(6)]
     assert all(sample.image_context is not None for sample in samples)
     batch = collate([replace(samples[0], image_context=None), *samples[1:]])
@@ -99,7 +99,7 @@ def test_a_run_takes_its_contexts_from_the_store(source: Path, store: Path, mode
 
 def test_long_captions_are_shortened_anew_and_have_no_context(source: Path, store: Path, model: AnyText2) -> None:
     recipe = recipe_of(source, store, "data.captions=cache", "data.options.max_caption_words=2")
-    data = make_data(recipe, WORLD, model)
+    data = build_dataset(recipe, WORLD, model)
     long = [index for index in range(6) if len(data.records[index].caption.split()) > 2]
     assert len(long) == data.count_shortened_captions() > 0
     assert all((data.sample(index, 0).image_context is None) == (index in long) for index in range(6))
@@ -108,9 +108,9 @@ def test_long_captions_are_shortened_anew_and_have_no_context(source: Path, stor
 def test_a_store_of_another_model_is_refused(source: Path, store: Path) -> None:
     other = make_model(ModelConfig(weights="scratch"), 5)
     with pytest.raises(ValueError, match="latents: the store has .*, the run wants"):
-        make_data(recipe_of(source, store, "data.latents=cache"), WORLD, other)
+        build_dataset(recipe_of(source, store, "data.latents=cache"), WORLD, other)
     with pytest.raises(ValueError, match="captions: the store has .*, the run wants"):
-        make_data(recipe_of(source, store, "data.captions=cache"), WORLD, other)
+        build_dataset(recipe_of(source, store, "data.captions=cache"), WORLD, other)
 
 
 def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
@@ -118,11 +118,13 @@ def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
 ) -> None:
     other = ["data.latents=encode", "data.options.max_chars=9"]
     with pytest.raises(ValueError, match="max_chars: the store has 20, the run wants 9.*cache_mismatch=online"):
-        make_data(recipe_of(source, store, *other), WORLD, model)
-    data = make_data(recipe_of(source, store, *other, "data.cache_mismatch=online"), WORLD, model)
+        build_dataset(recipe_of(source, store, *other), WORLD, model)
+    data = build_dataset(recipe_of(source, store, *other, "data.cache_mismatch=online"), WORLD, model)
     assert data.cache is None and "everything is drawn and encoded online" in capsys.readouterr().out
     with pytest.raises(ValueError, match="cannot go on without it"):
-        make_data(recipe_of(source, store, other[1], "data.latents=cache", "data.cache_mismatch=online"), WORLD, model)
+        build_dataset(
+            recipe_of(source, store, other[1], "data.latents=cache", "data.cache_mismatch=online"), WORLD, model
+        )
 
 
 @pytest.mark.parametrize(
@@ -159,8 +161,8 @@ def test_buckets_have_a_store_for_each_size(
     assert build_lmdb_cache.main([str(wide), *SMALL, *rest]) == 0
     said = capsys.readouterr().out
     assert "features-64.lmdb: 4 pictures" in said and "features-128x64.lmdb: 2 pictures" in said
-    cached = make_data(recipe_of(wide, out, *buckets), WORLD, model)
-    online = make_data(recipe_of(wide, out, *buckets, "data.cache=null"), WORLD, model)
+    cached = build_dataset(recipe_of(wide, out, *buckets), WORLD, model)
+    online = build_dataset(recipe_of(wide, out, *buckets, "data.cache=null"), WORLD, model)
     found = records_by_size(online, recipe_of(wide, out, *buckets).data)
     assert {size: len(indices) for size, indices in found.items()} == {(64, 64): 4, (64, 128): 2}
     for size, indices in found.items():
@@ -171,4 +173,4 @@ def test_buckets_have_a_store_for_each_size(
             for name in ("glyph", "glyph_line", "position"):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name))
     with pytest.raises(ValueError, match="buckets: the store has"):
-        make_data(recipe_of(wide, out, "data.buckets=[64]", buckets[1]), WORLD, model)
+        build_dataset(recipe_of(wide, out, "data.buckets=[64]", buckets[1]), WORLD, model)

@@ -178,7 +178,7 @@ def test_another_engine_can_read(workplace, tmp_path, reuse, monkeypatch, capsys
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert "text_predictor" in summary["ocr_engine"] and "PP-OCRv4" in summary["text_distance_engine"]
     capsys.readouterr()
-    monkeypatch.setattr(ocr_engines, "trained_against", lambda recipe: True)
+    monkeypatch.setattr(ocr_engines, "trained_against_recognizer", lambda recipe: True)
     assert evaluate.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --ocr own: ") and error.count("\n") == 1

@@ -16,20 +16,20 @@ from PIL import Image
 from distill.config.recipes import load_recipe
 from launch.experiments import plot_quality
 from launch.experiments import quality_sweep as launch_quality
-from launch.experiments.quality_page import costs, everything, goals, students, write_page
+from launch.experiments.quality_page import costs_table, full_table, goals_table, students_table, write_page
 from launch.experiments.quality_results import (
     MEASURES,
     CurvePoint,
     Quality,
     QualityRow,
-    curve_of,
+    curve_points,
     mean_over_seeds,
+    quality_rows,
     read_quality,
-    rows_of,
 )
 from tests.helpers.paths import ROOT
 
-PLAN = ROOT / "launch" / "quality.yaml"
+PLAN = ROOT / "launch" / "experiments" / "quality.yaml"
 
 
 def group(score: float, lines: int = 10) -> dict[str, Any]:
@@ -69,13 +69,13 @@ CURVE = [CurvePoint("phased", 7, update, 1.0 / update, 0.5, 0.75) for update in 
 
 
 def rows() -> list[QualityRow]:
-    student = list(rows_of(SUMMARY, "phased", 7))
+    student = list(quality_rows(SUMMARY, "phased", 7))
     other = [replace(row, seed=8, sen_acc=row.sen_acc + 0.1) for row in student]
-    return [*rows_of(SUMMARY, "", 0), *student, *other]
+    return [*quality_rows(SUMMARY, "", 0), *student, *other]
 
 
 def test_an_evaluation_becomes_rows_by_language() -> None:
-    found = list(rows_of(SUMMARY, "", 0))
+    found = list(quality_rows(SUMMARY, "", 0))
     assert [(r.model, r.steps, r.language, r.lines) for r in found if r.model != "student"] == [
         *(("teacher", 50, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
         *(("undistilled", 4, name, n) for name, n in (("all", 10), ("latin", 6), ("chinese", 4))),
@@ -84,7 +84,7 @@ def test_an_evaluation_becomes_rows_by_language() -> None:
     teacher, undistilled = found[0], found[3]
     assert teacher.psnr is None and teacher.distance_95 is None, "nothing to compare the reference with"
     assert (undistilled.sen_acc, undistilled.psnr, undistilled.distance) == (0.5, 20.0, 0.1)
-    (student, latin, _) = rows_of(SUMMARY, "phased", 7)
+    (student, latin, _) = quality_rows(SUMMARY, "phased", 7)
     assert (student.model, student.seed, student.sen_acc, latin.sen_acc) == ("phased", 7, 0.7, 0.6)
 
 
@@ -113,7 +113,7 @@ def test_files_come_back_and_say_what_is_wrong_with_them(tmp_path: Path) -> None
 def test_goals_are_shares_of_the_teacher_and_of_the_undistilled_model() -> None:
     wanted = [replace(row, steps=4, distance=0.5) if row.model == "undistilled" else row for row in rows()]
     wanted += [replace(row, steps=2, distance=0.4) for row in wanted if row.model == "undistilled"]
-    lines = goals(wanted).splitlines()
+    lines = goals_table(wanted).splitlines()
     assert "sen_acc at 8: at least 99.5% of the teacher's" in lines[0]
     assert "distance at 4: at most 25.0% of the undistilled's" in lines[0]
     student = next(line for line in lines if line.startswith("| phased |"))
@@ -125,7 +125,7 @@ def test_goals_are_shares_of_the_teacher_and_of_the_undistilled_model() -> None:
 def test_costs_are_differences_from_the_first_student() -> None:
     worse = [replace(r, model="fault", sen_acc=r.sen_acc - 0.25, structure=0.5) for r in rows() if r.model == "phased"]
     good = [row for row in rows() if row.model != "student"]
-    first, second = costs([*good, *worse], CURVE).splitlines()[2:]
+    first, second = costs_table([*good, *worse], CURVE).splitlines()[2:]
     assert first == "| phased | 0.750 | 0.700 | 20.0 | 0.800 | 0.100 | 0.0667 to 0.0333 |"
     assert second == (
         "| fault | 0.500 (-0.250 ± 0.141) | 0.500 (-0.200 ± 0.141) | 20.0 (+0.0 ± 0.1) | "
@@ -137,17 +137,17 @@ def test_the_curve_of_a_training_is_where_it_was_read() -> None:
     logged = [{"step": step, "loss": 1.0 / step} for step in (5, 10)]
     read = {"eval/exact_match": 0.5, "eval/ned": 0.75}
     resumed = [{"step": 15, "loss": 0.3, **read}, {"step": 15, "loss": 0.2, **read}]
-    assert curve_of([*logged, *resumed], "phased", 7) == [CurvePoint("phased", 7, 15, 0.2, 0.5, 0.75)]
+    assert curve_points([*logged, *resumed], "phased", 7) == [CurvePoint("phased", 7, 15, 0.2, 0.5, 0.75)]
 
 
 def test_only_comparisons_may_be_unknown() -> None:
-    row = next(iter(rows_of(SUMMARY, "phased", 7)))
+    row = next(iter(quality_rows(SUMMARY, "phased", 7)))
     assert replace(row, text_distance=None, text_distance_95=None).text_distance is None
     with pytest.raises(ValueError, match="sen_acc=None: only what is compared"):
         replace(row, sen_acc=None, sen_acc_95=None)
     without = {**SUMMARY, "rows": [{k: v for k, v in r.items() if k != "exact_match"} for r in SUMMARY["rows"]]}
     with pytest.raises(KeyError):
-        list(rows_of(without, "", 0))
+        list(quality_rows(without, "", 0))
 
 
 def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     assert "| teacher | 50 | 100 | 1 | 0.800 (0.700-0.900) | 0.700 | 0.900 | 0.850 | 0.700 | - | - | - |" in text
     with pytest.raises(ValueError, match="the marks <!-- causes -->"):
         write_page(page, Quality({"causes": rows()}))
-    assert everything(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
-    assert [line.split(" | ")[0] for line in students(rows()).splitlines()[2:]] == ["| student", "| phased"]
+    assert full_table(rows()).count("\n") == 1 + 5, "teacher, undistilled twice, and the student under two names"
+    assert [line.split(" | ")[0] for line in students_table(rows()).splitlines()[2:]] == ["| student", "| phased"]
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
@@ -205,7 +205,7 @@ def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
 
 def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
     plan = launch_quality.read_plan(PLAN)
-    found = launch_quality.runs_of(plan, list(plan.sets))
+    found = launch_quality.plan_runs(plan, list(plan.sets))
     for variants in found.values():
         for own in variants.values():
             for run in own:
@@ -223,15 +223,15 @@ def test_two_samplers_of_a_training_train_once(tmp_path: Path, monkeypatch: pyte
         recorded(called, *given)
         time.sleep(0.1)  # a second training would begin before the first one's evaluation has ended
 
-    monkeypatch.setattr(launch_quality, "call", slowly)
+    monkeypatch.setattr(launch_quality, "run_python", slowly)
     plan = launch_quality.Plan(
         recipe="recipe.yaml",
         sets={"one": {name: launch_quality.Variant(["a=1"], sampler=name) for name in ("", "ddim")}},
     )
-    runs = launch_quality.in_order(launch_quality.runs_of(plan, ["one"]))
+    runs = launch_quality.seed_by_seed(launch_quality.plan_runs(plan, ["one"]))
     assert len(runs) == 2 and {run.folder for run in runs} == {"_7"}
-    bench = launch_quality.Bench(plan, tmp_path, 2)
-    (done,) = launch_quality.measure_all(bench, runs, 2)
+    runner = launch_quality.SweepRunner(plan, tmp_path, 2)
+    (done,) = launch_quality.measure_all(runner, runs, 2)
     assert set(done) == set(runs)
     assert sum("launch/train.py" in command for command in called) == 1
     assert {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/summary.json")} == {
@@ -268,7 +268,7 @@ def test_two_variants_of_one_name_must_be_the_same() -> None:
         }
     )
     with pytest.raises(ValueError, match="sets.other.a: another variant of this name has other values"):
-        launch_quality.runs_of(plan, ["one", "other"])
+        launch_quality.plan_runs(plan, ["one", "other"])
 
 
 def recorded(called: list[list[str]], log: Path, environment: dict[str, str], *arguments: object) -> None:
@@ -288,7 +288,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     called: list[list[str]] = []
-    monkeypatch.setattr(launch_quality, "call", partial(recorded, called))
+    monkeypatch.setattr(launch_quality, "run_python", partial(recorded, called))
     monkeypatch.chdir(ROOT)
     (tmp_path / "QUALITY.md").write_text("<!-- objectives -->\n<!-- end objectives -->\n")
     argv = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "objectives"]
@@ -331,12 +331,12 @@ def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
     assert launch_quality.main(argv) == 1
     told = capsys.readouterr().err
     assert "launch/make_dataset.py ended with exit code 2" in told and "held_out.log" in told
-    assert "make_dataset:" in (tmp_path / "runs" / "held_out.log").read_text()
+    assert "error: count: 0" in (tmp_path / "runs" / "held_out.log").read_text()
 
 
 def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
     plan = launch_quality.read_plan(PLAN)
-    runs = launch_quality.in_order(launch_quality.runs_of(plan, list(plan.sets)))
+    runs = launch_quality.seed_by_seed(launch_quality.plan_runs(plan, list(plan.sets)))
     seeds = [run.seed for run in runs]
     several = sum(len(variant.seeds) == 3 for variants in plan.sets.values() for variant in variants.values())
     assert len(set(runs)) == len(runs) and seeds == sorted(seeds) and seeds.count(8) == seeds.count(9) == several > 0

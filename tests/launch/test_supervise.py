@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.process
 
-RANK = f"{sys.executable} -S {ROOT / 'tests/helpers/stop_at_usr1.py'} {{ready}}"
+RANK = f"{sys.executable} -S {ROOT / 'tests/helpers/processes/stop_at_usr1.py'} {{ready}}"
 # What `deepspeed` is: a runner that knows nothing of signals above the rank that does.
 UNDER_A_RUNNER = "{rank} & wait $!"
 

@@ -21,10 +21,17 @@ from distill.config.recipes import load_recipe
 from distill.inference.model import make_model
 from launch import train
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
-from tests.helpers.ranks import CPU_ONLY, RankResult, all_output, returned, run_ranks, start_ranks
-from tests.helpers.train_patches import after_run, before_run, overflow_in
-from tests.helpers.training_runs import OBJECTIVE, RECIPE, SMALL_BATCH, TrainingFolder, assert_one_error, train_command
+from tests.helpers.processes.ports import free_port
+from tests.helpers.processes.ranks import CPU_ONLY, RankResult, all_output, returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import after_run, before_run, overflow_in
+from tests.helpers.processes.training_runs import (
+    OBJECTIVE,
+    RECIPE,
+    SMALL_BATCH,
+    TrainingFolder,
+    assert_one_error,
+    train_command,
+)
 
 pytestmark = pytest.mark.process
 
@@ -190,7 +197,7 @@ def test_trained_weights_are_written_and_lie_over_others(runs: TrainingFolder) -
     changed = {name.removeprefix("net.") for name in seen.changed}
     assert any(name.startswith("control_model.") for name in changed)
     assert not any(name.startswith(("first_stage_model.", "text_predictor.", "cond_stage_model.")) for name in changed)
-    section = load_recipe(recipe, list(runs.model)).model
+    section = load_recipe(recipe, runs.model).model
     before = make_model(section, 0).state_dict()
     after = make_model(replace(section, parts=[str(runs.run_dir("teacher"))]), 0).state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed

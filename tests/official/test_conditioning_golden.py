@@ -13,7 +13,7 @@ from anytext2.core.batch import Batch, Sample, collate
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.text_embedding import LineEmbeddingParts
 from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_image_captions, tokenize_text_captions
-from tests.helpers.official_golden import GOLDEN, assert_golden, golden_tensor, read_golden
+from tests.helpers.models.official_golden import GOLDEN, assert_golden, golden_tensor, read_golden
 
 META = json.loads((GOLDEN / "meta.json").read_text(encoding="utf-8"))
 CAPTIONS = META["cond"]["captions"]

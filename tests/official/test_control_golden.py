@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from anytext2.model.anytext2 import AnyText2
-from tests.helpers.official_golden import assert_golden, read_golden, recorded_inputs
+from tests.helpers.models.official_golden import assert_golden, read_golden, recorded_inputs
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import torch
 
 from anytext2.model.anytext2 import schedule_tables
 from anytext2.model.config import ScheduleConfig
-from tests.helpers.official_golden import golden_tensor, read_golden
+from tests.helpers.models.official_golden import golden_tensor, read_golden
 
 GOLDEN_TABLES = read_golden("schedule")
 

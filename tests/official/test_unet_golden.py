@@ -7,7 +7,7 @@ import torch
 
 from anytext2.core.batch import Control
 from anytext2.model.anytext2 import AnyText2
-from tests.helpers.official_golden import assert_golden, golden_tensor, read_golden, recorded_inputs
+from tests.helpers.models.official_golden import assert_golden, golden_tensor, read_golden, recorded_inputs
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from anytext2.model.anytext2 import AnyText2
-from tests.helpers.official_golden import assert_golden, golden_tensor, read_golden
+from tests.helpers.models.official_golden import assert_golden, golden_tensor, read_golden
 
 
 @torch.inference_mode()

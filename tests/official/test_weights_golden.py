@@ -7,7 +7,7 @@ import math
 
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.weights import official_state_dict
-from tests.helpers.official_golden import GOLDEN
+from tests.helpers.models.official_golden import GOLDEN
 
 
 def rows(name: str) -> list[list[str]]:

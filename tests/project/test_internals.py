@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import socket
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import nn
 from distill.config.ds_config import read_ds_config
 from distill.tracking import mlflow_client
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
 
 WIDTH = 4
 FIRST_SCALE = 2.0
@@ -332,8 +333,9 @@ def test_the_limits_of_a_call_are_mlflow_s() -> None:
     """`mlflow_client` cuts batches, values and keys to them. Where MLflow has lower ones it refuses what we send."""
     from mlflow.utils import validation
 
-    assert mlflow_client._MAX_METRICS <= validation.MAX_METRICS_PER_BATCH
-    assert mlflow_client._MAX_PARAMS <= validation.MAX_PARAMS_TAGS_PER_BATCH
+    limits = mlflow_client._LIMITS
+    assert limits["metrics"] <= validation.MAX_METRICS_PER_BATCH
+    assert max(limits["params"], limits["tags"]) <= validation.MAX_PARAMS_TAGS_PER_BATCH
     assert mlflow_client._MAX_VALUE <= validation.MAX_PARAM_VAL_LENGTH
     assert mlflow_client._MAX_KEY <= validation.MAX_ENTITY_KEY_LENGTH
 
@@ -342,11 +344,11 @@ def test_the_tag_of_a_parent_run_has_this_name() -> None:
     """Evaluations hang below their run by it; otherwise they are runs of their own."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    assert mlflow_client.PARENT == MLFLOW_PARENT_RUN_ID
+    assert mlflow_client._PARENT == MLFLOW_PARENT_RUN_ID
 
 
 def test_mlflow_reads_how_long_to_wait_from_these_variables() -> None:
-    """`import_mlflow` sets them; with MLflow's own values one call to a dead server blocks for four minutes."""
+    """`configure` sets them; with MLflow's own values one call to a dead server blocks for four minutes."""
     from mlflow import environment_variables as known
 
     assert known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.name == "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -354,16 +356,16 @@ def test_mlflow_reads_how_long_to_wait_from_these_variables() -> None:
 
 
 def test_an_error_has_a_code_that_tells_a_refusal_from_an_outage() -> None:
-    """`is_refusal` and `is_gone` decide by `error_code` whether sending again can help."""
+    """`MlflowRun` decides by `error_code` whether sending again can help, and whether a run is gone."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-    assert mlflow_client.is_refusal(MlflowException("no", INVALID_PARAMETER_VALUE))
-    assert mlflow_client.is_gone(MlflowException("no", RESOURCE_DOES_NOT_EXIST))
-    assert not mlflow_client.is_refusal(MlflowException("no"))
+    assert MlflowException("no", INVALID_PARAMETER_VALUE).error_code in mlflow_client._REFUSED
+    assert MlflowException("no", RESOURCE_DOES_NOT_EXIST).error_code == "RESOURCE_DOES_NOT_EXIST"
+    assert MlflowException("no").error_code not in mlflow_client._REFUSED
 
 
 def test_mlflow_s_monitors_collect_and_aggregate() -> None:
     """`SystemMonitors` calls three methods of MLflow's own collectors; without them there are no system metrics."""
-    found = mlflow_client.SystemMonitors(lambda line: pytest.fail(line)).sample()
+    found = mlflow_client.SystemMonitors(Counter(), lambda line: pytest.fail(line)).sample()
     assert {"system/cpu_utilization_percentage", "system/disk_usage_megabytes"} <= set(found)

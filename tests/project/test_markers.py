@@ -8,7 +8,12 @@ from pathlib import Path
 from tests.helpers.paths import ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-STARTS_PROCESSES = {"subprocess", "multiprocessing", "tests.helpers.ranks", "tests.helpers.slurm_jobs"}
+STARTS_PROCESSES = {
+    "subprocess",
+    "multiprocessing",
+    "tests.helpers.processes.ranks",
+    "tests.helpers.processes.slurm_jobs",
+}
 MARKS = ("process", "slow", "slurm", "official")
 
 

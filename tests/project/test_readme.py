@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
-from tests.helpers.ranks import RankResult, run_ranks
+from tests.helpers.processes.ports import free_port
+from tests.helpers.processes.ranks import RankResult, run_ranks
 
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
@@ -98,7 +98,8 @@ BY_MAKE = ("python3 -m venv", "pip install", "ruff check", "bin/mypy", "-m pytes
 
 def test_make_runs_the_readme_s_commands_for_set_up_and_tests() -> None:
     recipes = (ROOT / "Makefile").read_text(encoding="utf-8")
-    recipes = recipes.replace("$(BIN)", ".venv/bin").replace("$(PYTHON)", "python3")
+    for variable, value in (("$(BIN)", ".venv/bin"), ("$(PYTHON)", "python3"), ("$(if $(LOCK),-r $(LOCK)) ", "")):
+        recipes = recipes.replace(variable, value)
     for words in BY_MAKE:
         (command,) = [c for c in commands() if words in c]
         assert f"\t{command}\n" in recipes, command

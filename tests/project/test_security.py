@@ -14,13 +14,13 @@ import torch
 
 from anytext2.data.annotations import load_records
 from anytext2.model.weights import read_state_dict, save_weights
-from distill.checkpoint.formats import load_tensors
+from distill.checkpoint.formats import read_tensors
 from distill.checkpoint.store import CheckpointError
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from launch import export_weights, train
-from tests.helpers import mini_model
+from tests.helpers.models.mini_model import mini_model
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import all_output, run_ranks
+from tests.helpers.processes.ranks import all_output, run_ranks
 
 PACKAGES = ("anytext2", "distill", "launch")
 HARMLESS_PICKLE = {"UnpicklingError", "PickleError"}
@@ -184,7 +184,7 @@ def test_a_pickle_under_a_safe_name_is_refused(evil: Path, tmp_path: Path) -> No
     disguised = tmp_path / "optimizer.safetensors"
     disguised.write_bytes(evil.read_bytes())
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors") as caught:
-        load_tensors(disguised)
+        read_tensors(disguised)
     with pytest.raises(ValueError, match=r"optimizer\.safetensors: not a readable weights file"):
         read_state_dict(disguised)
     assert "\n" not in str(caught.value) and not (tmp_path / "it_ran").exists()

@@ -19,9 +19,9 @@ from PIL import Image
 
 from anytext2.core.resources import find_shipped, resource
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
+from tests.helpers.processes.ports import free_port
 
-SHORT = ["train.effective_batch=4", "train.micro_batch=4", "data.synthetic.count=16", "log.preview_every=0"]
+SHORT = ["train.effective_batch=2", "train.micro_batch=2", "data.synthetic.count=8", "log.preview_every=0"]
 FOREIGN = "OWNER = 'another package'\n"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.helpers.slurm_jobs import HERE, ROOT, Place, ended, hurried, job, slurm, stand_in_place, wait_for
+from tests.helpers.processes.slurm_jobs import HERE, ROOT, Place, ended, hurried, job, slurm, stand_in_place, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
@@ -167,7 +167,7 @@ def test_a_lost_node_gives_its_job_to_another(place: Place) -> None:
         assert job(lost)["BatchHost"] != node
     finally:
         slurm("scancel", lost)
-        subprocess.run([HERE / "cluster.sh", "start-node", cluster, node[-1]], check=True)
+        subprocess.run([ROOT / "tests/slurm/cluster.sh", "start-node", cluster, node[-1]], check=True)
     assert [event["restarts"] for event in place.events("lost_node", "start")] == ["0", "1"]
     wait_for(lambda: "down" not in slurm("sinfo", "-hNn", node, "-o%T"), "the node again", 60)
 

@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from tests.helpers.mini_model import write_mini
-from tests.helpers.slurm_jobs import Place, ended, hurried, slurm, wait_for
+from tests.helpers.models.mini_model import write_mini
+from tests.helpers.processes.slurm_jobs import Place, ended, hurried, slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 STEPS = 60

@@ -21,7 +21,7 @@ from distill.losses.writenet_attention import AttentionRecorder
 
 if TYPE_CHECKING:
     from distill.adapters.roles import Roles
-    from distill.losses.step import StepInput
+    from distill.losses.step_input import StepInput
 
 Option = TypeVar("Option", bound=Hashable)
 Made = TypeVar("Made")

@@ -10,7 +10,7 @@ import torch
 from anytext2.cache.encoders import context_bytes, make_caption_encoder
 from anytext2.core.batch import Batch, collate
 from anytext2.model.text_encoder import TextEncoder, TextEncoderConfig
-from tests.helpers.mini_model import fill, mini_model, sample
+from tests.helpers.models.mini_model import fill, mini_model, sample
 
 WORDS = (5, 100, 160, 0)  # 1, 2, 3 and 1 chunks of 75 tokens
 CAPTIONS = tuple("word " * n + f"number {n}" for n in WORDS)

@@ -17,7 +17,7 @@ from anytext2.core.line_crop import (
     recognizer_input,
     recognizer_sampling_grid,
 )
-from tests.helpers.parity import normal
+from tests.helpers.models.parity import normal
 
 RECTANGLE = np.array([[10, 20], [70, 20], [70, 40], [10, 40]], np.float32)
 

@@ -1,6 +1,6 @@
 """7,000 broken annotations: each is a valid sample or is counted under a reason, and none takes long.
 
-6,400 items in 64 files (800 in 8 in the usual run) and 600 whole files, all from fixed seeds; test_image_fuzz.py has
+6,400 items in 64 files (800 in 8 in the quick run) and 600 whole files, all from fixed seeds; test_image_fuzz.py has
 the image files.
 """
 

@@ -81,13 +81,13 @@ def test_a_record_owns_its_polygons() -> None:
 def test_sources_slices_and_views() -> None:
     all_of = _records()
     records = _pack([all_of[:3], [], all_of[3:]])
-    assert [records.source_of(i) for i in (0, 2, 3, -1)] == [0, 0, 2, 2]
+    assert [int(records.sources[i]) for i in (0, 2, 3, -1)] == [0, 0, 2, 2]
     assert records.sources.tolist() == [0] * 3 + [2] * 7 and records.sources.dtype == np.int32
     view = records.select(np.array([9, 0, 5, 5]))
     assert [r.name for r in view] == [all_of[i].name for i in (9, 0, 5, 5)]
     again = view[1:].select(np.array([1, 0]))
     assert [again.name(i) for i in (0, 1)] == [all_of[5].name, all_of[0].name] and again.sources.tolist() == [2, 0]
-    assert np.shares_memory(again._data, records._data) and again.source_of(0) == 2
+    assert np.shares_memory(again._data, records._data) and int(again.sources[0]) == 2
     assert len(records[20:]) == 0 and [r.name for r in records[::-4]] == [all_of[i].name for i in (9, 5, 1)]
 
 

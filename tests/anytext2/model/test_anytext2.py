@@ -12,8 +12,8 @@ from anytext2.core.batch import Conditions
 from anytext2.model.anytext2 import AnyText2, build_model, schedule_tables
 from anytext2.model.config import AnyText2Config, ScheduleConfig, config_path, load_model_config
 from anytext2.model.recognizer import CONFIG_DIR, load_charset
-from tests.helpers.mini_model import mini_batch, mini_config, mini_model
-from tests.helpers.parity import gradients, normal
+from tests.helpers.models.mini_model import mini_batch, mini_config, mini_model
+from tests.helpers.models.parity import gradients, normal
 
 PARAMETER_BUDGET = 19_800_000  # of the tiny model: its half-precision file must stay below 40 MB
 

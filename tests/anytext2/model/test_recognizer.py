@@ -14,9 +14,9 @@ from anytext2.model.recognizer import (
     ctc_targets,
     load_charset,
 )
-from tests.helpers.mini_model import fill
-from tests.helpers.parity import OFFICIAL_KEYS, assert_same, gradients, normal, shapes_of
-from tests.helpers.plain_blocks import State, children, normalise, project, silu, softmax_attention, sub
+from tests.helpers.models.mini_model import fill
+from tests.helpers.models.parity import OFFICIAL_KEYS, assert_same, gradients, normal, shapes_of
+from tests.helpers.models.plain_blocks import State, children, normalise, project, silu, softmax_attention, sub
 
 CONFIG = RecognizerConfig(scale=0.25, neck_dims=16, neck_hidden=24, depth=2, heads=4, n_classes=30)
 

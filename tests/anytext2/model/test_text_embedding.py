@@ -10,8 +10,8 @@ from torch import Tensor
 from anytext2.core.batch import Batch, collate, line_quads
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.text_embedding import LineEmbeddingParts, TextEmbeddingConfig
-from tests.helpers.mini_model import MAX_LINES, mini_batch, mini_model, sample
-from tests.helpers.parity import gradients
+from tests.helpers.models.mini_model import MAX_LINES, mini_batch, mini_model, sample
+from tests.helpers.models.parity import gradients
 
 N_LINES = (1, 3, 2)
 

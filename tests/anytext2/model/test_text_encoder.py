@@ -14,8 +14,8 @@ from anytext2.model.text_encoder import (
     tokenize_image_captions,
     tokenize_text_captions,
 )
-from tests.helpers.mini_model import fill
-from tests.helpers.parity import gradients, normal
+from tests.helpers.models.mini_model import fill
+from tests.helpers.models.parity import gradients, normal
 
 WIDTH = 16
 

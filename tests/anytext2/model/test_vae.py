@@ -7,8 +7,8 @@ import torch
 
 from anytext2.model.layers import initialise
 from anytext2.model.vae import VAE, VAEConfig
-from tests.helpers import plain_blocks
-from tests.helpers.parity import assert_parity, normal, official_shapes, randomised, shapes_of
+from tests.helpers.models import plain_blocks
+from tests.helpers.models.parity import assert_parity, normal, official_shapes, randomised, shapes_of
 
 
 def small(**changes: object) -> VAEConfig:

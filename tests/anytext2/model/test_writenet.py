@@ -8,8 +8,16 @@ import torch
 from anytext2.model.layers import initialise
 from anytext2.model.unet import UNet, UNetConfig
 from anytext2.model.writenet import WriteNet, WriteNetConfig
-from tests.helpers import plain_blocks
-from tests.helpers.parity import assert_parity, assert_same, gradients, normal, official_shapes, randomised, shapes_of
+from tests.helpers.models import plain_blocks
+from tests.helpers.models.parity import (
+    assert_parity,
+    assert_same,
+    gradients,
+    normal,
+    official_shapes,
+    randomised,
+    shapes_of,
+)
 
 UNET = UNetConfig(
     in_channels=3,

@@ -18,7 +18,7 @@ from distill.adapters.lora import AdapterConfig, add_student, load_student
 from distill.adapters.roles import STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, write_adapter
-from tests.helpers.mini_model import mini_batch, mini_config, mini_model
+from tests.helpers.models.mini_model import mini_batch, mini_config, mini_model
 
 LORA = AdapterConfig(rank=3, alpha=6.0)
 ADAPTERS = [("lora", "paper"), ("rslora", "all"), ("dora", "all")]

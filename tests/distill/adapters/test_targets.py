@@ -13,7 +13,7 @@ from distill.adapters.lora import AdapterConfig, add_student
 from distill.adapters.roles import AdapterRoles, Roles
 from distill.adapters.targets import TARGET_PRESETS, lora_targets
 from distill.checks.model_checks import check_adapters
-from tests.helpers.mini_model import mini_batch, mini_config, mini_model
+from tests.helpers.models.mini_model import mini_batch, mini_config, mini_model
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ import pytest
 from distill.checkpoint.run_lock import RunLock
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 HOLDER = """
 import os, sys
 from pathlib import Path
 from distill.checkpoint.run_lock import RunLock
 
-pytestmark = pytest.mark.process
 lock = RunLock(Path(sys.argv[1]))
 if os.fork() == 0:  # as a data loader's worker, which outlives a killed run
     os.close(1)

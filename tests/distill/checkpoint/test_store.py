@@ -23,7 +23,7 @@ from distill.checkpoint.formats import (
     write_optimizer,
     write_trainer_state,
 )
-from distill.checkpoint.store import CheckpointError, find_checkpoint, mark_best, save_checkpoint, verify
+from distill.checkpoint.store import CheckpointError, find_checkpoint, mark_best, save_checkpoint, verify_checkpoint
 
 
 def _writer(text: str) -> Callable[[Path], None]:
@@ -46,7 +46,7 @@ def test_saved_checkpoint_is_complete_and_latest(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["step"] == 10 and sorted(manifest["files"]) == ["a.txt", "sub/b.bin"]
     assert manifest["files"]["sub/b.bin"]["bytes"] == 3000
-    verify(path)
+    verify_checkpoint(path)
     assert find_checkpoint(path) == path == find_checkpoint(path.parent)
     assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint-10", "latest"]
 

@@ -12,7 +12,8 @@ import torch
 
 from anytext2.core.batch import Batch, collate
 from anytext2.data.dataset import AnyWordDataset
-from distill.checks.model_checks import Finding, FirstBatchError, check_batch, require
+from distill.checks.batch_checks import Finding, check_batch
+from distill.checks.model_checks import FirstBatchError, require_sound
 from tests.helpers.audited import drawn_dataset, lined_batch, said
 
 
@@ -172,14 +173,14 @@ def test_planted_fault_in_a_batch_is_found(
     findings = [finding for finding in check_batch(plant(batch)) if finding.check == check]
     assert any(message in str(finding) for finding in findings), said(check_batch(plant(batch)))
     with pytest.raises(FirstBatchError, match="^audit: ") as error:
-        require(findings)
+        require_sound(findings)
     assert "\n" not in str(error.value) and any(name in str(error.value) for name in batch.name)
 
 
 def test_require_counts_the_others() -> None:
-    require([])
+    require_sound([])
     with pytest.raises(FirstBatchError, match=r"^audit: a: b: c \(and 1 more\)$"):
-        require([Finding("a", "b", "c"), Finding("d", "e", "f")])
+        require_sound([Finding("a", "b", "c"), Finding("d", "e", "f")])
     assert issubclass(FirstBatchError, ValueError)
 
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
-from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, one_line
-from distill.checks.dataset_report import SourceCheck, shortcomings, table
+from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, escape_unprintable
+from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
 from launch.check_dataset import main
 from tests.helpers import faulty_data as data
 from tests.helpers.paths import ROOT
@@ -91,9 +91,9 @@ def test_a_bad_sample_trips_the_audit(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found.checked, found.readable, found.faulty) == (8, 7, 2) and found.unreadable == {}
     assert found.audit["glyph page"].example.startswith("sound_3.png: ink covers ")
     assert found.audit["sample"].example == "sound_4.png: cannot be made: IndexError: list index out of range"
-    (why,) = shortcomings(found, 0.0, 0.0)
+    (why,) = reasons_unusable(found, 0.0, 0.0)
     assert "2 of 8 samples fail the audit" in why and "sound_3.png" in why
-    assert shortcomings(found, 0.0, 0.25) == []
+    assert reasons_unusable(found, 0.0, 0.25) == []
 
 
 def test_what_loading_left_out_is_reported(tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_a_file_that_is_no_annotation_file_is_not_usable(tmp_path: Path) -> None
     path = tmp_path / "data.json"
     path.write_text("{'no json'}")
     found = check_source(path, OPTIONS)
-    (why,) = shortcomings(found, 1.0, 1.0)
-    assert str(path) in why and "\n" not in why and why in table(found)
+    (why,) = reasons_unusable(found, 1.0, 1.0)
+    assert str(path) in why and "\n" not in why and why in format_report(found)
     empty = check_source(data.write(tmp_path, [], "empty.json"), OPTIONS)
-    assert "no usable item" in shortcomings(empty, 1.0, 1.0)[0] and "all inside" in table(empty)
+    assert "no usable item" in reasons_unusable(empty, 1.0, 1.0)[0] and "all inside" in format_report(empty)
 
 
 def test_faulty_items_are_as_many_as_a_run_would_take(tmp_path: Path) -> None:
@@ -148,19 +148,22 @@ def test_a_limit_takes_pictures_from_all_over_the_file(faulty: Path, monkeypatch
 
 def test_counts_add_up_in_order() -> None:
     first, second = DatasetCounts(), DatasetCounts()
-    first.note("audit", "rule", "a")
-    second.note("audit", "rule", "b", 2)
-    second.note("audit", "other", "c")
+    first.count("audit", "rule", "a")
+    second.count("audit", "rule", "b", 2)
+    second.count("audit", "other", "c")
     first.add(second)
-    assert {r: (c.count, c.example) for r, c in first.counted("audit").items()} == {"rule": (3, "a"), "other": (1, "c")}
+    assert {r: (c.count, c.example) for r, c in first.most_common("audit").items()} == {
+        "rule": (3, "a"),
+        "other": (1, "c"),
+    }
 
 
 def test_nothing_from_the_data_can_steer_the_terminal() -> None:
-    assert one_line("招\x1b[2J\n\ud83d!") == "招\\x1b[2J\\n\\ud83d!"
+    assert escape_unprintable("招\x1b[2J\n\ud83d!") == "招\\x1b[2J\\n\\ud83d!"
 
 
 def test_the_table_has_every_heading_and_the_faults(found: SourceCheck) -> None:
-    text = table(found)
+    text = format_report(found)
     for words in (
         "18 in the file, 18 usable, 18 checked, 15 readable",
         "image missing: 1, as ",

@@ -12,7 +12,7 @@ from anytext2.core.batch import Batch, Conditions
 from anytext2.model.anytext2 import AnyText2
 from distill.checks.fault_injection import FAULT_INJECTIONS
 from distill.config.schema import ModelConfig
-from tests.helpers.mini_model import mini_batch, mini_model
+from tests.helpers.models.mini_model import mini_batch, mini_model
 
 
 def condition(model: AnyText2, batch: Batch) -> Conditions:

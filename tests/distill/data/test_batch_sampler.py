@@ -16,9 +16,16 @@ from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.data.records import Records
 from anytext2.glyphs.fonts import load_font_table
 from distill.config.schema import DataConfig
-from distill.data.batch_sampler import Bucket, BucketBatchSampler, Group, SampleKey, ShuffledBatchSampler, nearest_shape
-from distill.data.loader import BatchPlan, micro_batches
-from distill.data.splits import bucket_shapes, make_batch_sampler, part_of
+from distill.data.batch_sampler import (
+    Bucket,
+    BucketBatchSampler,
+    SampleKey,
+    ShuffledBatchSampler,
+    WeightedIndices,
+    nearest_aspect_ratio,
+)
+from distill.data.loader import BatchSizes, micro_batches
+from distill.data.splits import bucket_shapes, make_batch_sampler, split_indices
 
 
 def epoch(order: ShuffledBatchSampler, number: int) -> list[SampleKey]:
@@ -26,8 +33,8 @@ def epoch(order: ShuffledBatchSampler, number: int) -> list[SampleKey]:
 
 
 def test_a_weight_is_how_often_a_source_occurs() -> None:
-    twice, half = Group(np.arange(10), 2.0), Group(np.arange(10, 30), 0.5)
-    never, more = Group(np.arange(30, 40), 0.0), Group(np.arange(40, 44), 1.25)
+    twice, half = WeightedIndices(np.arange(10), 2.0), WeightedIndices(np.arange(10, 30), 0.5)
+    never, more = WeightedIndices(np.arange(30, 40), 0.0), WeightedIndices(np.arange(40, 44), 1.25)
     order = ShuffledBatchSampler([twice, half, never, more], seed=2)
     assert order.length == 20 + 10 + 0 + 5
     halves = set()
@@ -41,7 +48,7 @@ def test_a_weight_is_how_often_a_source_occurs() -> None:
 
 
 def test_a_sample_that_comes_twice_in_an_epoch_has_two_keys() -> None:
-    order = ShuffledBatchSampler([Group(np.arange(6), 2.5)], seed=0)
+    order = ShuffledBatchSampler([WeightedIndices(np.arange(6), 2.5)], seed=0)
     keys = [key for number in range(5) for key in epoch(order, number)]
     assert len(set(keys)) == len(keys) == 5 * 15
 
@@ -52,8 +59,8 @@ def test_without_weights_the_epoch_is_the_key_s() -> None:
 
 
 def buckets(seed: int = 4) -> BucketBatchSampler:
-    wide = Bucket(ShuffledBatchSampler([Group(np.arange(40))], seed), ((64, 128),))
-    square = Bucket(ShuffledBatchSampler([Group(np.arange(40, 100))], seed), ((64, 64), (128, 128)))
+    wide = Bucket(ShuffledBatchSampler([WeightedIndices(np.arange(40))], seed), ((64, 128),))
+    square = Bucket(ShuffledBatchSampler([WeightedIndices(np.arange(40, 100))], seed), ((64, 64), (128, 128)))
     return BucketBatchSampler([wide, square], seed)
 
 
@@ -72,7 +79,7 @@ def test_every_global_batch_has_one_size_and_every_sample_its_turn() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sizes_do_not_depend_on_world_size_or_start(world: int) -> None:
-    plan = BatchPlan(12, 2, world)
+    plan = BatchSizes(12, 2, world)
     alone = [Counter(buckets().batch(number, 12)) for number in range(9)]
     for first in (0, 5):
         found = [Counter[SampleKey]() for _ in range(9 - first)]
@@ -89,7 +96,7 @@ def test_the_nearest_shape_distorts_least() -> None:
     shapes = list(bucket_shapes(["512", "768x512", "512x768", "1024"]))
     assert shapes == [1.0, 1.5, 512 / 768]
     sizes = [(100, 100), (100, 119), (100, 130), (130, 100), (10, 900)]
-    assert [nearest_shape(size, shapes) for size in sizes] == [0, 0, 1, 2, 1]
+    assert [nearest_aspect_ratio(size, shapes) for size in sizes] == [0, 0, 1, 2, 1]
     assert bucket_shapes(["512", "1024"]) == {1.0: ((512, 512), (1024, 1024))}
 
 
@@ -121,14 +128,14 @@ def test_parts_are_disjoint_complete_and_stay_when_data_is_added(dataset: AnyWor
     records = dataset.records
     assert isinstance(records, Records)
     split = (0.6, 0.2, 0.2)
-    parts = {name: part_of(records, split, name) for name in ("train", "val", "test")}
+    parts = {name: split_indices(records, split, name) for name in ("train", "val", "test")}
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(40))
     assert all(len(indices) for indices in parts.values())
     shuffled = records.select(np.random.default_rng(0).permutation(40)[:25])
     for name, indices in parts.items():
         names = {records.name(int(i)) for i in indices}
-        assert {shuffled.name(int(i)) for i in part_of(shuffled, split, name)} <= names
-    assert len(part_of(records, split, "all")) == 40
+        assert {shuffled.name(int(i)) for i in split_indices(shuffled, split, name)} <= names
+    assert len(split_indices(records, split, "all")) == 40
 
 
 def test_a_large_split_has_the_shares_that_were_asked_for() -> None:

@@ -10,7 +10,7 @@ import torch
 from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2
 from distill.data.latents import LatentSource
-from tests.helpers.mini_model import mini_batch, mini_model
+from tests.helpers.models.mini_model import mini_batch, mini_model
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def model() -> AnyText2:
 def test_without_memory_the_posterior_is_sampled_from_the_samples_draws(model: AnyText2) -> None:
     batch = mini_batch()
     draws = Draws(0, (0,) * batch.size, batch.index)
-    source = LatentSource(model, remember=False)
+    source = LatentSource(model, keep_in_memory=False)
     noise = draws.normal("posterior", model.latent_shape(*batch.image.shape[-2:]))
     torch.testing.assert_close(source(batch, draws), model.encode(batch.image, noise))
     later = Draws(0, (1,) * batch.size, batch.index)
@@ -36,7 +36,7 @@ def test_with_memory_the_mode_is_kept_by_sample_and_nothing_is_encoded_twice(
     encoded: list[int] = []
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda image: encoded.append(len(image)) or encode(image))
-    source = LatentSource(model, remember=True)
+    source = LatentSource(model, keep_in_memory=True)
     draws = Draws(0, (0,) * batch.size, batch.index)
     first = source(batch, draws)
     assert encoded == [batch.size]
@@ -55,7 +55,7 @@ def test_the_blank_picture_is_encoded_once_for_each_size(model: AnyText2, monkey
     encoded: list[int] = []
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda image: encoded.append(len(image)) or encode(image))
-    source = LatentSource(model, remember=False)
+    source = LatentSource(model, keep_in_memory=False)
     for _ in range(2):
         torch.testing.assert_close(source.masked(batch), plain)
     assert encoded == [1, 1, 1], "the blank picture, and the edited row twice"

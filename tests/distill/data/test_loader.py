@@ -11,11 +11,11 @@ from anytext2.core.batch import Sample
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.geometry import Size
 from distill.data.batch_sampler import SampleKey, ShuffledBatchSampler
-from distill.data.loader import BatchPlan, LoadedBatch, UnreadableError, loader, micro_batches
-from tests.helpers.stub_roles import make_sample
+from distill.data.loader import BatchSizes, LoadedBatch, UnreadableError, load_batches, micro_batches
+from tests.helpers.models.stub_roles import make_sample
 
 
-def batches(order: ShuffledBatchSampler, plan: BatchPlan, first: int, count: int) -> list[set[tuple[int, int]]]:
+def batches(order: ShuffledBatchSampler, plan: BatchSizes, first: int, count: int) -> list[set[tuple[int, int]]]:
     """The samples of `count` global batches, all ranks together."""
     found: list[set[tuple[int, int]]] = [set() for _ in range(count)]
     for rank in range(plan.world):
@@ -44,19 +44,19 @@ def test_order_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_global_batches_do_not_depend_on_the_world_size(world: int) -> None:
     order = ShuffledBatchSampler(100, seed=3)
-    alone = batches(order, BatchPlan(48, 4, 1), 0, 5)
-    assert batches(order, BatchPlan(48, 4, world), 0, 5) == alone
+    alone = batches(order, BatchSizes(48, 4, 1), 0, 5)
+    assert batches(order, BatchSizes(48, 4, world), 0, 5) == alone
     assert all(len(batch) == 48 for batch in alone)
 
 
 def test_a_stream_can_start_at_any_batch() -> None:
-    order, plan = ShuffledBatchSampler(30, seed=3), BatchPlan(12, 3, 2)
+    order, plan = ShuffledBatchSampler(30, seed=3), BatchSizes(12, 3, 2)
     whole = list(itertools.islice(micro_batches(order, plan, 1, 0), 20))
     assert list(itertools.islice(micro_batches(order, plan, 1, 4), 12)) == whole[8:]
 
 
 def test_positions_are_each_taken_once_by_one_rank() -> None:
-    order, plan = ShuffledBatchSampler(96, seed=0), BatchPlan(48, 4, 3)
+    order, plan = ShuffledBatchSampler(96, seed=0), BatchSizes(48, 4, 3)
     taken: Counter[SampleKey] = Counter()
     for rank in range(3):
         for keys in itertools.islice(micro_batches(order, plan, rank, 0), 2 * plan.accumulation):
@@ -75,7 +75,7 @@ def test_positions_are_each_taken_once_by_one_rank() -> None:
 )
 def test_impossible_arithmetic_names_what_would_work(effective: int, micro: int, world: int, words: list[str]) -> None:
     with pytest.raises(ValueError, match="train") as caught:
-        BatchPlan(effective, micro, world)
+        BatchSizes(effective, micro, world)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -102,7 +102,7 @@ class Patchy(AnyWordDataset):
 
 
 def read(dataset: Patchy, keys: list[SampleKey]) -> LoadedBatch:
-    return next(loader(dataset, iter([keys]), workers=0, pin=False))
+    return next(load_batches(dataset, iter([keys]), workers=0, pin=False))
 
 
 def test_an_unreadable_sample_is_replaced_and_counted_but_keeps_its_place() -> None:

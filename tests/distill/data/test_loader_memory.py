@@ -19,7 +19,7 @@ from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.data.batch_sampler import ShuffledBatchSampler
-from distill.data.loader import BatchPlan, loader, micro_batches
+from distill.data.loader import BatchSizes, load_batches, micro_batches
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.process
@@ -44,9 +44,9 @@ def memory_by_epoch(folder: Path) -> list[int]:
     header = header_for(config, fonts, [folder / "data.json"])
     build_cache(folder / "features.lmdb", AnyWordDataset(records, config, 0, fonts), header, workers=0)
     dataset = AnyWordDataset(records, config, 0, fonts, FeatureCache.open(folder / "features.lmdb", header))
-    batches = micro_batches(ShuffledBatchSampler(PICTURES, 0), BatchPlan(4, 4, 1), 0, 0)
+    batches = micro_batches(ShuffledBatchSampler(PICTURES, 0), BatchSizes(4, 4, 1), 0, 0)
     found: list[int] = []
-    for number, _loaded in enumerate(loader(dataset, batches, workers=1, pin=False), start=1):
+    for number, _loaded in enumerate(load_batches(dataset, batches, workers=1, pin=False), start=1):
         if number % (PICTURES // 4) == 0:
             (worker,) = psutil.Process().children()
             found.append(anonymous_bytes(worker.pid))

@@ -11,7 +11,7 @@ from distill.diffusion import sampling
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions, sample_consistency, sample_ddim, sample_phased
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
-from tests.helpers.stub_roles import TEACHER_GAIN, StubRoles, make_sample
+from tests.helpers.models.stub_roles import TEACHER_GAIN, StubRoles, make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 ROWS = (

@@ -21,16 +21,21 @@ from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
 from distill.config.schema import Recipe
 from distill.diffusion.samplers import LCM_OPTIONS
 from distill.diffusion.schedule import NoiseSchedule
-from distill.evaluation.benchmark import Benchmark, benchmark_rows, published_ned
-from distill.evaluation.benchmark_data import as_told, file_names, find_sets, open_set
+from distill.evaluation.benchmark import Benchmark, benchmark_ned, benchmark_rows
+from distill.evaluation.benchmark_data import (
+    benchmark_conditions,
+    find_annotation_files,
+    load_prompts,
+    unique_file_stems,
+)
 from distill.inference.model import make_model
 from launch import evaluate
-from tests.helpers.mini_model import write_mini
-from tests.helpers.stub_roles import StubRoles, make_sample
+from tests.helpers.models.mini_model import write_mini
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 
 class OcrEngine:
-    """Reads what it is told to, picture by picture."""
+    """Reads the given texts, picture by picture."""
 
     name = "stub"
 
@@ -38,11 +43,11 @@ class OcrEngine:
         self.read = read * 100
         self.seen: list[np.ndarray] = []
 
-    def read_lines(self, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
+    def recognize_lines(self, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
         self.seen.append(image)
         return self.read.pop(0)[: len(polygons)]
 
-    def can_write(self, text: str) -> bool:
+    def in_charset(self, text: str) -> bool:
         return not set(text) & set("éü")
 
 
@@ -51,7 +56,7 @@ def test_four_pictures_of_a_prompt_are_saved_and_read_as_saved(tmp_path: Path) -
     samples = [make_sample(3, ("AB", "CD")), replace(make_sample(4, ("AB", "CD")), name="../../x y.png")]
     rows = benchmark_rows([2], "consistency", 0.3)
     benchmark = Benchmark(
-        StubRoles(), NoiseSchedule.scaled_linear(), rows, tmp_path, reader, None, LCM_OPTIONS, shown=1
+        StubRoles(), NoiseSchedule.scaled_linear(), rows, tmp_path, reader, None, LCM_OPTIONS, max_examples=1
     )
     teacher, student = benchmark.run(samples, "laion_word", 200)
     assert (teacher.key, teacher.steps, teacher.guidance) == ("teacher-ddim-20", 20, 7.5)
@@ -63,8 +68,8 @@ def test_four_pictures_of_a_prompt_are_saved_and_read_as_saved(tmp_path: Path) -
     saved = np.array(Image.open(tmp_path / "teacher-ddim-20" / "laion_word" / "picture-3_2.jpg"))
     assert np.array_equal(saved, reader.seen[2])
     assert len({image.tobytes() for image in reader.seen}) == 16  # four noises of each prompt
-    assert [one.name for one in benchmark.shown] == ["picture-3"]
-    assert benchmark.shown[0].read["teacher-ddim-20"] == ("AB", "CD")
+    assert [one.name for one in benchmark.examples] == ["picture-3"]
+    assert benchmark.examples[0].recognized["teacher-ddim-20"] == ("AB", "CD")
 
 
 def test_pictures_do_not_depend_on_the_prompts_beside_them(tmp_path: Path) -> None:
@@ -76,27 +81,30 @@ def test_pictures_do_not_depend_on_the_prompts_beside_them(tmp_path: Path) -> No
             roles, NoiseSchedule.scaled_linear(), rows, tmp_path / name, None, None, LCM_OPTIONS, batch=batch
         )
         (found,) = benchmark.run([make_sample(n) for n in (3, 4)], "s", 20)
-        assert np.isnan(found.sen_acc) and found.to_dict()["sen_acc"] is None and found.pictures == 8
+        assert np.isnan(found.sen_acc) and found.to_json()["sen_acc"] is None and found.pictures == 8
     one, other = (np.array(Image.open(tmp_path / n / "teacher-ddim-20" / "s" / "picture-4_3.jpg")) for n in "ab")
     assert np.abs(one.astype(int) - other).max() <= 2
 
 
 def test_ned_is_the_published_one() -> None:
     reader = OcrEngine([])
-    assert published_ned("ABCD", "ABCX", reader) == pytest.approx(1 - 1 / 4.00001)
-    assert published_ned("A B", "AB", reader) == pytest.approx(1 - 1 / 3.00001)  # nothing is normalised
-    assert published_ned("é", "ü", reader) == 1.0  # unknown characters are all the same
-    assert published_ned("", "", reader) == 1.0
+    assert benchmark_ned("ABCD", "ABCX", reader) == pytest.approx(1 - 1 / 4.00001)
+    assert benchmark_ned("A B", "AB", reader) == pytest.approx(1 - 1 / 3.00001)  # nothing is normalised
+    assert benchmark_ned("é", "ü", reader) == 1.0  # unknown characters are all the same
+    assert benchmark_ned("", "", reader) == 1.0
 
 
 def test_names_of_pictures_name_files_and_each_one_once() -> None:
-    assert file_names(["a.jpg", "b/a.png", "../..", "é.jpg"]) == ["a", "a-1", "__", "é"]
+    assert unique_file_stems(["a.jpg", "b/a.png", "../..", "é.jpg"]) == ["a", "a-1", "__", "é"]
 
 
 def test_the_font_hint_is_the_glyph_page() -> None:
     sample = make_sample(1)
     doubled = replace(sample, glyph=sample.glyph.repeat_interleave(2, 1).repeat_interleave(2, 2))
-    assert torch.equal(as_told(doubled).font_hint, sample.glyph) and as_told(doubled).font_hint.dtype == torch.uint8
+    assert (
+        torch.equal(benchmark_conditions(doubled).font_hint, sample.glyph)
+        and benchmark_conditions(doubled).font_hint.dtype == torch.uint8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +125,18 @@ def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_have_nothing_random(benchmark_folder: Path) -> None:
-    sets = find_sets(benchmark_folder)
+    sets = find_annotation_files(benchmark_folder)
     assert list(sets) == ["Chinese", "English"]
     recipe = Recipe()
     recipe.data.options = replace(recipe.data.options, resolution=64)
-    dataset = open_set(sets["English"], recipe, first=1, count=5)
+    dataset = load_prompts(sets["English"], recipe, first=1, count=5)
     assert len(dataset) == 2
-    one, again = (as_told(dataset.sample(0, epoch)) for epoch in (0, 7))
+    one, again = (benchmark_conditions(dataset.sample(0, epoch)) for epoch in (0, 7))
     assert not one.editing and one.n_lines > 0 and (one.color == UNSET_COLOR).all() and one.position.shape[0] == 20
     assert torch.equal(one.glyph, again.glyph) and torch.equal(one.position, again.position)
     assert one.image.shape == (3, 64, 64) and one.font_hint.any() and torch.equal(one.font_hint, again.font_hint)
     with pytest.raises(ValueError, match="--first 3: .*has 3 prompts, 0 to 2"):
-        open_set(sets["English"], recipe, first=3)
+        load_prompts(sets["English"], recipe, first=3)
 
 
 def test_without_pictures_one_line_says_where_they_go(benchmark_folder: Path, tmp_path: Path) -> None:
@@ -136,9 +144,9 @@ def test_without_pictures_one_line_says_where_they_go(benchmark_folder: Path, tm
     file = tmp_path / "laion_word" / "test1k.json"
     file.write_bytes((benchmark_folder / "laion_word" / "test1k.json").read_bytes())
     with pytest.raises(ValueError, match=f"no picture of it is there; put them into {tmp_path}/laion_word/imgs"):
-        open_set(file, Recipe())
+        load_prompts(file, Recipe())
     with pytest.raises(ValueError, match="wukong_word/test1k.json missing; unpack"):
-        find_sets(tmp_path)
+        find_annotation_files(tmp_path)
 
 
 @pytest.fixture(scope="module")

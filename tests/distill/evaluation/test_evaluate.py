@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from anytext2.core.batch import TextLine, collate
 from distill.diffusion.sampling import prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
-from distill.evaluation.accumulator import groups_of
-from distill.evaluation.evaluate import EvaluationConfig, evaluate
-from tests.helpers.stub_roles import StubRoles, make_sample
+from distill.evaluation.accumulator import line_groups
+from distill.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
+from distill.evaluation.scores import RowScore, Score
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TEXTS = (("AB",), ("CD", "EF"), (" ",), ("GH",), ("AB", "CD"))
@@ -26,12 +28,12 @@ class StubReader:
     def __init__(self) -> None:
         self.lines = 0
 
-    def read_lines(self, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
+    def recognize_lines(self, image: np.ndarray, polygons: list[np.ndarray]) -> list[str]:
         assert image.dtype == np.uint8 and image.shape == (32, 32, 3)
         self.lines += len(polygons)
         return ["AB"] * len(polygons)
 
-    def can_write(self, text: str) -> bool:
+    def in_charset(self, text: str) -> bool:
         return "G" not in text
 
 
@@ -40,6 +42,11 @@ def section(**changes) -> EvaluationConfig:
         batch=2, teacher_steps=[8, 4], undistilled_steps=[2], student_steps=[1, 2], guidance=2.0, resamples=200, shown=3
     )
     return EvaluationConfig(**{**values, **changes})
+
+
+def row_of(found: Evaluation, key: str) -> RowScore:
+    (row,) = (row for row in found.rows if row.key == key)
+    return row
 
 
 def samples() -> list:
@@ -62,42 +69,43 @@ def test_rows_and_their_cost(found):
     ]
     assert all(row.seconds_per_image > 0 for row in found.rows)
     assert (found.pictures, found.seed) == (5, 0)
-    with pytest.raises(ValueError, match="no row 'student-ddim-9'.*student-consistency-2"):
-        found.row("student-ddim-9")
 
 
 def test_distances_are_to_the_first_row(found):
-    assert found.rows[0].latent_rmse == 0.0 and found.rows[0].likeness.psnr_db is None
+    assert found.rows[0].latent_rmse.value == 0.0 and found.rows[0].pictures["psnr_db"].value == math.inf
     roles = StubRoles()
     roles.model.eval()
-    scene = prepare_sampling(roles, collate(samples()), seed=0, negative_prompt="")
-    reference, *others = (p.latent for p in sample_batch(roles, scene, section().rows(), SCHEDULE))
+    inputs = prepare_sampling(roles, collate(samples()), seed=0, negative_prompt="")
+    reference, *others = (p.latent for p in sample_batch(roles, inputs, section().rows(), SCHEDULE))
     for row, latent in zip(found.rows[1:], others, strict=True):
         each = (latent - reference).square().mean(dim=(1, 2, 3)).sqrt()
-        assert row.latent_rmse == pytest.approx(float(each.mean()), rel=1e-5)
-        low, high = row.latent_rmse_95
-        assert low <= row.latent_rmse <= high and row.likeness.psnr_db > 0
+        assert row.latent_rmse.value == pytest.approx(float(each.mean()), rel=1e-5)
+        low, high = row.latent_rmse.interval
+        assert low <= row.latent_rmse.value <= high and row.pictures["psnr_db"].value > 0
 
 
 def test_an_undistilled_student_is_the_undistilled_model():
     found = evaluate(StubRoles(difference=0.0), samples(), SCHEDULE, section(), None)
-    student, undistilled = found.row("student-consistency-2"), found.row("undistilled-consistency-2")
-    assert student.latent_rmse == undistilled.latent_rmse and student.likeness == undistilled.likeness
+    student, undistilled = row_of(found, "student-consistency-2"), row_of(found, "undistilled-consistency-2")
+    assert student.latent_rmse.value == undistilled.latent_rmse.value and student.pictures == undistilled.pictures
     against = {(c.row, c.other): c for c in found.comparisons}
     assert set(against) == {
         ("student-consistency-2", "undistilled-ddim-2"),
         ("student-consistency-2", "undistilled-consistency-2"),
     }
     assert against["student-consistency-2", "undistilled-consistency-2"].rmse_difference == 0.0
-    assert found.originals.text is None and found.rows[0].lines.text is None and found.ocr_engine is None
+    assert (
+        found.originals.scores["ned"] == found.rows[0].lines.scores["exact_match"] == Score()
+        and found.ocr_engine is None
+    )
 
 
 def test_results_do_not_depend_on_the_batch(found):
     other = evaluate(StubRoles(), samples(), SCHEDULE, section(batch=5), StubReader())
     for one, two in zip(found.rows, other.rows, strict=True):
-        assert one.latent_rmse == pytest.approx(two.latent_rmse, rel=1e-5, abs=1e-7)
-        assert one.lines == two.lines and one.likeness.distance == pytest.approx(
-            two.likeness.distance, rel=1e-4, abs=1e-7
+        assert one.latent_rmse.value == pytest.approx(two.latent_rmse.value, rel=1e-5, abs=1e-7)
+        assert one.lines == two.lines and one.pictures["distance"].value == pytest.approx(
+            two.pictures["distance"].value, rel=1e-4, abs=1e-7
         )
 
 
@@ -107,9 +115,9 @@ def test_lines_are_scored_against_their_texts(found):
     assert reader.lines == 6 * 8  # six lines that hold text; originals, reconstructions and six rows
     assert (found.lines_not_scored, found.lines_beyond_charset) == (1, 1)
     for lines in (found.originals, found.reconstructions, *(row.lines for row in found.rows)):
-        score = lines.text
-        assert (score.lines, score.exact_match) == (6, pytest.approx(2 / 6))
-        assert score.exact_match_95[0] <= 2 / 6 <= score.exact_match_95[1]
+        score = lines.scores["exact_match"]
+        assert (score.count, score.value) == (6, pytest.approx(2 / 6))
+        assert score.interval[0] <= 2 / 6 <= score.interval[1]
 
 
 def test_the_undistilled_model_may_use_the_student_s_sampler_too():
@@ -127,12 +135,13 @@ def test_the_undistilled_model_may_use_the_student_s_sampler_too():
 
 def test_lines_are_scored_by_language_and_height_too(found):
     lines = found.originals
+    whole = lines.scores["exact_match"]
     assert {name.split()[0] for name in lines.groups} == {"language", "height"}
     for kind in ("language", "height"):
-        groups = [score for name, score in lines.groups.items() if name.startswith(kind)]
-        assert sum(score.text.lines for score in groups) == lines.text.lines
-        hits = sum(score.text.exact_match * score.text.lines for score in groups)
-        assert hits == pytest.approx(lines.text.exact_match * lines.text.lines)
+        groups = [group.lines["exact_match"] for name, group in lines.groups.items() if name.startswith(kind)]
+        assert sum(score.count for score in groups) == whole.count
+        hits = sum(score.value * score.count for score in groups)
+        assert hits == pytest.approx(whole.value * whole.count)
 
 
 @pytest.mark.parametrize(
@@ -142,19 +151,21 @@ def test_the_height_of_a_line_is_its_box_s(height, name):
     turned = np.array([[0, 0], [0, 300], [-height, 300], [-height, 0]], dtype=np.float32)  # a vertical column
     lying = np.array([[0, 0], [300, 0], [300, height], [0, height]], dtype=np.float32)
     for polygon in (lying, turned):
-        assert groups_of(TextLine("x", polygon, "Latin", None)) == ("language Latin", f"height {name}")
+        assert line_groups(TextLine("x", polygon, "Latin", None)) == ("language Latin", f"height {name}")
 
 
 def test_structure_and_distance_are_there_for_every_row(found):
-    assert found.rows[0].likeness.distance == 0.0 and all(row.likeness.distance > 0 for row in found.rows[1:])
-    assert all(0.0 <= row.lines.structure.structure <= 1.0 for row in found.rows)
-    assert found.originals.structure.lines == found.rows[0].lines.structure.lines > 0
+    assert found.rows[0].pictures["distance"].value == 0.0 and all(
+        row.pictures["distance"].value > 0 for row in found.rows[1:]
+    )
+    assert all(0.0 <= row.lines.scores["structure"].value <= 1.0 for row in found.rows)
+    assert found.originals.scores["structure"].count == found.rows[0].lines.scores["structure"].count > 0
 
 
 class Embedder(StubReader):
-    """Sees in every line the picture's mean."""
+    """Embeds every line as the picture's mean."""
 
-    def look(self, image, polygons, characters):
+    def embed(self, image, polygons, characters):
         assert characters == sorted(set("ABCDEFGH"))
         return ["AB"] * len(polygons), np.full((len(polygons), 3), image.mean() / 255, np.float32)
 
@@ -163,45 +174,50 @@ def test_lines_are_compared_as_distributions_too():
     reader = Embedder()
     found = evaluate(StubRoles(), samples(), SCHEDULE, section(), reader, embedder=reader)
     assert reader.lines == 0  # an engine that does both looks once
-    assert found.rows[0].lines.text_distance == 0.0 < found.originals.text_distance
+    assert found.rows[0].lines.text_distance.value == 0.0 < found.originals.text_distance.value
     for row in found.rows[1:]:
-        low, high = row.lines.text_distance_95
-        assert low <= row.lines.text_distance <= high
-    plain = found.to_dict()
+        low, high = row.lines.text_distance.interval
+        assert low <= row.lines.text_distance.value <= high
+    plain = found.to_json()
     assert plain["originals"]["text_distance"] > 0 and plain["rows"][1]["text_distance"] > 0
 
 
-def test_a_language_s_likeness_is_that_of_the_pictures_that_hold_it():
+def test_the_picture_scores_of_a_language_are_that_of_the_pictures_that_hold_it():
     mixed = [make_sample(10, ("AB",)), make_sample(11, ("CD",)), make_sample(12, ("EF", "GH"))]
     mixed[1] = replace(mixed[1], languages=("Chinese",))
     mixed[2] = replace(mixed[2], languages=("Chinese", "Latin"))
     row = evaluate(StubRoles(), mixed, SCHEDULE, section(), None).rows[1]
-    whole, latin = row.likeness, row.lines.groups["language Latin"].likeness
-    chinese = row.lines.groups["language Chinese"].likeness
-    assert (whole.pictures, latin.pictures, chinese.pictures) == (3, 2, 2)
-    alone = evaluate(StubRoles(), [mixed[0], mixed[2]], SCHEDULE, section(), None).rows[1].likeness
-    assert latin.psnr_db == pytest.approx(alone.psnr_db, rel=1e-5)
-    assert latin.distance == pytest.approx(alone.distance, rel=0.02)
-    assert latin.distance_95[0] <= latin.distance <= latin.distance_95[1]
-    assert row.lines.groups["language Latin"].text is None and latin.psnr_db != chinese.psnr_db
+    whole, latin = row.pictures, row.lines.groups["language Latin"].pictures
+    chinese = row.lines.groups["language Chinese"].pictures
+    assert tuple(scores["distance"].count for scores in (whole, latin, chinese)) == (3, 2, 2)
+    alone = evaluate(StubRoles(), [mixed[0], mixed[2]], SCHEDULE, section(), None).rows[1].pictures
+    assert latin["psnr_db"].value == pytest.approx(alone["psnr_db"].value, rel=1e-5)
+    assert latin["distance"].value == pytest.approx(alone["distance"].value, rel=0.02)
+    assert latin["distance"].interval[0] <= latin["distance"].value <= latin["distance"].interval[1]
+    assert (
+        row.lines.groups["language Latin"].lines["ned"] == Score()
+        and latin["psnr_db"].value != chinese["psnr_db"].value
+    )
 
 
 def test_the_first_pictures_are_kept_for_the_grid(found):
-    assert [one.name for one in found.shown] == ["picture-10", "picture-11", "picture-12"]
-    for one, sample in zip(found.shown, samples(), strict=False):
+    assert [one.name for one in found.examples] == ["picture-10", "picture-11", "picture-12"]
+    for one, sample in zip(found.examples, samples(), strict=False):
         assert np.abs(one.original / 127.5 - 1.0 - sample.image.permute(1, 2, 0).numpy()).max() < 0.01
-        assert set(one.rows) == {row.key for row in found.rows}
-        assert set(one.read) == {"originals", *one.rows} and one.texts == tuple(t for t in sample.texts if t.strip())
+        assert set(one.sampled) == {row.key for row in found.rows}
+        assert set(one.recognized) == {"originals", *one.sampled} and one.texts == tuple(
+            t for t in sample.texts if t.strip()
+        )
         ink, boxes = sample.glyph[0].numpy() > 0, sample.position.amax(dim=0).numpy() > 0
         assert (one.hint[ink] == 255).all() and (one.hint[~boxes] == 0).all()
     assert not np.array_equal(
-        found.shown[0].rows["student-consistency-2"], found.shown[1].rows["student-consistency-2"]
+        found.examples[0].sampled["student-consistency-2"], found.examples[1].sampled["student-consistency-2"]
     )
 
 
 def test_json_is_complete_and_plain(found):
-    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert plain["reference"] == "teacher-ddim-8" and "shown" not in plain
+    plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert plain["reference"] == "teacher-ddim-8" and "examples" not in plain
     assert [row["role"] for row in plain["rows"]] == ["teacher"] * 2 + ["undistilled"] * 2 + ["student"] * 2
     wanted = {"steps", "nfe", "latent_rmse", "psnr_db", "exact_match", "exact_match_95", "ned", "seconds_per_image"}
     assert all(wanted <= set(row) for row in plain["rows"])

@@ -54,7 +54,7 @@ def test_kid_is_the_double_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = vectors(0, 9), vectors(1, 13, shift=0.5)
     expected = by_loops(first, second)
     assert kernel_distance(first, second) == pytest.approx(expected, rel=1e-10)
-    monkeypatch.setattr(fid_kid, "_AT_ONCE", 4)
+    monkeypatch.setattr(fid_kid, "_BLOCK", 4)
     assert kernel_distance(first, second) == pytest.approx(expected, rel=1e-10)
 
 

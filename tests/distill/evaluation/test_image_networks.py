@@ -13,7 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from distill.evaluation.fid_kid import frechet_distance, kernel_distance
-from distill.evaluation.image_networks import ClipScore, InceptionPool, NetworkKit, NetworkOptions, Networks
+from distill.evaluation.image_networks import (
+    ClipScore,
+    ImageNetworks,
+    ImageNetworksConfig,
+    ImageNetworkScores,
+    InceptionFeatures,
+)
 from launch import evaluate
 
 CPU = torch.device("cpu")
@@ -64,7 +70,7 @@ def test_clip_score_is_two_and_a_half_cosines(clip_weights: Path) -> None:
 
 
 def test_inception_pools_without_padding_and_with_a_maximum_at_its_end(inception_weights: Path) -> None:
-    pool = InceptionPool(inception_weights, CPU)
+    pool = InceptionFeatures(inception_weights, CPU)
     blocks = dict(pool._network.named_children())
     x = torch.rand(1, 192, 5, 5) + 1
     with torch.no_grad():
@@ -85,18 +91,20 @@ def test_rows_are_compared_with_the_reference_folder(inception_weights: Path, tm
     for n, image in enumerate(noise(1, 3)):
         (tmp_path / "a").mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "a" / f"{n}.png")
-    kit = NetworkKit(NetworkOptions(fid_reference=tmp_path, fid_weights=inception_weights), CPU)
-    networks = Networks(kit)
-    networks.look("row", noise(2, 2), ["x", "y"])
-    networks.look("row", noise(3, 1), ["z"])
-    networks.look("one", noise(3, 1), ["z"])
-    drawn = np.concatenate([kit.inception(noise(2, 2)), kit.inception(noise(3, 1))])  # type: ignore[misc]
-    reference = kit.inception(noise(1, 3))  # type: ignore[misc]
-    found = networks.scores("row", 50, 0)
+    loaded = ImageNetworks(ImageNetworksConfig(fid_reference=tmp_path, fid_weights=inception_weights), CPU)
+    networks = ImageNetworkScores(loaded)
+    networks.update("row", noise(2, 2), ["x", "y"])
+    networks.update("row", noise(3, 1), ["z"])
+    networks.update("one", noise(3, 1), ["z"])
+    drawn = np.concatenate([loaded.inception(noise(2, 2)), loaded.inception(noise(3, 1))])  # type: ignore[misc]
+    reference = loaded.inception(noise(1, 3))  # type: ignore[misc]
+    found = networks.compute("row", 50, 0)
     assert found.fid == pytest.approx(frechet_distance(drawn, reference), rel=1e-3)
     assert found.kid == pytest.approx(kernel_distance(drawn, reference), rel=1e-3, abs=1e-6)
-    assert found.clip_score is None and networks.scores("one", 50, 0).fid is None
-    assert kit.reference("a") is not None and np.allclose(kit.reference("a"), kit.reference("none such"), atol=1e-4)  # type: ignore[arg-type]
+    assert found.clip_score is None and networks.compute("one", 50, 0).fid is None
+    assert loaded.reference_features("a") is not None and np.allclose(
+        loaded.reference_features("a"), loaded.reference_features("none such"), atol=1e-4
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from distill.evaluation.ocr import (
     LINE_HEIGHT,
     OcrNotInstalled,
     RapidOcr,
-    crop_line,
     exact_match,
     levenshtein,
     ned,
     normalise,
     reading_corners,
+    upright_crop,
 )
 from tests.helpers.paths import ROOT
 
@@ -111,7 +111,7 @@ def test_a_polygon_with_more_points_uses_its_smallest_rectangle():
 @pytest.mark.parametrize("polygon", [[[1, 1], [9, 1]], [[3, 3], [3, 3], [3, 3]], [[0, 0], [5, 5], [9, 9], [4, 4]]])
 def test_a_polygon_without_area_is_an_error(polygon):
     with pytest.raises(ValueError, match="line polygon .* needs 3 points"):
-        crop_line(np.zeros((20, 20, 3), np.uint8), np.array(polygon))
+        upright_crop(np.zeros((20, 20, 3), np.uint8), np.array(polygon))
 
 
 @pytest.mark.parametrize("degrees", [0, 30, -70])
@@ -125,7 +125,7 @@ def test_a_crop_is_upright_and_not_mirrored(degrees):
             [box[corner], (box[corner] + box[(corner + 1) % 4]) / 2, middle, (box[corner] + box[corner - 1]) / 2]
         )
         cv2.fillPoly(image, [np.round(part).astype(np.int32)], colours[corner])
-    crop = crop_line(image, box, margin=0.0)
+    crop = upright_crop(image, box, margin=0.0)
     assert crop.shape == (LINE_HEIGHT, 120, 3) and crop.dtype == np.uint8
     for (y, x), colour in zip(((12, 30), (12, 90), (36, 90), (36, 30)), colours, strict=True):
         assert np.abs(crop[y, x].astype(int) - colour).max() < 10
@@ -135,19 +135,19 @@ def test_a_margin_is_room_on_every_side_and_the_border_is_repeated():
     image = np.zeros((40, 100, 3), np.uint8)
     image[10:30, 20:80] = 255
     box = rectangle((50, 20), 60, 20, 0)
-    narrow, wide = crop_line(image, box, margin=0.0), crop_line(image, box, margin=0.5)
+    narrow, wide = upright_crop(image, box, margin=0.0), upright_crop(image, box, margin=0.5)
     assert narrow.shape == (48, 144, 3) and wide.shape == (48, 96, 3)  # 60 x 20 and 80 x 40
     assert wide[24, 48].min() == 255 and wide[3, 3].max() == 0 and wide[44, 92].max() == 0
-    outside = crop_line(np.full((40, 100, 3), 77, np.uint8), rectangle((0, 0), 60, 20, 0))
+    outside = upright_crop(np.full((40, 100, 3), 77, np.uint8), rectangle((0, 0), 60, 20, 0))
     assert (outside == 77).all()
 
 
 def test_tall_lines_lie_down_and_large_ones_are_averaged():
-    tall = crop_line(np.zeros((100, 100, 3), np.uint8), rectangle((50, 50), 20, 80, 0), margin=0.0)
+    tall = upright_crop(np.zeros((100, 100, 3), np.uint8), rectangle((50, 50), 20, 80, 0), margin=0.0)
     assert tall.shape == (48, 192, 3)
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[::2] = 255  # point sampling would return stripes; their mean is grey
-    crop = crop_line(stripes, rectangle((256, 256), 480, 240, 0), margin=0.0)
+    crop = upright_crop(stripes, rectangle((256, 256), 480, 240, 0), margin=0.0)
     assert abs(float(crop.mean()) - 127.5) < 3 and float(crop.std()) < 30
 
 
@@ -164,16 +164,16 @@ def reader() -> RapidOcr:
 @pytest.mark.parametrize("text", ["Harbour", "Zug 42", "天气很好"])
 def test_drawn_lines_are_read(reader, text, degrees):
     image, polygon = written(text, degrees)
-    (read,) = reader.read_lines(image, [polygon])
+    (read,) = reader.recognize_lines(image, [polygon])
     assert exact_match(read, text)
 
 
 def test_what_is_read_does_not_depend_on_the_company(reader):
-    lines = [crop_line(*written(text)) for text in ("Moon", "A long line of text", "Rivers", "春天", "Lantern 7")]
-    together = reader.read(lines)
-    assert together == [reader.read([line])[0] for line in lines]
-    assert together == list(reversed(reader.read(lines[::-1])))
-    assert together[0] == "Moon" and reader.read([]) == []
+    lines = [upright_crop(*written(text)) for text in ("Moon", "A long line of text", "Rivers", "春天", "Lantern 7")]
+    together = reader.recognize(lines)
+    assert together == [reader.recognize([line])[0] for line in lines]
+    assert together == list(reversed(reader.recognize(lines[::-1])))
+    assert together[0] == "Moon" and reader.recognize([]) == []
 
 
 def test_the_engine_sees_bgr_of_a_width_of_the_lines_own(reader, monkeypatch):
@@ -185,16 +185,16 @@ def test_the_engine_sees_bgr_of_a_width_of_the_lines_own(reader, monkeypatch):
         return original(image, elongation)
 
     monkeypatch.setattr(reader._engine, "resize_norm_img", spy)
-    reader.read([np.full((48, width, 3), (250, 100, 0), np.uint8) for width in (40, 96, 97, 300)])
+    reader.recognize([np.full((48, width, 3), (250, 100, 0), np.uint8) for width in (40, 96, 97, 300)])
     assert seen == {w: ([0, 100, 250], n) for w, n in ((40, 2.0), (96, 2.0), (97, 3.0), (300, 7.0))}
 
 
 def test_an_empty_picture_reads_as_nothing(reader):
-    assert reader.read([np.full((48, 120, 3), 200, np.uint8)]) == [""]
+    assert reader.recognize([np.full((48, 120, 3), 200, np.uint8)]) == [""]
 
 
 def test_the_charset_is_known(reader):
-    assert reader.can_write("Abc 123 你好") and not reader.can_write("안녕")
+    assert reader.in_charset("Abc 123 你好") and not reader.in_charset("안녕")
 
 
 def test_a_missing_engine_is_one_line_with_the_cure(monkeypatch):
@@ -216,11 +216,11 @@ def test_reading_in_groups_is_what_the_engine_s_own_call_reads():
     reader = RapidOcr()
     for text in ("Hello", "HELLO中文", "a much longer line of words", "7"):
         image, polygon = written(text, size=420)
-        crop = crop_line(image, polygon)
+        crop = upright_crop(image, polygon)
         elongation = max(2, -(-crop.shape[1] // crop.shape[0]))
         reader._engine.rec_image_shape = [3, LINE_HEIGHT, LINE_HEIGHT * elongation]
         ((own, _confidence),), _ = reader._engine([np.ascontiguousarray(crop[..., ::-1])])
-        assert reader.read([crop]) == [own]
+        assert reader.recognize([crop]) == [own]
 
 
 def test_what_the_engine_sees_tells_texts_apart_more_than_their_looks():
@@ -229,7 +229,7 @@ def test_what_the_engine_sees_tells_texts_apart_more_than_their_looks():
 
     def seen(text: str, points: int = 28) -> np.ndarray:
         image, polygon = written(text, points=points)
-        texts, embedding = reader.look(image, [polygon], [*characters, "\u0416"])
+        texts, embedding = reader.embed(image, [polygon], [*characters, "\u0416"])
         assert texts == [text] and embedding.shape == (1, len(characters) + 3)
         return embedding[0]
 
@@ -237,5 +237,5 @@ def test_what_the_engine_sees_tells_texts_apart_more_than_their_looks():
     assert seen("HELLO")[-3] == 0.0  # a character that the engine does not know
     other_look = np.linalg.norm(seen("HELLO") - seen("HELLO", 34))
     assert other_look < 0.3 * np.linalg.norm(seen("HELLO") - seen("KITS"))
-    nothing = reader.look(np.full((64, 200, 3), 200, np.uint8), [rectangle((100, 32), 120, 30, 0)], characters)
+    nothing = reader.embed(np.full((64, 200, 3), 200, np.uint8), [rectangle((100, 32), 120, 30, 0)], characters)
     assert nothing[0] == [""] and nothing[1][0, -1] > 0.8

@@ -15,7 +15,7 @@ from anytext2.glyphs.render import glyph_line
 from anytext2.model.anytext2 import AnyText2
 from distill.config.schema import ModelConfig, Recipe
 from distill.evaluation.ocr import OcrNotInstalled
-from distill.evaluation.ocr_engines import DUGUANG, DuGuangOcr, ModelOcr, make_ocr_engine, trained_against
+from distill.evaluation.ocr_engines import DUGUANG, DuGuangOcr, ModelOcr, make_ocr_engine, trained_against_recognizer
 from distill.inference.model import make_model
 
 
@@ -27,12 +27,12 @@ def tiny() -> AnyText2:
 def test_the_model_s_own_recogniser_reads(tiny: AnyText2) -> None:
     reader = ModelOcr(tiny.text_predictor)
     image, (polygon,) = _of("Hello")
-    read = reader.read_lines(image, [polygon, polygon + 0.0])
+    read = reader.recognize_lines(image, [polygon, polygon + 0.0])
     assert read[0] == read[1]
-    assert sum(reader.read_lines(*_of(word))[0] == word for word in ("Hello", "market", "SALE", "中国")) >= 3
-    assert reader.read_lines(image, []) == []
-    assert reader.read_lines(image, [np.zeros((4, 2), np.float32), polygon])[0] == ""
-    assert reader.can_write("Hello") and not reader.can_write("Ж")
+    assert sum(reader.recognize_lines(*_of(word))[0] == word for word in ("Hello", "market", "SALE", "中国")) >= 3
+    assert reader.recognize_lines(image, []) == []
+    assert reader.recognize_lines(image, [np.zeros((4, 2), np.float32), polygon])[0] == ""
+    assert reader.in_charset("Hello") and not reader.in_charset("Ж")
 
 
 def _of(word: str) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -54,7 +54,7 @@ def _of(word: str) -> tuple[np.ndarray, list[np.ndarray]]:
 )
 def test_what_was_trained_against_the_recogniser_is_not_judged_by_it(terms: Any, against: bool, tiny: AnyText2) -> None:
     recipe = Recipe(objective={"name": "consistency"} | ({} if terms is None else {"terms": terms}))
-    assert trained_against(recipe) is against
+    assert trained_against_recognizer(recipe) is against
     if against:
         with pytest.raises(ValueError, match="--ocr own: this student.*rapidocr or duguang"):
             make_ocr_engine("own", recipe, tiny.text_predictor, 1)
@@ -104,10 +104,10 @@ def test_duguang_sees_upright_blue_green_red_lines(monkeypatch: pytest.MonkeyPat
     image = np.zeros((60, 80, 3), np.uint8)
     image[20:40, 10:70] = (200, 100, 50)
     box = np.array([[15, 25], [65, 25], [65, 35], [15, 35]], np.float32)
-    assert reader.read_lines(image, [box, box * 0, box]) == ["line 1", "", "line 2"]
+    assert reader.recognize_lines(image, [box, box * 0, box]) == ["line 1", "", "line 2"]
     assert stand_in.seen[0].shape == (10, 50, 3) and stand_in.seen[0].dtype == np.uint8
     assert (stand_in.seen[0][5, 25] == (50, 100, 200)).all()
-    assert stand_in.environment == "1" and reader.can_write("Ж")
+    assert stand_in.environment == "1" and reader.in_charset("Ж")
 
 
 def test_without_its_model_one_line_says_where_it_is_from(monkeypatch: pytest.MonkeyPatch) -> None:

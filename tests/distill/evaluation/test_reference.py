@@ -9,7 +9,7 @@ import pytest
 
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.evaluate import EvaluationConfig, evaluate
-from tests.helpers.stub_roles import StubRoles, make_sample
+from tests.helpers.models.stub_roles import StubRoles, make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TEXTS = (("AB",), ("CD", "EF"), ("GH",))
@@ -25,7 +25,7 @@ def run(file: Path, config: EvaluationConfig | None = None, first: int = 0) -> t
     roles = StubRoles()
     samples = [make_sample(first + i, texts) for i, texts in enumerate(TEXTS)]
     found = evaluate(roles, samples, SCHEDULE, config or section(), None, reference=file)
-    rows = found.to_dict()["rows"]
+    rows = found.to_json()["rows"]
     for row in rows:
         assert row.pop("seconds_per_image") > 0
     return rows, roles.model.calls

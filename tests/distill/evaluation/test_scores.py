@@ -5,35 +5,34 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from distill.evaluation.score_table import table
+from distill.evaluation.accumulator import LINE_METRICS, ScoredLine
+from distill.evaluation.score_table import format_scores
 from distill.evaluation.scores import (
-    GroupScore,
-    ImageSimilarity,
+    GroupScores,
     LineScores,
+    NetworkScores,
     RowScore,
-    StructureScore,
-    TextScore,
-    compare,
+    Score,
+    compare_pairs,
+    line_mean,
     mean_interval,
-    psnr,
-    rmse,
-    row_to_plain,
-    score_text,
-    to_plain,
+    to_json,
 )
 
-READ = TextScore(10, 0.9, (0.7, 1.0), 0.95, (0.9, 1.0))
+EMPTY = np.zeros(0)
 
 
-def lines_of(text: TextScore | None, **groups: TextScore) -> LineScores:
-    structure = StructureScore(10, 0.8, (0.7, 0.9))
-    named = {f"language {name}": GroupScore(score, structure) for name, score in groups.items()}
-    return LineScores(text, structure, named)
+def line_scores(exact_match: float | None, count: int = 10) -> dict[str, Score]:
+    """exact_match: None without an OCR engine."""
+    structure = Score(0.8, (0.7, 0.9), count)
+    if exact_match is None:
+        return {"exact_match": Score(), "ned": Score(), "structure": structure}
+    read = {"exact_match": Score(exact_match, (0.7, 1.0), count), "ned": Score(0.95, (0.9, 1.0), count)}
+    return {**read, "structure": structure}
 
 
-def row(psnr_db: float | None = 21.5, **changes) -> RowScore:
+def row(psnr_db: float = 21.5, exact_match: float | None = 0.9, **changes) -> RowScore:
     values = dict(
         key="student-consistency-4",
         role="student",
@@ -41,22 +40,16 @@ def row(psnr_db: float | None = 21.5, **changes) -> RowScore:
         steps=4,
         guidance=1.0,
         nfe=4,
-        latent_rmse=0.25,
-        latent_rmse_95=(0.2, 0.3),
-        likeness=ImageSimilarity(5, psnr_db, (20.0, 23.0), 0.75, (0.7, 0.8), 0.125, (0.1, 0.2)),
-        lines=lines_of(READ),
+        latent_rmse=Score(0.25, (0.2, 0.3), 5),
         seconds_per_image=0.5,
+        pictures={
+            "psnr_db": Score(psnr_db, (20.0, 23.0), 5),
+            "background": Score(0.75, (0.7, 0.8), 5),
+            "distance": Score(0.125, (0.1, 0.2), 5),
+        },
+        lines=LineScores(line_scores(exact_match), {}),
     )
     return RowScore(**{**values, **changes})
-
-
-def test_rmse_and_psnr_of_known_differences():
-    reference = torch.zeros(2, 3, 4, 4)
-    other = torch.stack([torch.full((3, 4, 4), 0.1), torch.zeros(3, 4, 4)])
-    other[1, 0, 0, 0] = 1.0
-    assert rmse(other, reference).tolist() == pytest.approx([0.1, math.sqrt(1 / 48)])
-    assert psnr(other, reference).tolist() == pytest.approx([20.0, 10 * math.log10(48)], abs=1e-5)
-    assert psnr(reference, reference).tolist() == [math.inf, math.inf]
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -82,25 +75,32 @@ def test_pictures_without_lines_weigh_nothing():
 
 
 def test_text_scores_are_over_lines():
-    score = score_text([["AB", "CD"], ["ab"], []], [["AB", "CX"], ["a b"], []], 500, seed=0)
-    assert (score.lines, score.exact_match, score.ned) == (3, pytest.approx(2 / 3), pytest.approx(2.5 / 3))
-    low, high = score.exact_match_95
+    read, truth = [["AB", "CD"], ["ab"], []], [["AB", "CX"], ["a b"], []]
+    lines = [
+        [ScoredLine(EMPTY, EMPTY, EMPTY, text, found) for text, found in zip(*picture, strict=True)]
+        for picture in zip(truth, read, strict=True)
+    ]
+    exact, ned = (
+        line_mean([[LINE_METRICS[name].measure(line) for line in picture] for picture in lines], 500, seed=0)
+        for name in ("exact_match", "ned")
+    )
+    assert (exact.count, exact.value, ned.value) == (3, pytest.approx(2 / 3), pytest.approx(2.5 / 3))
+    low, high = exact.interval
     assert low <= 2 / 3 <= high
 
 
 def test_a_paired_comparison_sees_a_small_steady_gain():
     base = np.random.default_rng(3).uniform(0.0, 10.0, 64)
-    found = compare("few", (base - 0.1).tolist(), "other", base.tolist(), 500, seed=0)
+    found = compare_pairs("few", (base - 0.1).tolist(), "other", base.tolist(), 500, seed=0)
     assert (found.row, found.other, found.wins) == ("few", "other", 1.0)
     assert found.rmse_difference == pytest.approx(-0.1) and found.rmse_difference_95[1] < 0.0
-    assert compare("few", [1.0, 2.0], "other", [1.0, 3.0], 10, seed=0).wins == 0.5
+    assert compare_pairs("few", [1.0, 2.0], "other", [1.0, 3.0], 10, seed=0).wins == 0.5
 
 
 def test_the_table_lines_up_and_shows_what_is_missing():
-    text = table(
-        [row(role="teacher", sampler="ddim", steps=50, guidance=7.5, nfe=100, psnr_db=None), row(lines=lines_of(None))],
-        originals=lines_of(TextScore(10, 1.0, (1.0, 1.0), 1.0), Latin=TextScore(6, 0.75, (0.5, 1.0), 0.9)),
-    )
+    latin = {"language Latin": GroupScores(line_scores(0.75, 6))}
+    teacher = row(role="teacher", sampler="ddim", steps=50, guidance=7.5, nfe=100, psnr_db=math.inf)
+    text = format_scores([teacher, row(exact_match=None)], originals=LineScores(line_scores(1.0), latin))
     lines = text.splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert "originals" in lines[2] and "teacher ddim 50" in lines[3] and "same" in lines[3] and "7.5" in lines[3]
@@ -109,8 +109,15 @@ def test_the_table_lines_up_and_shows_what_is_missing():
 
 
 def test_json_holds_no_infinity():
-    plain = row_to_plain(row(psnr_db=math.inf, lines=lines_of(None)))
+    plain = row(psnr_db=math.inf, exact_match=None).to_json()
     assert plain["psnr_db"] is None and plain["exact_match"] is None and plain["latent_rmse_95"] == [0.2, 0.3]
-    assert row_to_plain(row())["exact_match"] == 0.9 and row_to_plain(row())["lines"] == 10
-    assert row_to_plain(row())["structure"] == 0.8 and row_to_plain(row())["distance"] == 0.125
-    assert json.loads(json.dumps(to_plain({"a": (1.0, math.nan), "b": [row()]}), allow_nan=False))["a"] == [1.0, None]
+    assert row().to_json()["exact_match"] == 0.9 and row().to_json()["lines"] == 10
+    assert row().to_json()["structure"] == 0.8 and row().to_json()["distance"] == 0.125
+    assert json.loads(json.dumps(to_json({"a": (1.0, math.nan), "b": [row()]}), allow_nan=False))["a"] == [1.0, None]
+
+
+def test_the_tracker_gets_what_was_measured():
+    metrics = row(psnr_db=math.inf, exact_match=None, networks=NetworkScores(clip_score=0.7)).metrics()
+    names = ("latent_rmse", "background", "distance", "structure", "seconds_per_image", "clip_score")
+    assert set(metrics) == {f"student-consistency-4/{name}" for name in names}
+    assert row().metrics()["student-consistency-4/exact_match"] == 0.9

@@ -15,7 +15,7 @@ from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.loading import SamplingModel, load_sampling_model
-from tests.helpers.stub_roles import make_sample
+from tests.helpers.models.stub_roles import make_sample
 
 SCRATCH = ["model.weights=scratch"]
 
@@ -42,12 +42,12 @@ def test_weights_of_a_trained_teacher_are_laid_over(plain, tmp_path):
 
 
 def test_the_sampler_follows_the_objective(plain, tmp_path):
-    assert plain.consistency == SamplerOptions() and plain.student_sampler == "phased"
+    assert plain.sampler_options == SamplerOptions() and plain.student_sampler == "phased"
     recipe = tmp_path / "recipe.yaml"
     options = "{name: consistency, solver_steps: 25, teacher_interval: 40, timestep_scaling: 5}"
     recipe.write_text(f"model: {{config: tiny}}\nobjective: {options}\n")
     other = load_sampling_model(None, recipe, SCRATCH, "fp32", "cpu")
-    assert other.consistency == SamplerOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
+    assert other.sampler_options == SamplerOptions(solver_steps=25, sigma_data=0.5, timestep_scaling=5.0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from anytext2.core.line_crop import recognizer_sampling_grid
 from distill.config.schema import ModelConfig
 from distill.inference.model import make_model
 from distill.losses.line_crops import MARGIN, QUANTUM, choose_lines, decode_lines, inside, sample_pages
-from tests.helpers.line_samples import SIZE, draws, line_sample, plain_bilinear
+from tests.helpers.models.line_samples import SIZE, draws, line_sample, plain_bilinear
 
 
 @pytest.mark.parametrize("step", [1, 8])

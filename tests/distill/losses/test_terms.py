@@ -16,14 +16,14 @@ from anytext2.core.batch import Batch, collate
 from anytext2.core.line_crop import recognizer_sampling_grid
 from anytext2.model.anytext2 import AnyText2
 from distill.losses.line_crops import choose_lines
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.losses.terms import TERMS, TermInput, terms_with_attention, terms_with_charset, terms_with_recognizer
 from distill.losses.terms.attention_mass import token_groups
 from distill.losses.terms.lines import decoded_lines
 from distill.losses.writenet_attention import Attention, AttentionRecorder
-from tests.helpers import stub_model
-from tests.helpers.line_samples import SIZE, draws, line_sample, plain_bilinear
-from tests.helpers.mini_model import mini_model
+from tests.helpers.models import stub_model
+from tests.helpers.models.line_samples import SIZE, draws, line_sample, plain_bilinear
+from tests.helpers.models.mini_model import mini_model
 
 CHARACTERS = "ABCDEFGHIJ"
 CELLS = (SIZE[0] // 8, SIZE[1] // 8)

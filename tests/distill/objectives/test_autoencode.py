@@ -13,9 +13,9 @@ from anytext2.core.batch import collate
 from anytext2.core.rng import Draws
 from anytext2.model.layers import initialise
 from anytext2.model.vae import VAE, VAEConfig
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.objectives.autoencode import Autoencode, AutoencodeConfig, crop_text
-from tests.helpers.stub_model import SCHEDULE, sample
+from tests.helpers.models.stub_model import SCHEDULE, sample
 
 
 def roles() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.losses.terms import TermInput
 from distill.losses.terms.base import TermConfig
 from distill.losses.terms.edges import GradientConfig
@@ -17,7 +17,7 @@ from distill.losses.terms.frequency import FocalFrequencyConfig
 from distill.losses.text_mask import soft_window
 from distill.objectives.distillation_loss import DistillationLoss, DistillationLossConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
-from tests.helpers.stub_model import ABAR, CELLS, SCHEDULE, SIZE, StubRoles, step_input
+from tests.helpers.models.stub_model import ABAR, CELLS, SCHEDULE, SIZE, StubRoles, step_input
 
 T = torch.tensor([999, 400, 19])
 

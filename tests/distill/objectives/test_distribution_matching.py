@@ -12,7 +12,7 @@ from torch import nn
 
 from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles
 from distill.objectives.distribution_matching import DistributionMatching, DistributionMatchingConfig
-from tests.helpers.stub_model import SCHEDULE, StubRoles, coefficients, parameter_gradients, step_input
+from tests.helpers.models.stub_model import SCHEDULE, StubRoles, coefficients, parameter_gradients, step_input
 
 EDGES = [999, 759, 499, 259]
 

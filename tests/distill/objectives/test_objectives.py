@@ -11,7 +11,7 @@ from torch import nn
 
 from anytext2.core.batch import collate
 from anytext2.core.rng import Draws
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.losses.text_mask import not_ignored, text_share
 from distill.objectives import OBJECTIVES
 from distill.objectives.consistency import Consistency, ConsistencyConfig
@@ -19,7 +19,7 @@ from distill.objectives.denoise import Denoise, DenoiseConfig
 from distill.objectives.phased import Phased, PhasedConfig
 from distill.objectives.trajectory import Trajectory, TrajectoryConfig
 from distill.objectives.x0_regression import X0Regression, X0RegressionConfig
-from tests.helpers.stub_model import (
+from tests.helpers.models.stub_model import (
     ABAR,
     CELLS,
     SCHEDULE,

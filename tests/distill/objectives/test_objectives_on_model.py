@@ -13,13 +13,13 @@ from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import AdapterConfig, add_student
 from distill.adapters.roles import AdapterRoles, Roles
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.losses.terms import TERMS
 from distill.losses.writenet_attention import AttentionRecorder
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective
-from tests.helpers import stub_model
-from tests.helpers.mini_model import mini_model
+from tests.helpers.models import stub_model
+from tests.helpers.models.mini_model import mini_model
 
 CHARACTERS = "ABCDEFGHIJ"
 

@@ -17,9 +17,9 @@ from anytext2.core.rng import Draws
 from anytext2.glyphs import render
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.model.recognizer import Recognizer, RecognizerConfig
-from distill.losses.step import StepInput
+from distill.losses.step_input import StepInput
 from distill.objectives.recognize import Recognize, RecognizeConfig, _columns, columns_needed, contrasting_colors, ctc
-from tests.helpers.stub_model import SCHEDULE, sample
+from tests.helpers.models.stub_model import SCHEDULE, sample
 
 CHARSET = ("", "A", "B", "C", " ")
 

@@ -14,10 +14,10 @@ from diffusers import HeunDiscreteScheduler
 from distill.diffusion.samplers import SamplerOptions, sample_consistency, sampling_timesteps
 from distill.diffusion.schedule import solver_grid
 from distill.diffusion.solver import ddim_step, heun_step
-from distill.losses.step import LossOutput, StepInput
+from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.consistency import Consistency, ConsistencyConfig
 from distill.objectives.phased import Phased, PhasedConfig
-from tests.helpers.stub_model import ABAR, SCHEDULE, Stub, StubRoles, coefficients, step_input
+from tests.helpers.models.stub_model import ABAR, SCHEDULE, Stub, StubRoles, coefficients, step_input
 
 
 def plain_guided(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor, w: float) -> torch.Tensor:

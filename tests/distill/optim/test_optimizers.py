@@ -15,8 +15,7 @@ from distill.optim.optimizers import check_rate
 from distill.optim.prodigy import Prodigy
 from distill.runtime.world import World
 from distill.training.engine import StepResult, init_world
-from tests.helpers.ranks import returned, run_ranks
-from tests.helpers.toy_engine import (
+from tests.helpers.models.toy_engine import (
     TRAIN,
     State,
     Toy,
@@ -26,6 +25,7 @@ from tests.helpers.toy_engine import (
     rows,
     train_one,
 )
+from tests.helpers.processes.ranks import returned, run_ranks
 
 PRODIGY = replace(
     TRAIN, optimizer="prodigy", learning_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, warmup_steps=5, max_steps=40

@@ -20,8 +20,8 @@ from distill.runtime.host_memory import GIB, HostResources, Memory, disk_free, r
 from distill.runtime.processes import ProcessId, identify
 from distill.runtime.signals import FAILED, STOPPED, StopRequests
 from distill.runtime.watchdog import CONSECUTIVE_READINGS, REPORT_FILE, Peer, Watchdog, WatchdogConfig, exceeded_limit
-from tests.helpers.ranks import all_output, run_ranks
-from tests.helpers.training_runs import SMALL_BATCH, TrainingFolder, last_error_line, train_command
+from tests.helpers.processes.ranks import all_output, run_ranks
+from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, last_error_line, train_command
 
 FINE = HostResources(Memory(40.0, 64.0), tree=20.0, disk_free=100.0)
 NO_LIMIT = str(0x7FFFFFFFFFFFF000)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from distill.checkpoint.run_folder import evaluations_of
+from distill.checkpoint.run_folder import evaluation_folders
 from distill.config.schema import TrackingConfig
-from distill.tracking.evaluation_record import record_evaluation, row_metrics
+from distill.tracking.evaluation_record import record_evaluation
 from distill.tracking.tracker import Tracker
 from distill.tracking.uploader import Timing
 from launch import sync_tracking
@@ -42,7 +42,7 @@ def evaluate(run_dir: Path, exact: float, out: Path, say: Any = print, **options
     files = [out / name for name in ("summary.json", "grid.png", "sheet.png")]
     for file in files:
         file.write_text(json.dumps({"exact": exact}), encoding="utf-8")
-    metrics = row_metrics([{"key": "student-4", "exact_match": exact, "fid": None, "label": "x"}])
+    metrics = {"student-4/exact_match": exact}
     params = {"evaluation": {"seed": 3}}
     return record_evaluation(run_dir, TrackingConfig(**options), 3, metrics, params, files, say, FAST)
 
@@ -76,13 +76,15 @@ def test_an_outage_loses_nothing(run_dir: Path, tmp_path: Path, empty_store: Pat
     said: list[str] = []
     for exact in (0.25, 0.75):  # the second one writes over the files of the first
         assert evaluate(run_dir, exact, tmp_path / "out", said.append, uri=DEAD_SERVER) == ""
-    assert len(evaluations_of(run_dir)) == 2 and any("sync_tracking.py" in line for line in said)
+    assert len(evaluation_folders(run_dir)) == 2 and any("sync_tracking.py" in line for line in said)
     uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-    assert sync_tracking.main([str(evaluations_of(run_dir)[0]), "--uri", uri, "--timeout", "5"]) == 1  # no parent yet
+    assert (
+        sync_tracking.main([str(evaluation_folders(run_dir)[0]), "--uri", uri, "--timeout", "5"]) == 1
+    )  # no parent yet
     assert sync_tracking.main([str(run_dir), "--uri", uri]) == 0
     training, *ids = [
         json.loads((folder / "tracking.json").read_text())["targets"][uri]["run_id"]
-        for folder in (run_dir, *evaluations_of(run_dir))
+        for folder in (run_dir, *evaluation_folders(run_dir))
     ]
     for run_id, exact in zip(ids, (0.25, 0.75), strict=True):
         run = stored(run_dir, run_id)

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from distill.tracking import journal as journal_module
-from distill.tracking.journal import Journal, read_metrics
+from distill.tracking.journal import Journal
 from distill.tracking.tracker import Tracker
+from tests.helpers.run_records import read_metrics
 
 
 def test_journal_reads_on_from_an_offset(tmp_path: Path) -> None:

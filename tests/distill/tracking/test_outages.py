@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill.tracking.journal import read_metrics
 from distill.tracking.tracker import REPORT, Tracker
 from distill.tracking.uploader import Timing
 from tests.helpers.faulty_mlflow import MODES, FaultyMlflow
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
+from tests.helpers.run_records import read_metrics
 
 pytestmark = pytest.mark.process
 

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from distill.tracking import upload_state
-from distill.tracking.journal import Journal, read_metrics
+from distill.tracking.journal import Journal
 from distill.tracking.tracker import Tracker, duration, environment, flatten, git_revision, progress_line
 from distill.tracking.uploader import Timing
+from tests.helpers.run_records import read_metrics
 
 FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: refused at once

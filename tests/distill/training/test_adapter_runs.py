@@ -12,9 +12,9 @@ import torch
 from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.inference.loading import load_sampling_model
-from tests.helpers.ranks import returned, run_ranks
-from tests.helpers.train_patches import train_with_overflows
-from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
+from tests.helpers.processes.ranks import returned, run_ranks
+from tests.helpers.processes.train_patches import train_with_overflows
+from tests.helpers.processes.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
 
 pytestmark = pytest.mark.process
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from anytext2.model.anytext2 import AnyText2
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import ModelConfig, Recipe
-from distill.data.build import make_data
+from distill.data.build import build_dataset
 from distill.inference.model import make_model, make_schedule, require_recognizer
 from distill.runtime.world import World
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def test_the_schedule_is_the_model_s_own(recipe: Recipe) -> None:
 
 def test_without_sources_pictures_are_drawn_once(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dataset = make_data(recipe, world)
+    dataset = build_dataset(recipe, world)
     assert len(dataset) == 3 and dataset.sample(0, 0).image.shape == (3, 64, 64)
     assert "drawing 3 pictures of 96 px" in capsys.readouterr().out
     written = (recipe.run_dir / "data" / "data.json").stat().st_mtime_ns
-    make_data(recipe, world)
+    build_dataset(recipe, world)
     assert (recipe.run_dir / "data" / "data.json").stat().st_mtime_ns == written
     assert "drawing" not in capsys.readouterr().out
     changed = replace(recipe, data=replace(recipe.data, synthetic=replace(recipe.data.synthetic, count=4)))
     with pytest.raises(ValueError, match=r"'count': 4.* holds .*'count': 3") as caught:
-        make_data(changed, world)
+        build_dataset(changed, world)
     assert "\n" not in str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_characters_without_a_glyph_are_counted(recipe: Recipe, capsys: pytest.C
     path = recipe.run_dir / "rare.json"
     items = [{"img_name": "a.png", "annotations": [line]}]
     path.write_text(json.dumps({"data_root": ".", "data_list": items}), encoding="utf-8")
-    make_data(replace(recipe, data=replace(recipe.data, sources=[str(path)])), world)
+    build_dataset(replace(recipe, data=replace(recipe.data, sources=[str(path)])), world)
     assert "fonts: 2 characters (1 different) have no glyph" in capsys.readouterr().out
 
 

@@ -14,11 +14,11 @@ import torch
 from distill.adapters.roles import AdapterRoles
 from distill.checkpoint.store import save_checkpoint
 from distill.config.schema import CheckpointConfig, Recipe
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.training.checkpointing import Checkpoints, resume_from
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
-from distill.training.null import NullWriter
+from distill.training.null_objects import NullWriter
 from distill.training.state import Progress
 
 # --- where it goes on ---
@@ -57,7 +57,7 @@ def test_never_and_auto_in_a_fresh_folder(tmp_path: Path) -> None:
 
 def due(save_steps: int, save_epochs: int, progress: Progress) -> bool:
     recipe = Recipe(checkpoint=CheckpointConfig(save_steps=save_steps, save_epochs=save_epochs))
-    engine = cast(Engine, SimpleNamespace(plan=BatchPlan(4, 2, 1)))
+    engine = cast(Engine, SimpleNamespace(plan=BatchSizes(4, 2, 1)))
     return Checkpoints(recipe, engine, cast(AdapterRoles, None), NullWriter(), 10, "").is_due(progress)
 
 
@@ -79,7 +79,7 @@ def test_a_pass_over_the_data_ends_once() -> None:
 
 
 def window(world: int, rank: int, micro: int, shares: list[dict[str, Any]] | None = None) -> MetricsWindow:
-    plan = BatchPlan(12, micro, world)
+    plan = BatchSizes(12, micro, world)
     place = SimpleNamespace(size=world, rank=rank, is_main=rank == 0, device=torch.device("cpu"))
     return MetricsWindow(cast(Engine, SimpleNamespace(plan=plan, world=place)), shares or ())
 

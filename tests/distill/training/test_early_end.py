@@ -21,10 +21,10 @@ from distill.checkpoint.formats import read_adapter, read_trainer_state
 from distill.checkpoint.store import find_checkpoint
 from distill.runtime.signals import FAILED, STOPPED
 from tests.helpers.paths import ROOT
-from tests.helpers.ports import free_port
-from tests.helpers.ranks import CPU_ONLY, all_output, returned, run_ranks
-from tests.helpers.train_patches import before_run, change_loss
-from tests.helpers.training_runs import SMALL_BATCH, ZERO2, TrainingFolder, last_error_line, train_command
+from tests.helpers.processes.ports import free_port
+from tests.helpers.processes.ranks import CPU_ONLY, all_output, returned, run_ranks
+from tests.helpers.processes.train_patches import before_run, change_loss
+from tests.helpers.processes.training_runs import SMALL_BATCH, ZERO2, TrainingFolder, last_error_line, train_command
 
 pytestmark = pytest.mark.process
 

@@ -16,8 +16,7 @@ from torch import nn
 from distill.runtime.world import World
 from distill.training import engine as engine_module
 from distill.training.engine import StepResult, init_world
-from tests.helpers.ranks import returned, run_ranks
-from tests.helpers.toy_engine import (
+from tests.helpers.models.toy_engine import (
     FIRST_SCALE,
     MICRO,
     MOMENTS,
@@ -31,6 +30,7 @@ from tests.helpers.toy_engine import (
     rows,
     train_one,
 )
+from tests.helpers.processes.ranks import returned, run_ranks
 
 pytestmark = pytest.mark.process
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from launch import build_lmdb_cache, train
-from tests.helpers.ranks import returned, run_ranks, start_ranks
-from tests.helpers.train_patches import after_each_update
-from tests.helpers.training_runs import SMALL_BATCH, TrainingFolder, assert_one_error, train_command
+from tests.helpers.processes.ranks import returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import after_each_update
+from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, assert_one_error, train_command
 
 pytestmark = pytest.mark.process
 

@@ -22,7 +22,7 @@ from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import ShuffledBatchSampler
 from distill.data.latents import LatentSource
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule
 from distill.objectives.base import Objective
@@ -32,7 +32,7 @@ from distill.training.first_batch import AUDIT_PICTURE, SAMPLES_PICTURE, check_f
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.previews import SamplePreviews
 from distill.training.state import Progress
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,9 @@ class Parts:
     def check(self) -> None:
         sampler = ShuffledBatchSampler(len(self.dataset), self.recipe.seed)
         batches = MicroBatches(self.dataset, sampler, self.engine.plan, self.engine.world, 0)
-        inputs = StepInputs(self.recipe.seed, self.engine.world.device, LatentSource(self.roles.model, remember=False))
+        inputs = StepInputs(
+            self.recipe.seed, self.engine.world.device, LatentSource(self.roles.model, keep_in_memory=False)
+        )
         check_first_batch(
             self.recipe, self.objective, self.roles, self.engine, batches, inputs, self.tracker, Progress()
         )
@@ -87,7 +89,7 @@ def parts_of(recipe: Recipe) -> Parts:
     objective = make_objective(recipe, schedule)
     roles, _ = make_roles(model, objective, recipe)
     world = World(0, 0, 1, torch.device("cpu"))
-    engine = SimpleNamespace(plan=BatchPlan(4, 4, 1), world=world, gather=lambda value: [value])
+    engine = SimpleNamespace(plan=BatchSizes(4, 4, 1), world=world, gather=lambda value: [value])
     return Parts(recipe, objective, roles, schedule, dataset, engine, [])
 
 

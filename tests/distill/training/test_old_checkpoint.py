@@ -11,7 +11,7 @@ import pytest
 from distill.checkpoint.formats import read_trainer_state
 from launch import train
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
 
 pytestmark = pytest.mark.process
 

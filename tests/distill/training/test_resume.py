@@ -18,9 +18,9 @@ from distill.checkpoint.formats import read_adapter, read_optimizer, read_traine
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.store import find_checkpoint
 from launch import train
-from tests.helpers.ranks import RankResult, all_output, returned, run_ranks, start_ranks
-from tests.helpers.train_patches import train_with_overflows
-from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
+from tests.helpers.processes.ranks import RankResult, all_output, returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import train_with_overflows
+from tests.helpers.processes.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
 
 pytestmark = pytest.mark.process
 

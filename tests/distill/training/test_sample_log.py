@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from distill.data.batch_sampler import SampleKey
-from distill.training.sample_log import JournalSampleLog, lineage
+from distill.training.sample_log import JournalSampleLog
+from tests.helpers.run_records import lineage
 
 
 def start(folder: Path, rank: int, session: int, world: int, after: int) -> JournalSampleLog:

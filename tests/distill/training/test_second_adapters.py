@@ -13,10 +13,10 @@ from distill.adapters.lora import AdapterConfig, adapter_parameters, add_adapter
 from distill.adapters.roles import FAKE_SCORE
 from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
-from tests.helpers.mini_model import mini_config
-from tests.helpers.ranks import returned, run_ranks
-from tests.helpers.train_patches import train_with_overflows
-from tests.helpers.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
+from tests.helpers.models.mini_model import mini_config
+from tests.helpers.processes.ranks import returned, run_ranks
+from tests.helpers.processes.train_patches import train_with_overflows
+from tests.helpers.processes.training_runs import TrainingFolder, assert_one_error, last_tensors, train_command
 
 pytestmark = pytest.mark.process
 

@@ -18,9 +18,9 @@ from distill.runtime.world import World
 from distill.training.build import make_trainer
 from distill.training.trainer import Trainer
 from launch import build_lmdb_cache, train
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import all_output, returned, start_ranks
+from tests.helpers.processes.ranks import all_output, returned, start_ranks
 
 ZERO2 = ROOT / "ds_configs" / "zero2.json"
 BUCKETS = "data.buckets=[64,128x64]"

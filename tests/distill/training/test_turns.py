@@ -8,11 +8,11 @@ from torch import nn
 
 from distill.config.ds_config import read_ds_config
 from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.runtime.world import World
 from distill.training.engine import Engine, init_world
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import returned, run_ranks
+from tests.helpers.processes.ranks import returned, run_ranks
 
 pytestmark = pytest.mark.process
 
@@ -51,7 +51,7 @@ def make(world: World) -> Engine:
     pair = Pair()
     forward = pair.forward
     pair.forward = lambda item: forward(*item)  # type: ignore[method-assign, assignment]
-    return Engine(pair, pair.named(), TRAIN, BatchPlan(ROWS, 1, world.size), read_ds_config(DS_CONFIG), world)
+    return Engine(pair, pair.named(), TRAIN, BatchSizes(ROWS, 1, world.size), read_ds_config(DS_CONFIG), world)
 
 
 def train(engine: Engine, updates: range) -> list[State]:

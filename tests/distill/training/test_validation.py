@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ from distill.runtime.world import World
 from distill.training import validation
 from distill.training.state import Progress
 from launch import train
-from tests.helpers.ranks import all_output, returned, run_ranks, start_ranks
-from tests.helpers.train_patches import after_run
-from tests.helpers.training_runs import TrainingFolder
+from tests.helpers.processes.ranks import all_output, returned, run_ranks, start_ranks
+from tests.helpers.processes.train_patches import after_run
+from tests.helpers.processes.training_runs import TrainingFolder
 
 SMALL = ("train.effective_batch=6", "train.micro_batch=1", "train.ema_decay=0.5", "checkpoint.keep=1")
 HITS = {1: 4, 2: 7, 3: 7, 4: 5, 5: 6, 6: 7}
@@ -152,16 +154,33 @@ def test_what_cannot_be_judged_is_named(tmp_path: Path, changes: list[str], word
     if any(change.startswith("objective") for change in changes):
         recipe.objective = {"name": "denoise"}
     with pytest.raises(ValueError, match=words):
-        validation.make_validator(recipe, World(0, 0, 1, torch.device("cpu")), None)  # type: ignore[arg-type]
+        make(recipe)
+
+
+def make(recipe: Recipe) -> validation.Validation:
+    """Without a model: what is asked for is checked before anything is sampled."""
+    engine: Any = SimpleNamespace(world=World(0, 0, 1, torch.device("cpu")))
+    nothing: Any = None
+    return validation.make_validation(recipe, nothing, nothing, nothing, engine, nothing)
+
+
+def judged(patience: int) -> validation.SpellingValidation:
+    recipe = Recipe(eval=EvalConfig(every=1, patience=patience), objective={"name": "phased"})
+    nothing: Any = None
+    return validation.SpellingValidation(recipe, [], nothing, nothing, nothing, nothing, nothing)
 
 
 def test_hits_come_first_and_near_misses_decide_between_equals() -> None:
-    recipe = Recipe(eval=EvalConfig(every=1, patience=2))
     progress = Progress()
     for update, found, best in [(1, (0.5, 0.6), 1), (2, (0.5, 0.7), 2), (3, (0.4, 0.9), 2), (4, (0.5, 0.7), 2)]:
         progress.updates = update
-        assert not validation.patience_is_exhausted(recipe, progress)
-        validation._keep_best(progress, found)
+        assert not judged(patience=2).is_out_of_patience(progress)
+        progress.keep_best(*found)
         assert progress.best_update == best
-    assert validation.patience_is_exhausted(recipe, progress)
-    assert not validation.patience_is_exhausted(Recipe(eval=EvalConfig(every=1, patience=0)), progress)
+    assert judged(patience=2).is_out_of_patience(progress)
+    assert not judged(patience=0).is_out_of_patience(progress)
+
+
+def test_without_evaluations_nothing_is_due() -> None:
+    validation_ = make(Recipe(eval=EvalConfig(every=0)))
+    assert not validation_.is_due(5, last=True) and not validation_.is_out_of_patience(Progress())

@@ -13,11 +13,11 @@ from anytext2.core.batch import GLYPH_LINE_SIZE, UNSET_COLOR, Batch, Sample, col
 from distill.viz.batch_pictures import (
     PALETTE,
     audit_picture,
-    grid,
-    mask_picture,
-    picture,
-    position_picture,
+    image_grid,
+    mask_to_image,
+    positions_to_image,
     preview_grid,
+    tensor_to_image,
 )
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -69,30 +69,30 @@ def _has(image: Image.Image, color: tuple[int, int, int]) -> int:
 
 def test_picture_maps_minus_one_to_one_onto_bytes() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, -3.0, 7.0, float("nan")])
-    shown = np.asarray(picture(values.expand(3, 1, 6)))
+    shown = np.asarray(tensor_to_image(values.expand(3, 1, 6)))
     assert shown.shape == (1, 6, 3) and shown[0, :, 0].tolist() == [0, 128, 255, 0, 255, 128]
     every_byte = torch.arange(256) / 127.5 - 1
-    assert np.asarray(picture(every_byte.expand(3, 1, 256)))[0, :, 1].tolist() == list(range(256))
+    assert np.asarray(tensor_to_image(every_byte.expand(3, 1, 256)))[0, :, 1].tolist() == list(range(256))
 
 
 def test_mask_picture_shows_faint_ink_as_faint() -> None:
     mask = torch.tensor([[0.0, 1.0, 1 / 255, 2.0]])
-    assert np.asarray(mask_picture(mask))[0, :, 0].tolist() == [0, 255, 1, 255]
-    assert mask_picture(torch.ones(1, 3, 5, dtype=torch.uint8)).size == (5, 3)
+    assert np.asarray(mask_to_image(mask))[0, :, 0].tolist() == [0, 255, 1, 255]
+    assert mask_to_image(torch.ones(1, 3, 5, dtype=torch.uint8)).size == (5, 3)
 
 
 def test_position_picture_gives_each_line_its_colour() -> None:
     position = torch.zeros(6, 4, 4, dtype=torch.uint8)
     position[0, 0, 0] = position[1, 1, 1] = position[5, 2, 2] = 1
     position[1:3, 3, 3] = 1
-    shown = np.asarray(position_picture(position))
+    shown = np.asarray(positions_to_image(position))
     assert tuple(shown[0, 0]) == PALETTE[0] and tuple(shown[1, 1]) == PALETTE[1] and tuple(shown[2, 2]) == PALETTE[0]
     assert tuple(shown[3, 3]) == tuple(min(a + b, 255) for a, b in zip(PALETTE[1], PALETTE[2], strict=True))
     assert tuple(shown[0, 1]) == (0, 0, 0)
 
 
 def test_grid_places_cells_in_order() -> None:
-    sheet = grid([[_solid(RED), _solid(GREEN)], [_solid(BLUE), None]], ["a", "b"], smallest=1)
+    sheet = image_grid([[_solid(RED), _solid(GREEN)], [_solid(BLUE), None]], ["a", "b"], smallest=1)
     assert [_has(sheet, c) for c in (RED, GREEN, BLUE)] == [64 * 64] * 3
     pixels = np.asarray(sheet)
 
@@ -108,21 +108,26 @@ def test_grid_places_cells_in_order() -> None:
 
 def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
     checker = Image.fromarray((np.indices((50, 50)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
-    sheet = np.asarray(grid([[checker]], ["x"], smallest=192))[-208:-8, 8:208]  # 50 * 4 pixels, without the margin
+    sheet = np.asarray(image_grid([[checker]], ["x"], smallest=192))[
+        -208:-8, 8:208
+    ]  # 50 * 4 pixels, without the margin
     assert (sheet.reshape(50, 4, 50, 4, 3) == np.asarray(checker)[:, None, :, None]).all()
-    assert grid([[_solid(RED, (192, 100))]], ["x"]).width == 8 + 192 + 8
+    assert image_grid([[_solid(RED, (192, 100))]], ["x"]).width == 8 + 192 + 8
 
 
 def test_pictures_of_different_sizes_share_a_grid() -> None:
-    sheet = grid([[_solid(RED, (40, 20)), _solid(GREEN, (60, 80))]], ["a", "b"], smallest=1)
+    sheet = image_grid([[_solid(RED, (40, 20)), _solid(GREEN, (60, 80))]], ["a", "b"], smallest=1)
     assert (_has(sheet, RED), _has(sheet, GREEN)) == (40 * 20, 60 * 80)
 
 
 def test_long_labels_make_room_and_row_labels_too() -> None:
     rows = [[_solid(RED)]]
-    short, long = grid(rows, ["a"], smallest=1), grid(rows, ["teacher 50 steps guided, 极长的标签"], smallest=1)
+    short, long = (
+        image_grid(rows, ["a"], smallest=1),
+        image_grid(rows, ["teacher 50 steps guided, 极长的标签"], smallest=1),
+    )
     assert long.height > short.height and long.width == short.width
-    labelled = grid(rows, ["a"], ["a row"], smallest=1)
+    labelled = image_grid(rows, ["a"], ["a row"], smallest=1)
     assert labelled.width > short.width and _has(labelled, RED) == 64 * 64
 
 
@@ -132,7 +137,7 @@ def test_long_labels_make_room_and_row_labels_too() -> None:
 )
 def test_a_grid_that_does_not_fit_its_labels_is_refused(rows: list, labels: list, row_labels: list) -> None:
     with pytest.raises(AssertionError):
-        grid(rows, labels, row_labels)
+        image_grid(rows, labels, row_labels)
 
 
 def test_preview_grid_has_a_column_per_prediction(batch: Batch) -> None:
@@ -151,7 +156,7 @@ def test_audit_picture_shows_boxes_glyphs_and_colours(batch: Batch) -> None:
     without = replace(batch, polygons=((), ()))
     assert _has(one, PALETTE[0]) > _has(audit_picture(without, max_samples=1), PALETTE[0]) + 400
     assert _has(one, PALETTE[1]) > 16 * 16 * 48  # its position, enlarged four times
-    assert _has(one, (10, 200, 30)) > 300  # the swatch of the line's own colour
+    assert _has(one, (10, 200, 30)) > 300  # the square in the line's own colour
     white = audit_picture(replace(batch, glyph=torch.ones_like(batch.glyph)), max_samples=1)
     assert _has(white, (255, 255, 255)) > _has(one, (255, 255, 255)) + 20_000
 

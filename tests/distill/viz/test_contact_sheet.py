@@ -14,9 +14,9 @@ from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
-from distill.viz.batch_pictures import PALETTE, picture, swatch, with_boxes
-from distill.viz.contact_sheet import OVERVIEW, contact_sheet, evenly_spaced, write_page
-from distill.viz.text import cut, text_width
+from distill.viz.batch_pictures import PALETTE, draw_boxes, draw_color_square, tensor_to_image
+from distill.viz.contact_sheet import OVERVIEW, contact_sheet, evenly_spaced_indices, write_html_page
+from distill.viz.text import text_width, truncate_text
 from launch.show_dataset import main
 from tests.helpers import faulty_data as data
 
@@ -66,7 +66,7 @@ def batch(samples: list[Sample]) -> Batch:
 
 @pytest.fixture(scope="module")
 def page(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(samples, tmp_path_factory.mktemp("out") / "sheet", "a <heading>", ["facts & <figures>"])
+    return write_html_page(samples, tmp_path_factory.mktemp("out") / "sheet", "a <heading>", ["facts & <figures>"])
 
 
 def test_words_from_the_data_stay_words(page: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_pictures_are_the_maps(page: Path, batch: Batch) -> None:
 
 def test_half_a_surrogate_pair_does_not_stop_the_page(samples: list[Sample], tmp_path: Path) -> None:
     broken = replace(samples[0], image_caption="half: \ud83d")
-    assert "half: ?" in Page(write_page([broken], tmp_path, "x")).text
+    assert "half: ?" in Page(write_html_page([broken], tmp_path, "x")).text
 
 
 def test_the_overview_has_a_tile_a_sample(samples: list[Sample]) -> None:
@@ -125,11 +125,11 @@ def _is_there(image: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
 
 def test_numbers_of_boxes_at_the_edge_stay_in_the_picture(batch: Batch) -> None:
     """The number of a box in each corner is as large as one in the middle."""
-    black = picture(batch.image[0] * 0 - 1)
+    black = tensor_to_image(batch.image[0] * 0 - 1)
     plates, swatches = [], []
     for left, top in ((40, 40), (0, 0), (95, 0), (0, 95), (95, 95)):
         corner = np.full((4, 2), (left, top), np.float32)
-        boxed = with_boxes(black, replace(batch, polygons=((corner,), *batch.polygons[1:])), 0, 384, told_colors=True)
+        boxed = draw_boxes(black, replace(batch, polygons=((corner,), *batch.polygons[1:])), 0, 384, show_colors=True)
         swatches.append(len(_is_there(boxed, (200, 30, 40))))
         plates.append(len(_is_there(boxed, PALETTE[0])))
     assert swatches == [swatches[0]] * 5 and swatches[0] >= 8 * 8
@@ -138,23 +138,23 @@ def test_numbers_of_boxes_at_the_edge_stay_in_the_picture(batch: Batch) -> None:
 
 def test_a_colour_that_is_not_told_is_crossed_out() -> None:
     told, untold = Image.new("RGB", (30, 30)), Image.new("RGB", (30, 30))
-    swatch(ImageDraw.Draw(told), (8, 8), 12, [0, 0, 255])
-    swatch(ImageDraw.Draw(untold), (8, 8), 12, [500, 500, 500])
+    draw_color_square(ImageDraw.Draw(told), (8, 8), 12, [0, 0, 255])
+    draw_color_square(ImageDraw.Draw(untold), (8, 8), 12, [500, 500, 500])
     assert len(_is_there(told, (0, 0, 255))) == 12 * 12 and not len(_is_there(told, (200, 0, 0)))
     assert len(_is_there(untold, (200, 0, 0))) > 12
 
 
 def test_long_words_are_cut_where_there_is_no_room() -> None:
     text = "a picture of a shop sign 招牌 " * 10
-    for most in (1, 2):
-        lines = cut(text, 200, most)
-        assert len(lines) == most and lines[-1].endswith("…") and all(text_width(line) <= 200 for line in lines)
-    assert cut("short", 200) == ["short"]
+    for max_lines in (1, 2):
+        lines = truncate_text(text, 200, max_lines)
+        assert len(lines) == max_lines and lines[-1].endswith("…") and all(text_width(line) <= 200 for line in lines)
+    assert truncate_text("short", 200) == ["short"]
 
 
 @pytest.mark.parametrize(("total", "count", "indices"), [(10, 4, [0, 2, 5, 7]), (3, 8, [0, 1, 2]), (0, 5, [])])
 def test_samples_are_spread_over_the_data(total: int, count: int, indices: list[int]) -> None:
-    assert evenly_spaced(total, count) == indices
+    assert evenly_spaced_indices(total, count) == indices
 
 
 # --- the command ---

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from anytext2.core.batch import Batch, Conditions, Sample, collate
 from anytext2.core.rng import Draws
 from distill.diffusion.schedule import NoiseSchedule
-from distill.losses.step import StepInput
-from tests.helpers.stub_roles import make_sample
+from distill.losses.step_input import StepInput
+from tests.helpers.models.stub_roles import make_sample
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anytext2.core.batch import Batch
-from distill.evaluation.background import background_similarity, ssim_map
+from distill.evaluation.image_metrics import background_similarity, psnr, rmse, ssim_map
 
 
 def batch_with(position: torch.Tensor) -> Batch:
@@ -60,3 +60,12 @@ def test_blur_lowers_it_and_no_room_is_nan() -> None:
     position[1] = 1
     first, second = background_similarity(blurred, clean, batch_with(position)).tolist()
     assert first < 0.5 and math.isnan(second)
+
+
+def test_rmse_and_psnr_of_known_differences():
+    reference = torch.zeros(2, 3, 4, 4)
+    other = torch.stack([torch.full((3, 4, 4), 0.1), torch.zeros(3, 4, 4)])
+    other[1, 0, 0, 0] = 1.0
+    assert rmse(other, reference).tolist() == pytest.approx([0.1, math.sqrt(1 / 48)])
+    assert psnr(other, reference).tolist() == pytest.approx([20.0, 10 * math.log10(48)], abs=1e-5)
+    assert psnr(reference, reference).tolist() == [math.inf, math.inf]

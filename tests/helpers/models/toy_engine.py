@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.config.ds_config import precision_of, read_ds_config
 from distill.config.schema import TrainConfig
-from distill.data.loader import BatchPlan
+from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS
 from distill.runtime.world import World
 from distill.training.engine import Engine, StepResult
@@ -57,7 +57,7 @@ def make_engine(world: World, ds_name: str, seed: int = 0, train: TrainConfig = 
     if precision_of(config) == "fp16":
         config["fp16"]["initial_scale_power"] = int(math.log2(FIRST_SCALE))
     toy = Toy(seed, width)
-    return Engine(toy, list(toy.named_parameters()), train, BatchPlan(EFFECTIVE, MICRO, world.size), config, world)
+    return Engine(toy, list(toy.named_parameters()), train, BatchSizes(EFFECTIVE, MICRO, world.size), config, world)
 
 
 def train_one(engine: Engine, update: int, poison: bool = False, learning_rate: float | None = None) -> StepResult:

@@ -10,7 +10,7 @@ import torch
 
 from anytext2.core.batch import Batch, Sample
 from anytext2.core.rng import Draws
-from tests.helpers import stub_roles
+from tests.helpers.models import stub_roles
 
 SIZE = (128, 192)
 BOXES = (

@@ -1,41 +1,16 @@
-"""What ranks other than 0 hold in place of the tracker and the checkpoint writer: the same calls, without effect."""
+"""Null objects: ranks other than 0 hold them in place of the tracker and the checkpoint writer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
-from distill.runtime.watchdog import Phase
+from distill.checkpoint.writer import CheckpointWriter
+from distill.runtime.watchdog import Phase, Watchdog
+from distill.tracking.tracker import Tracker
 
 Heartbeat = Callable[[Phase], None]
 """Tells the watchdog that the run makes progress, and what it does next."""
-
-
-class RunTracker(Protocol):
-    """What the training uses of `distill.tracking.tracker.Tracker`."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
-
-    def finish(self, status: str = ..., timeout: float = ...) -> object: ...
-
-
-class SnapshotWriter(Protocol):
-    """What the training uses of `distill.checkpoint.writer.CheckpointWriter`."""
-
-    failures: int
-    last_failure: str
-
-    def submit(
-        self, step: int, write: Callable[[Path], None], note: str = "", best_score: float | None = None
-    ) -> None: ...
-
-    def wait(self) -> None: ...
 
 
 class NullTracker:
@@ -76,3 +51,8 @@ class NullWatchdog:
 
     def metrics(self) -> dict[str, float]:
         return {}
+
+
+RunTracker = Tracker | NullTracker
+RunWriter = CheckpointWriter | NullWriter
+RunWatchdog = Watchdog | NullWatchdog

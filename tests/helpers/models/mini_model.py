@@ -23,7 +23,7 @@ from anytext2.model.unet import UNetConfig
 from anytext2.model.vae import VAEConfig
 from anytext2.model.weights import save_weights
 from anytext2.model.writenet import WriteNetConfig
-from tests.helpers.parity import normal
+from tests.helpers.models.parity import normal
 
 SIZE = 32
 MAX_LINES = 3

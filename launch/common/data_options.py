@@ -1,10 +1,9 @@
-"""The command line of the tools that look at data: annotation files, `key=value` options, a recipe, exit codes."""
+"""The command line of the tools that read a dataset: annotation files, `key=value` options and a recipe."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.config.recipes import load_recipe
@@ -13,7 +12,7 @@ from distill.config.schema import Recipe
 _SECTION = "data."
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds `items` (files and options) and `recipe`."""
     parser.add_argument(
         "items",
@@ -26,7 +25,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def data_of(items: Sequence[str], recipe_file: Path | None) -> tuple[list[Path], Recipe]:
+def resolve_data(items: Sequence[str], recipe_file: Path | None) -> tuple[list[Path], Recipe]:
     """The annotation files and the recipe that a command line asks for.
 
     Without a recipe file everything has its default. An item is an option where it holds a '=' and no file has that
@@ -46,12 +45,3 @@ def data_of(items: Sequence[str], recipe_file: Path | None) -> tuple[list[Path],
 
 def _full_key(item: str) -> str:
     return item if item.startswith(_SECTION) else f"{_SECTION}options.{item}"
-
-
-def exit_code(work: Callable[[], int]) -> int:
-    """What `work` returns; 2, with one line on stderr, where it raises ValueError or OSError: a user's mistake."""
-    try:
-        return work()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2

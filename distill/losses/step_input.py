@@ -1,4 +1,4 @@
-"""One micro-batch as an objective sees it, and what it makes of it.
+"""Input and output of an objective for one micro-batch.
 
 Shape legend: B batch, C channels, z latent channels, h/w latent cells.
 """
@@ -58,12 +58,12 @@ def rows_of(draws: Draws, rows: Sequence[int]) -> Draws:
 def require_latent(item: StepInput) -> Tensor:
     """The image's latent [B,C,h,w] as a normal tensor of at least float32."""
     assert item.latent is not None, "this objective needs latents; the trainer must encode them"
-    # to() may return the same (inference) tensor, which autograd refuses to save; the clone is always a normal one
+    # to() may return the same inference tensor, which autograd refuses to save; its clone is a normal tensor.
     return item.latent.to(torch.promote_types(item.latent.dtype, torch.float32)).clone()
 
 
 def masked_latent_of(model: AnyText2, item: StepInput) -> Tensor:
-    """The masked image's latent [B,z,h,w]: the one the trainer gives, else encoded here without gradient."""
+    """The masked image's latent [B,z,h,w]: from the input, else encoded here without gradient."""
     if item.masked_latent is not None:
         return item.masked_latent.clone()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every way of sampling wrote, to be checked by eye: pictures large, and under each what was read in its lines."""
+"""sheet.png: the pictures of every way of sampling, each with the expected text of its lines and what OCR read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from distill.evaluation.ocr import exact_match, normalise
-from distill.viz.grids import GridRow
-from distill.viz.text import FAINT, GAP, INK, PAPER, cut, font, line_height, stacked, text_width, write
+from distill.viz.grids import SampleImages
+from distill.viz.text import (
+    FAINT,
+    GAP,
+    INK,
+    PAPER,
+    font,
+    line_height,
+    stack_vertically,
+    text_width,
+    truncate_text,
+    write_lines,
+)
 
 GREEN, RED = (22, 138, 62), (205, 35, 35)
 _BAR = (228, 232, 238)
@@ -18,27 +29,29 @@ _MARK = 14
 _COLUMNS = 6
 
 
-def verdict_sheet(shown: Sequence[GridRow], rows: Sequence[tuple[str, str]], panel: int = 320) -> Image.Image:
-    """One block a sample: the original and what each of `rows` (key, label) drew, `panel` pixels wide.
+def reading_sheet(samples: Sequence[SampleImages], rows: Sequence[tuple[str, str]], panel: int = 320) -> Image.Image:
+    """One block a sample: the original and the picture of each of `rows` (key, label), `panel` pixels wide.
 
-    Under a picture stands, for each line, what should be read, with a green tick or a red cross, and what was read, its
-    wrong characters in red; nothing where no OCR engine was at hand.
+    Below a picture stand, for each line, the expected text with a green tick or a red cross, and what the OCR engine
+    read, with wrong characters in red. Without an OCR engine there are pictures only.
     """
-    assert shown, "a sheet needs pictures"
+    assert samples, "a sheet needs pictures"
     columns = min(_COLUMNS, 1 + len(rows))
     width = GAP + columns * (panel + GAP)
-    blocks = [_block(one, [("originals", "original"), *rows], columns, panel, width) for one in shown]
-    return stacked(blocks)
+    blocks = [_block(sample, [("originals", "original"), *rows], columns, panel, width) for sample in samples]
+    return stack_vertically(blocks)
 
 
-def _block(one: GridRow, rows: Sequence[tuple[str, str]], columns: int, panel: int, width: int) -> Image.Image:
-    tiles = [_tile(one, key, label, panel) for key, label in rows]
+def _block(sample: SampleImages, rows: Sequence[tuple[str, str]], columns: int, panel: int, width: int) -> Image.Image:
+    tiles = [_tile(sample, key, label, panel) for key, label in rows]
     bar = line_height() + GAP
     heights = [max(tile.height for tile in tiles[first : first + columns]) for first in range(0, len(tiles), columns)]
     block = Image.new("RGB", (width, bar + GAP + sum(heights) + GAP * len(heights)), PAPER)
     draw = ImageDraw.Draw(block)
     draw.rectangle((0, 0, width, bar - 1), fill=_BAR)
-    write(draw, (GAP, GAP // 2 - 1), cut(f"{one.name}   {one.caption.strip(' .')}", width - 2 * GAP))
+    write_lines(
+        draw, (GAP, GAP // 2 - 1), truncate_text(f"{sample.name}   {sample.caption.strip(' .')}", width - 2 * GAP)
+    )
     y = bar + GAP
     for number, height in enumerate(heights):
         for column, tile in enumerate(tiles[number * columns : (number + 1) * columns]):
@@ -47,45 +60,45 @@ def _block(one: GridRow, rows: Sequence[tuple[str, str]], columns: int, panel: i
     return block
 
 
-def _tile(one: GridRow, key: str, label: str, panel: int) -> Image.Image:
-    array = one.original if key == "originals" else one.rows[key]
-    picture = _panel(array, panel)
-    read = one.read.get(key)
-    verdicts = [] if read is None else list(zip(one.texts, read, strict=True))
+def _tile(sample: SampleImages, key: str, label: str, panel: int) -> Image.Image:
+    array = sample.original if key == "originals" else sample.sampled[key]
+    picture = _resize(array, panel)
+    recognized = sample.recognized.get(key)
+    lines = [] if recognized is None else list(zip(sample.texts, recognized, strict=True))
     top, each = line_height() + 2, 2 * line_height() + 6
-    tile = Image.new("RGB", (panel, top + picture.height + GAP // 2 + each * len(verdicts)), PAPER)
+    tile = Image.new("RGB", (panel, top + picture.height + GAP // 2 + each * len(lines)), PAPER)
     draw = ImageDraw.Draw(tile)
-    right = sum(exact_match(found, truth) for truth, found in verdicts)
-    score = f"{right} of {len(verdicts)}" if verdicts else ""
-    write(draw, (0, 0), cut(label, panel - text_width(score) - GAP))
-    draw.text((panel, 0), score, fill=GREEN if right == len(verdicts) else RED, font=font(), anchor="ra")
+    right = sum(exact_match(found, truth) for truth, found in lines)
+    score = f"{right} of {len(lines)}" if lines else ""
+    write_lines(draw, (0, 0), truncate_text(label, panel - text_width(score) - GAP))
+    draw.text((panel, 0), score, fill=GREEN if right == len(lines) else RED, font=font(), anchor="ra")
     tile.paste(picture, (0, top))
     y = top + picture.height + GAP // 2
-    for truth, found in verdicts:
-        _verdict(draw, (0, y), truth, found, panel)
+    for truth, found in lines:
+        _write_line(draw, (0, y), truth, found, panel)
         y += each
     return tile
 
 
-def _panel(array: np.ndarray, panel: int) -> Image.Image:
-    """The picture `panel` pixels wide. Enlarged smoothly: it is to be read as letters, not as pixels."""
+def _resize(array: np.ndarray, panel: int) -> Image.Image:
+    """The picture `panel` pixels wide. Interpolated smoothly, so that letters can be read."""
     picture = Image.fromarray(array)
     size = (panel, max(1, round(panel * picture.height / picture.width)))
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], truth: str, found: str, width: int) -> None:
+def _write_line(draw: ImageDraw.ImageDraw, at: tuple[int, int], truth: str, found: str, width: int) -> None:
     (x, y), right = at, exact_match(found, truth)
     _mark(draw, (x + 1, y + 4), right)
     start = x + _MARK + 8
-    write(draw, (start, y), cut(truth, width - start))
+    write_lines(draw, (start, y), truncate_text(truth, width - start))
     below = y + line_height()
     if not found:
         draw.text((start, below), "(nothing read)", fill=RED, font=font())
         return
     draw.text((start, below), "read ", fill=FAINT, font=font())
     pen = start + text_width("read ")
-    for part, good in marked_parts(found, truth):
+    for part, good in matching_parts(found, truth):
         for character in part:
             if pen + text_width(character + "…") > width and pen < width:
                 draw.text((pen, below), "…", fill=FAINT, font=font())
@@ -94,8 +107,8 @@ def _verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], truth: str, found: 
             pen += text_width(character)
 
 
-def marked_parts(found: str, truth: str) -> list[tuple[str, bool]]:
-    """What was read, in pieces that are in their place (True) or not. Compared as `normalise` compares texts."""
+def matching_parts(found: str, truth: str) -> list[tuple[str, bool]]:
+    """The normalised text that was read, split into parts that match `truth` (True) and parts that do not."""
     read, wanted = normalise(found), normalise(truth)
     parts: list[tuple[str, bool]] = []
     for kind, first, last, _, _ in SequenceMatcher(None, read, wanted, autojunk=False).get_opcodes():

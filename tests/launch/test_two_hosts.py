@@ -18,9 +18,9 @@ import pytest
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from launch import train
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import all_output, returned, run_ranks
+from tests.helpers.processes.ranks import all_output, returned, run_ranks
 
 pytestmark = pytest.mark.process
 

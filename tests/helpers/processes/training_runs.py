@@ -13,9 +13,9 @@ from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter, read_optimizer
 from distill.checkpoint.store import find_checkpoint
 from launch import train
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import RankResult, all_output
+from tests.helpers.processes.ranks import RankResult, all_output
 
 ZERO2 = ROOT / "ds_configs" / "zero2.json"
 SMALL_BATCH = ["train.effective_batch=8", "train.micro_batch=4"]

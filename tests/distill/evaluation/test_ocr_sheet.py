@@ -3,15 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.evaluation.reading_sheet import GREEN, RED, marked_parts, verdict_sheet
-from distill.viz.grids import GridRow
+from distill.evaluation.ocr_sheet import GREEN, RED, matching_parts, reading_sheet
+from distill.viz.grids import SampleImages
 
 ROWS = [("student", "student 4"), ("teacher", "teacher 20")]
 
 
-def shown(read: dict[str, tuple[str, ...]]) -> GridRow:
+def shown(recognized: dict[str, tuple[str, ...]]) -> SampleImages:
     picture = np.full((64, 64, 3), 128, np.uint8)
-    return GridRow("a.png", picture, picture, {key: picture for key, _ in ROWS}, "a caption", ("HELLO", "中文"), read)
+    return SampleImages(
+        "a.png", picture, picture, {key: picture for key, _ in ROWS}, "a caption", ("HELLO", "中文"), recognized
+    )
 
 
 def count(sheet: np.ndarray, color: tuple[int, int, int]) -> int:
@@ -21,7 +23,7 @@ def count(sheet: np.ndarray, color: tuple[int, int, int]) -> int:
 def test_ticks_are_green_and_faults_red() -> None:
     right = {key: ("HELLO", "中文") for key in ("originals", "student", "teacher")}
     sheets = [
-        np.array(verdict_sheet([shown(read)], ROWS, panel=200))
+        np.array(reading_sheet([shown(read)], ROWS, panel=200))
         for read in ({}, right, {**right, "student": ("HELO", "")}, {**right, "teacher": ("XXXXX", "口口")})
     ]
     assert count(sheets[0], GREEN) == count(sheets[0], RED) == 0
@@ -35,8 +37,8 @@ def test_ticks_are_green_and_faults_red() -> None:
 def test_rows_that_do_not_fit_go_below() -> None:
     many = [(f"row {n}", f"student {n}") for n in range(8)]
     picture = np.zeros((64, 64, 3), np.uint8)
-    one = GridRow("a", picture, picture, {key: picture for key, _ in many})
-    wide, high = verdict_sheet([one], many, panel=100).size
+    one = SampleImages("a", picture, picture, {key: picture for key, _ in many})
+    wide, high = reading_sheet([one], many, panel=100).size
     assert wide == 8 + 6 * 108 and high > 2 * 100
 
 
@@ -51,4 +53,4 @@ def test_rows_that_do_not_fit_go_below() -> None:
     ],
 )
 def test_wrong_characters_are_told_from_right_ones(found: str, truth: str, parts: list) -> None:
-    assert marked_parts(found, truth) == parts
+    assert matching_parts(found, truth) == parts

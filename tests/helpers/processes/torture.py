@@ -1,4 +1,4 @@
-"""Kills a training again and again and lets it go on: `python -m tests.helpers.torture --kills 50` (`make torture`).
+"""Kills a training again and again and lets it go on: `python -m tests.helpers.processes.torture --kills 50`.
 
 Half of the kills fall on a run that always goes on with two ranks and must end bit-equal to an undisturbed one; the
 other half on one that goes on with one, two or three ranks, drawn at random, and must end equal up to rounding.
@@ -28,9 +28,9 @@ import torch
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
-from distill.training.sample_log import lineage
-from tests.helpers.mini_model import write_mini
+from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
+from tests.helpers.run_records import lineage
 
 PICTURES = 40
 BATCH = 6  # divides by one, two and three ranks
