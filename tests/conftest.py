@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, empty_store: Path) -> Path:
+    """A run folder that does not exist yet, beside an empty MLflow store."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path / "run"

@@ -11,15 +11,12 @@ import torch
 from PIL import Image
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.adapters.lora import AdapterConfig, add_student
-from distill.adapters.roles import STUDENT
-from distill.checkpoint.formats import TrainerState, portable_name, write_adapter, write_trainer_state
-from distill.checkpoint.store import save_checkpoint
-from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.evaluation import ocr_engines
 from distill.inference.loading import SamplingModel, load_sampling_model
 from distill.inference.model import make_model
 from launch import evaluate, infer
+from tests.helpers.stored_run import write_run
 
 SIZE = 64
 KEYS = ("teacher-ddim-2", "student-consistency-1", "student-consistency-2")
@@ -39,18 +36,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     torch.save(model.state_dict(), folder / "base.pt")
-    wrapped = add_student(model, AdapterConfig(rank=2, alpha=2.0), seed=0)
-    tensors = {
-        portable_name(n, STUDENT): torch.randn_like(p) * 0.1 for n, p in wrapped.named_parameters() if p.requires_grad
-    }
-
-    def write(path: Path) -> None:
-        write_adapter(path, tensors, wrapped.peft_config[STUDENT])
-        write_trainer_state(path, TrainerState(3, 3, seed=7, effective_batch=48, tracking_run_id="abc"))
-
-    save_checkpoint(folder / "run", 3, write, keep=1)
     recipe.model.parts = [str(folder / "base.pt")]
-    dump_recipe(recipe, folder / "run" / "recipe.yaml")
+    write_run(folder / "run", recipe, model, tracking_run_id="abc")
     facts = {"ranks": 2, "precision": "fp32", "effective_batch": 48, "optimizer_bytes_per_rank": [10, 12]}
     (folder / "run" / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder

@@ -14,17 +14,8 @@ import pytest
 
 from distill.tracking.tracker import Tracker
 from distill.tracking.upload_state import LOCK
-from distill.tracking.uploader import Timing
 from launch.sync_tracking import main
-
-FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
-DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: refused at once
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path / "run"
+from tests.helpers.tracking import DEAD_SERVER, FAST
 
 
 def recorded(run_dir: Path, uri: str = "", enabled: bool = True, end: str = "FINISHED") -> None:

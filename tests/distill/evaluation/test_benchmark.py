@@ -13,11 +13,7 @@ from PIL import Image
 
 from anytext2.core.batch import UNSET_COLOR
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
-from distill.adapters.lora import AdapterConfig, add_student
-from distill.adapters.roles import STUDENT
-from distill.checkpoint.formats import TrainerState, portable_name, write_adapter, write_trainer_state
-from distill.checkpoint.store import save_checkpoint
-from distill.config.recipes import DEFAULT_RECIPE, dump_recipe, load_recipe
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.diffusion.samplers import LCM_OPTIONS
 from distill.diffusion.schedule import NoiseSchedule
@@ -32,6 +28,7 @@ from distill.inference.model import make_model
 from launch import evaluate
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.models.stub_roles import StubRoles, make_sample
+from tests.helpers.stored_run import write_run
 
 
 class OcrEngine:
@@ -155,17 +152,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     changes = [*write_mini(folder), "data.options.resolution=64", "name=run", f"run_root={folder}"]
     recipe = load_recipe(DEFAULT_RECIPE, [*changes, "tracking.enabled=false", "eval.steps=2"])
-    wrapped = add_student(make_model(recipe.model, recipe.seed), AdapterConfig(rank=2, alpha=2.0), seed=0)
-    tensors = {
-        portable_name(n, STUDENT): torch.randn_like(p) * 0.1 for n, p in wrapped.named_parameters() if p.requires_grad
-    }
-
-    def write(path: Path) -> None:
-        write_adapter(path, tensors, wrapped.peft_config[STUDENT])
-        write_trainer_state(path, TrainerState(3, 3, seed=7, effective_batch=48, tracking_run_id=""))
-
-    save_checkpoint(folder / "run", 3, write, keep=1)
-    dump_recipe(recipe, folder / "run" / "recipe.yaml")
+    write_run(folder / "run", recipe, make_model(recipe.model, recipe.seed))
     return folder / "run"
 
 

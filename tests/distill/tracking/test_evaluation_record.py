@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from distill.checkpoint.run_folder import evaluation_folders
 from distill.config.schema import TrackingConfig
 from distill.tracking.evaluation_record import record_evaluation
 from distill.tracking.tracker import Tracker
-from distill.tracking.uploader import Timing
 from launch import sync_tracking
-
-FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
-DEAD_SERVER = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, empty_store: Path) -> Path:
-    """A training run that has ended, in MLflow."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text("{}", encoding="utf-8")
-    return folder
+from tests.helpers.tracking import DEAD_SERVER, FAST
 
 
 def train(run_dir: Path, **options: Any) -> str:

@@ -20,10 +20,9 @@ from distill.tracking.uploader import Timing
 from tests.helpers.faulty_mlflow import MODES, FaultyMlflow
 from tests.helpers.processes.ranks import returned, run_ranks
 from tests.helpers.run_records import read_metrics
+from tests.helpers.tracking import FAST
 
 pytestmark = pytest.mark.process
-
-FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
 
 
 @pytest.fixture(scope="module")

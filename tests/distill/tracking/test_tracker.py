@@ -21,15 +21,7 @@ from distill.tracking.journal import Journal
 from distill.tracking.tracker import Tracker, duration, environment, flatten, git_revision, progress_line
 from distill.tracking.uploader import Timing
 from tests.helpers.run_records import read_metrics
-
-FAST = Timing(send=0.05, system=0.0, connect=30.0, request=1)
-DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: refused at once
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path / "run"
+from tests.helpers.tracking import DEAD_SERVER, FAST
 
 
 def _options(**changes: Any) -> SimpleNamespace:
