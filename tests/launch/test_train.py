@@ -36,7 +36,7 @@ from tests.helpers.processes.training_runs import (
 pytestmark = pytest.mark.process
 
 PICTURES = 60
-CURVE_STEPS = 20
+CURVE_STEPS = 6  # of which four warm up; as a slow test 20
 SIX_UPDATES = [*SMALL_BATCH, "lora.dropout=0.1", "train.ema_decay=0.5", "train.max_steps=6"]
 POISONED = (2, 3)  # global batches; the shipped fp16 configuration forgives one overflow before it halves the scale
 
@@ -91,43 +91,52 @@ def observe(argv: list[str], overflows: tuple[int, ...] = ()) -> Observed:
 # --- the same run on any number of ranks ---
 
 
-@pytest.fixture(scope="module")
-def curves(runs: TrainingFolder) -> dict[int, list[RankResult]]:
-    """20 updates at effective batch 48 on each world size."""
-    changes = (f"train.max_steps={CURVE_STEPS}", "lora.dropout=0.1")  # dropout too is drawn by sample, not by rank
-    argv = {world: runs.argv(f"world{world}", *changes) for world in (1, 2, 3)}
-    started = {world: start_ranks(world, train_command, argv[world]) for world in argv}
-    return {world: started[world].wait() for world in started}
+@dataclass(frozen=True)
+class Curves:
+    """Runs of so many updates at effective batch 48, by their number of ranks."""
+
+    steps: int
+    results: dict[int, list[RankResult]]
+
+    def name(self, world: int) -> str:
+        return f"world{world}-{self.steps}"
 
 
-def test_the_loss_curve_does_not_depend_on_the_world_size(
-    runs: TrainingFolder, curves: dict[int, list[RankResult]]
-) -> None:
-    for results in curves.values():
+@pytest.fixture(scope="module", params=[CURVE_STEPS, pytest.param(20, marks=pytest.mark.slow)])
+def curves(runs: TrainingFolder, request: pytest.FixtureRequest) -> Curves:
+    found = Curves(request.param, {})
+    changes = (f"train.max_steps={found.steps}", "lora.dropout=0.1")  # dropout too is drawn by sample, not by rank
+    started = {world: start_ranks(world, train_command, runs.argv(found.name(world), *changes)) for world in (1, 2, 3)}
+    found.results.update({world: ranks.wait() for world, ranks in started.items()})
+    return found
+
+
+def test_the_loss_curve_does_not_depend_on_the_world_size(runs: TrainingFolder, curves: Curves) -> None:
+    for results in curves.results.values():
         returned(results)
-    alone = runs.metrics("world1")
-    assert list(alone) == list(range(1, CURVE_STEPS + 1)) and len(set(alone.values())) == CURVE_STEPS
+    alone = runs.metrics(curves.name(1))
+    assert list(alone) == list(range(1, curves.steps + 1)) and len(set(alone.values())) == curves.steps
     for world in (2, 3):
-        other = runs.metrics(f"world{world}")
+        other = runs.metrics(curves.name(world))
         assert list(other) == list(alone)
         largest = max(abs(other[step] / alone[step] - 1.0) for step in alone)
-        print(f"loss over {CURVE_STEPS} updates, 1 rank against {world}: largest relative difference {largest:.1e}")
+        print(f"loss over {curves.steps} updates, 1 rank against {world}: largest relative difference {largest:.1e}")
         assert largest < 1e-5
-        norms = runs.metrics("world1", "grad_norm"), runs.metrics(f"world{world}", "grad_norm")
+        norms = runs.metrics(curves.name(1), "grad_norm"), runs.metrics(curves.name(world), "grad_norm")
         assert list(norms[0].values()) == pytest.approx(list(norms[1].values()), rel=1e-3)
 
 
-def test_the_adapters_of_all_world_sizes_agree(runs: TrainingFolder, curves: dict[int, list[RankResult]]) -> None:
-    adapters = {world: read_adapter(find_checkpoint(runs.run_dir(f"world{world}")))[0] for world in curves}
+def test_the_adapters_of_all_world_sizes_agree(runs: TrainingFolder, curves: Curves) -> None:
+    adapters = {world: read_adapter(find_checkpoint(runs.run_dir(curves.name(world))))[0] for world in curves.results}
     for name, tensor in adapters[1].items():
         for world in (2, 3):
             assert (adapters[world][name] - tensor).norm() <= 1e-3 * tensor.norm(), name
 
 
-def test_each_run_says_what_it_is(runs: TrainingFolder, curves: dict[int, list[RankResult]]) -> None:
+def test_each_run_says_what_it_is(runs: TrainingFolder, curves: Curves) -> None:
     sizes = {}
-    for world, results in curves.items():
-        facts = json.loads((runs.run_dir(f"world{world}") / RUN_INFO).read_text())
+    for world, results in curves.results.items():
+        facts = json.loads((runs.run_dir(curves.name(world)) / RUN_INFO).read_text())
         assert (facts["ranks"], facts["precision"], facts["effective_batch"]) == (world, "fp32", 48)
         assert facts["accumulation"] == 6 // world and len(facts["optimizer_bytes_per_rank"]) == world
         sizes[world] = facts["optimizer_bytes_per_rank"]
@@ -188,7 +197,7 @@ def test_trained_weights_are_written_and_lie_over_others(runs: TrainingFolder) -
     changed = {name.removeprefix("net.") for name in seen.changed}
     assert any(name.startswith("control_model.") for name in changed)
     assert not any(name.startswith(("first_stage_model.", "text_predictor.", "cond_stage_model.")) for name in changed)
-    section = load_recipe(recipe, runs.model).model
+    section = load_recipe(recipe, list(runs.model)).model
     before = make_model(section, 0).state_dict()
     after = make_model(replace(section, parts=[str(runs.run_dir("teacher"))]), 0).state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed
