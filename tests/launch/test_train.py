@@ -197,7 +197,7 @@ def test_trained_weights_are_written_and_lie_over_others(runs: TrainingFolder) -
     changed = {name.removeprefix("net.") for name in seen.changed}
     assert any(name.startswith("control_model.") for name in changed)
     assert not any(name.startswith(("first_stage_model.", "text_predictor.", "cond_stage_model.")) for name in changed)
-    section = load_recipe(recipe, runs.model).model
+    section = load_recipe(recipe, list(runs.model)).model
     before = make_model(section, 0).state_dict()
     after = make_model(replace(section, parts=[str(runs.run_dir("teacher"))]), 0).state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed
