@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, whatever moment the process dies at; PEFT reads the adapter."""
+"""Checkpoints: complete or absent, whatever moment the process dies at."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 import anytext2  # noqa: F401  declares the torchvision operators that peft's imports need
 from distill.checkpoint.formats import (
     TrainerState,
-    portable_name,
-    read_adapter,
-    read_optimizer,
-    read_trainer_state,
     write_adapter,
     write_optimizer,
     write_trainer_state,
 )
 from distill.checkpoint.store import CheckpointError, find_checkpoint, mark_best, save_checkpoint, verify_checkpoint
+from tests.helpers.models.small_adapter import adamw_state, adapter_tensors, small_student
 
 
 def _writer(text: str) -> Callable[[Path], None]:
@@ -232,11 +227,11 @@ def test_latest_that_points_nowhere_is_said_and_does_no_harm(tmp_path: Path, con
 
 def test_a_real_checkpoint_cut_short_at_any_file_is_passed_over(tmp_path: Path) -> None:
     """Every file of a checkpoint, cut to nothing, to half, by one byte, or with one bit turned."""
-    _, wrapped = _student()
-    _, state = _adamw_state()
+    _, wrapped = small_student()
+    _, state = adamw_state()
 
     def write(folder: Path) -> None:
-        write_adapter(folder, _adapter_tensors(wrapped), wrapped.peft_config["student"])  # type: ignore[index]
+        write_adapter(folder, adapter_tensors(wrapped), wrapped.peft_config["student"])  # type: ignore[index]
         write_optimizer(folder, state)
         write_trainer_state(folder, TrainerState(2, 2, 0, 48))
 
@@ -256,149 +251,3 @@ def test_a_real_checkpoint_cut_short_at_any_file_is_passed_over(tmp_path: Path) 
             assert len(said) == 1 and "checkpoint-2" in said[0]
         file.write_bytes(whole)
     assert find_checkpoint(tmp_path) == new
-
-
-# --- contents ---
-
-
-class _Small(nn.Module):
-    """A linear and a 1x1 convolution, as the student's targets are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.ModuleDict({"to_q": nn.Linear(6, 5), "zero_conv": nn.Conv2d(5, 4, 1)})
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.body["to_q"](x)
-        return self.body["zero_conv"](y[:, :, None, None]).flatten(1)
-
-
-def _student(rank: int = 3) -> tuple[_Small, nn.Module]:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    base = _Small()
-    reference = _Small()
-    reference.load_state_dict(base.state_dict())
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["body.to_q", "body.zero_conv"])
-    wrapped = get_peft_model(base, config, adapter_name="student")  # type: ignore[arg-type]
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.normal_()
-    return reference, wrapped
-
-
-def _adapter_tensors(wrapped: nn.Module) -> dict[str, torch.Tensor]:
-    return {portable_name(n, "student"): p.detach() for n, p in wrapped.named_parameters() if "lora_" in n}
-
-
-def test_peft_loads_the_adapter_on_the_reference_model(tmp_path: Path) -> None:
-    from peft import PeftModel
-
-    reference, wrapped = _student()
-    write_adapter(tmp_path, _adapter_tensors(wrapped), wrapped.peft_config["student"], base_model="tiny")  # type: ignore[index]
-    loaded = PeftModel.from_pretrained(reference, str(tmp_path))  # type: ignore[arg-type]
-    x = torch.randn(7, 6)
-    assert torch.equal(loaded(x), wrapped(x))
-    with loaded.disable_adapter():
-        assert not torch.allclose(loaded(x), wrapped(x))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA" and config["r"] == 3 and config["inference_mode"] is True
-    assert config["target_modules"] == ["body.to_q", "body.zero_conv"] and config["base_model_name_or_path"] == "tiny"
-
-
-def test_adapter_returns_as_it_was_written(tmp_path: Path) -> None:
-    _, wrapped = _student()
-    tensors = _adapter_tensors(wrapped)
-    assert set(tensors) == {f"body.{m}.lora_{ab}.weight" for m in ("to_q", "zero_conv") for ab in "AB"}
-    write_adapter(tmp_path, tensors, wrapped.peft_config["student"])  # type: ignore[index]
-    read, config = read_adapter(tmp_path)
-    assert config["lora_alpha"] == 6 and set(read) == set(tensors)
-    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
-
-
-def test_an_adapter_with_nan_is_not_written(tmp_path: Path) -> None:
-    _, wrapped = _student()
-    tensors = _adapter_tensors(wrapped)
-    tensors["body.to_q.lora_A.weight"] = torch.full((3, 6), float("nan"))
-    with pytest.raises(ValueError, match="body.to_q.lora_A.weight is not finite"):
-        write_adapter(tmp_path, tensors, wrapped.peft_config["student"])  # type: ignore[index]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "base_model.model.", "module.base_model.model."])
-def test_portable_name(prefix: str) -> None:
-    wrapped = f"{prefix}model.student.to_k.lora_B.student.weight"
-    assert portable_name(wrapped, "student") == "model.student.to_k.lora_B.weight"
-    assert portable_name(f"{prefix}model.conv.weight", "student") == "model.conv.weight"
-    lengths = f"{prefix}model.student.to_k.lora_magnitude_vector.student.weight"
-    assert portable_name(lengths, "student") == "model.student.to_k.lora_magnitude_vector"
-
-
-def _adamw_state() -> tuple[nn.Module, dict[str, dict[str, torch.Tensor]]]:
-    model = _Small()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(3):
-        model(torch.randn(4, 6)).square().sum().backward()
-        optimizer.step()
-    state = {n: {**optimizer.state[p], "master": p.detach()} for n, p in model.named_parameters()}
-    return model, state
-
-
-def test_optimizer_state_round_trip(tmp_path: Path) -> None:
-    model, state = _adamw_state()
-    buffer = torch.arange(40.0)
-    state["body.to_q.bias"]["exp_avg"] = buffer[10:15]  # a window into a flat buffer, as ZeRO keeps its shards
-    state["body.zero_conv.bias"]["exp_avg"] = buffer[20:24]
-    write_optimizer(tmp_path, state)
-    read = read_optimizer(tmp_path, {n: p.shape for n, p in model.named_parameters()})
-    assert set(read) == set(state)
-    for name, slots in state.items():
-        assert set(read[name]) == {"exp_avg", "exp_avg_sq", "step", "master"} == set(slots)
-        assert all(torch.equal(read[name][slot], tensor) for slot, tensor in slots.items())
-    assert read["body.to_q.bias"]["step"].item() == 3.0
-    assert (tmp_path / "optimizer.safetensors").stat().st_size < 5000  # the windows, not their buffer
-
-
-def test_optimizer_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    model, state = _adamw_state()
-    write_optimizer(tmp_path, state)
-    shapes = {n: p.shape for n, p in model.named_parameters()}
-    with pytest.raises(CheckpointError, match="1 parameters missing, 0 unexpected, first other"):
-        read_optimizer(tmp_path, shapes | {"other": torch.Size([1])})
-    with pytest.raises(CheckpointError, match=r"of body.to_q.weight has shape \(5, 6\), the model \(9, 6\)"):
-        read_optimizer(tmp_path, shapes | {"body.to_q.weight": torch.Size([9, 6])})
-
-
-def test_truncated_tensors_are_one_clear_line(tmp_path: Path) -> None:
-    _, state = _adamw_state()
-    write_optimizer(tmp_path, state)
-    file = tmp_path / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="optimizer.safetensors: not a whole safetensors file"):
-        read_optimizer(tmp_path)
-    file.unlink()
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_optimizer(tmp_path)
-
-
-def test_trainer_state_round_trip_and_faults(tmp_path: Path) -> None:
-    state = TrainerState(7, 9, 1234, 48, 2, {"cur_scale": 65536.0, "cur_iter": 9}, "abc", {"best": 0.5})
-    write_trainer_state(tmp_path, state)
-    assert read_trainer_state(tmp_path) == state
-    path = tmp_path / "trainer_state.json"
-    content = json.loads(path.read_text())
-    for change, reason in (
-        ({"step": "7"}, "step='7' is not of type int"),
-        ({"colour": 1}, "unknown field colour"),
-    ):
-        path.write_text(json.dumps(content | change))
-        with pytest.raises(CheckpointError, match=reason):
-            read_trainer_state(tmp_path)
-    del content["batches"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="field batches is missing"):
-        read_trainer_state(tmp_path)
-    with pytest.raises(ValueError):
-        write_trainer_state(tmp_path, TrainerState(1, 1, 1, 1, extra={"loss": float("nan")}))

@@ -6,12 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from distill.checkpoint.run_folder import evaluation_folders
 from distill.config.schema import TrackingConfig
 from distill.tracking.evaluation_record import record_evaluation
 from distill.tracking.tracker import Tracker
 from launch import sync_tracking
 from tests.helpers.tracking import DEAD_SERVER, FAST
+
+
+@pytest.fixture
+def run_dir(run_dir: Path) -> Path:
+    """A training run that has ended, in MLflow."""
+    run_dir.mkdir()
+    (run_dir / "recipe.yaml").write_text("{}", encoding="utf-8")
+    return run_dir
 
 
 def train(run_dir: Path, **options: Any) -> str:

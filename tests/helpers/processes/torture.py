@@ -13,14 +13,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
@@ -30,6 +28,7 @@ from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
+from tests.helpers.processes.attempts import Attempt, Launched, Start, notes_its_launcher
 from tests.helpers.run_records import lineage
 
 PICTURES = 40
@@ -50,81 +49,6 @@ log: {{every: 1, samples: true, preview_every: {EVALUATE}, preview_samples: 2, p
 """
 NOT_COMPARED = {"time", "step", "samples_per_second", "host_memory_gib", "host_memory_available_gib", "tree_rss_gib"}
 NOT_COMPARED |= {"disk_free_gib", "checkpoint_failures"}
-
-
-class Attempt(Protocol):
-    """A training that is running. ranks: their process ids, as far as they are there."""
-
-    launcher: int | None
-
-    def ranks(self) -> list[int]: ...
-
-    def has_ended(self) -> bool: ...
-
-    def finish(self) -> tuple[int, str]:
-        """The exit code and what was printed, once it has ended."""
-
-
-class Launched:
-    """Through `deepspeed`, as users start it."""
-
-    def __init__(self, world: int, argv: Sequence[str], log: Path) -> None:
-        binary = Path(sys.executable).parent / "deepspeed"
-        port = 20000 + random.SystemRandom().randrange(10000)
-        launcher = [str(binary), "--num_gpus", str(world), "--master_port", str(port)]
-        self._log = log
-        with log.open("w") as out:
-            self._process = subprocess.Popen(
-                [*launcher, str(ROOT / "launch" / "train.py"), *argv],
-                stdout=out, stderr=out, start_new_session=True, cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-            )  # fmt: skip
-        self.launcher: int | None = self._process.pid
-        self._seen: dict[int, psutil.Process] = {}
-
-    def _all(self) -> list[psutil.Process]:
-        try:
-            family = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        self._seen |= {process.pid: process for process in family}
-        return [process for process in self._seen.values() if _runs(process)]
-
-    def ranks(self) -> list[int]:
-        return [process.pid for process in self._all() if _is_rank(process)]
-
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None and not self._all()
-
-    def finish(self) -> tuple[int, str]:
-        return self._process.wait(), self._log.read_text(errors="replace")
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_rank(process: psutil.Process) -> bool:
-    try:
-        return any(word.startswith("--local_rank") for word in process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _looks_up(pid: int) -> bool:
-    """A rank that catches signals has noted who started it. True for one that has ended."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
-    caught = text.partition("SigCgt:")[2].split()
-    return not caught or bool(int(caught[0], 16) >> (signal.SIGUSR1 - 1) & 1)
-
-
-Start = Callable[[int, Sequence[str], Path], Attempt]
 
 
 @dataclass(frozen=True)
@@ -218,7 +142,9 @@ class Run:
         if target == "rank" and victims:
             victims = [self._rng.choice(victims)]
         elif target == "launcher" or not victims:
-            while not all(map(_looks_up, attempt.ranks())):  # before that no rank would miss it; docs/RELIABILITY.md
+            while not all(
+                map(notes_its_launcher, attempt.ranks())
+            ):  # before that no rank would miss it; docs/RELIABILITY.md
                 time.sleep(0.01)
             victims, target = [attempt.launcher or os.getpid()], "launcher"
         elif attempt.launcher:
@@ -298,12 +224,12 @@ def torture(place: Path, kills: int, seed: int, start: Start) -> Report:
         print(f"kill {number + 1}/{kills}: {done}", flush=True)
     same.complete(2)
     changing.complete(rng.choice((1, 2, 3)))
-    _judge(report, undisturbed, same, changing)
+    _compare(report, undisturbed, same, changing)
     report.seconds = time.monotonic() - began
     return report
 
 
-def _judge(report: Report, undisturbed: Run, same: Run, changing: Run) -> None:
+def _compare(report: Report, undisturbed: Run, same: Run, changing: Run) -> None:
     report.kills = len(report.details)
     report.where = dict(Counter(kill.fell for kill in report.details))
     report.targets = dict(Counter(kill.target for kill in report.details))
