@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes.attempts import Attempt
 from tests.helpers.processes.ranks import Started, all_output, start_ranks
-from tests.helpers.processes.torture import Attempt, Report, torture
+from tests.helpers.processes.torture import Report, torture
 from tests.helpers.processes.training_runs import train_command
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
