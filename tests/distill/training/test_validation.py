@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,7 +153,7 @@ def test_scores_are_over_the_lines_that_say_something() -> None:
 def test_what_cannot_be_judged_is_named(tmp_path: Path, changes: list[str], words: str) -> None:
     recipe = load_recipe(DEFAULT_RECIPE, [change for change in changes if not change.startswith("objective")])
     if any(change.startswith("objective") for change in changes):
-        recipe.objective = {"name": "denoise"}
+        recipe = replace(recipe, objective={"name": "denoise"})
     with pytest.raises(ValueError, match=words):
         make(recipe)
 
