@@ -43,7 +43,7 @@ demo: setup
 	$(BIN)/python launch/evaluate.py --run runs/demo --count 48
 
 # What one runs before every commit. Types and imports are checked beside the tests: both take about as long.
-QUICK := not process and not slow and not official and not slurm
+QUICK := not process and not heavy and not slow and not official and not slurm
 
 check: setup
 	$(BIN)/ruff check .
