@@ -23,6 +23,7 @@ def test_the_measurement_writes_its_figures_and_settings(tmp_path: Path, capsys:
     assert bench_data.main(["--count", "1"]) == 2
 
 
+@pytest.mark.heavy
 def test_the_cost_of_annotations_is_measured_and_extrapolated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def recipe_of(source: Path, store: Path, *more: str) -> Recipe:
     return load_recipe(DEFAULT_RECIPE, [f"data.sources=[{source}]", f"data.cache={store}", *options, *more])
 
 
+@pytest.mark.heavy
 def test_a_run_takes_its_latents_from_the_store(source: Path, store: Path, model: AnyText2) -> None:
     cached = build_dataset(recipe_of(source, store, "data.latents=cache"), WORLD, model)
     online = build_dataset(recipe_of(source, store, "data.cache=null", "data.latents=encode"), WORLD, model)

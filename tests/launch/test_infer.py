@@ -64,6 +64,7 @@ def picture(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
 
 
+@pytest.mark.heavy
 def test_pictures_and_grid_are_written(workplace, tmp_path, capsys):
     more = ["--sample-index", "1", "--count", "2", "--steps", "2", "--steps", "1", "--teacher", "--teacher-steps", "2"]
     assert call_infer(workplace, tmp_path, *more, "--batch", "2") == 0
@@ -80,6 +81,7 @@ def test_pictures_and_grid_are_written(workplace, tmp_path, capsys):
     )
 
 
+@pytest.mark.heavy
 def test_the_seed_and_nothing_else_decides(workplace, tmp_path, reuse):
     for name, more in {
         "a": ["--count", "2"],
@@ -114,6 +116,7 @@ def test_without_a_checkpoint_the_teacher_is_drawn(workplace, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["grid.png", "sample000000-teacher-ddim-1.png"]
 
 
+@pytest.mark.heavy
 def test_evaluation_writes_a_summary(workplace, tmp_path, capsys):
     pytest.importorskip("rapidocr_onnxruntime")
     argv = ["--run", str(workplace / "run"), "--data", str(workplace / "data" / "data.json"), "--out", str(tmp_path)]
@@ -147,6 +150,7 @@ def test_evaluation_writes_a_summary(workplace, tmp_path, capsys):
     assert {"summary.json", "grid.png", "sheet.png", "metrics.jsonl"} <= {path.name for path in recorded.iterdir()}
 
 
+@pytest.mark.heavy
 def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
     argv = ["--run", str(workplace / "run"), "--out", str(tmp_path), "--count", "2", "--no-ocr"]
     steps = ["--teacher-steps", "1", "--undistilled-steps", "", "--student-steps", "1"]

@@ -166,6 +166,7 @@ def test_tables_stand_between_their_marks(tmp_path: Path) -> None:
     assert mean_over_seeds(rows(), "phased", "latin", "sen_acc") == {4: pytest.approx(0.65)}
 
 
+@pytest.mark.heavy
 def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "quality.json", tmp_path / "quality.png"
     Quality({"objectives": rows(), "causes": rows()}, {"causes": CURVE}).write(data, {})
@@ -181,6 +182,7 @@ def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path, capsys: pytest.
     assert "has objectives, causes" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
     docs = ROOT / "docs"
     page = tmp_path / "QUALITY.md"
@@ -203,6 +205,7 @@ def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
         assert (docs / figure).is_file(), figure
 
 
+@pytest.mark.heavy
 def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
     plan = launch_quality.read_plan(PLAN)
     found = launch_quality.plan_runs(plan, list(plan.sets))
@@ -240,6 +243,7 @@ def test_two_samplers_of_a_training_train_once(tmp_path: Path, monkeypatch: pyte
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("was", "put", "told"),
     [
@@ -284,6 +288,7 @@ def recorded(called: list[list[str]], log: Path, environment: dict[str, str], *a
         (log.parent / "metrics.jsonl").write_text(json.dumps(point) + "\n")
 
 
+@pytest.mark.heavy
 def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +325,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     assert launch_quality.main([*argv[:-1], "nothing"]) == 2
 
 
+@pytest.mark.heavy
 def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,6 +340,7 @@ def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
     assert "error: count: 0" in (tmp_path / "runs" / "held_out.log").read_text()
 
 
+@pytest.mark.heavy
 def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
     plan = launch_quality.read_plan(PLAN)
     runs = launch_quality.seed_by_seed(launch_quality.plan_runs(plan, list(plan.sets)))

@@ -47,6 +47,7 @@ def journal_time(run_dir: Path, name: str, line: int) -> int:
     return int(1000 * json.loads((run_dir / f"{name}.jsonl").read_text().splitlines()[line])["time"])
 
 
+@pytest.mark.heavy
 def test_a_run_that_ended_in_an_outage(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded(run_dir, DEAD_SERVER, end="FAILED")
     store = run_dir.parent / "mlflow.db"

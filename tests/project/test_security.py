@@ -84,6 +84,7 @@ def is_constant(node: ast.AST | None, value: object) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
+@pytest.mark.heavy
 def test_no_source_file_can_run_what_it_reads() -> None:
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(paths) > 70

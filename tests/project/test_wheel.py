@@ -38,6 +38,7 @@ def build() -> ModuleType:
 # --- what is copied, and how it is rewritten ---
 
 
+@pytest.mark.heavy
 def test_no_import_of_the_tree_names_a_package_of_the_checkout(build: ModuleType, tmp_path: Path) -> None:
     written = build.build_tree(tmp_path, {})
     assert {path.relative_to(tmp_path).parts[0] for path in written} == {"anytext2", "anytext2_distill"}

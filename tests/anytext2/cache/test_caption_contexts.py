@@ -72,6 +72,7 @@ def test_only_what_is_missing_is_encoded_and_an_empty_chunk_once(
     assert encoded == []
 
 
+@pytest.mark.heavy
 def test_the_model_uses_them_for_the_batch_s_own_captions_only() -> None:
     model = mini_model()
     batch = batch_of(model.cond_stage_model, (True, False, True, True)).normalized()

@@ -190,6 +190,7 @@ def _assert_accounted(items: list[Any], records: list[Record], report: LoadRepor
             assert polygon.dtype == np.float32 and np.abs(polygon).max() <= MAX_COORDINATE
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("files", [8, pytest.param(FILES, marks=pytest.mark.slow)])
 def test_mutated_items(folder: Path, files: int) -> None:
     rng, path = random.Random(1), folder / "data.json"
@@ -256,6 +257,7 @@ def _is_json(content: bytes) -> bool:
     return True
 
 
+@pytest.mark.heavy
 def test_mutated_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, path = random.Random(2), folder / "file.json"
     loaded = refused = 0

@@ -83,6 +83,7 @@ def _mutated_images() -> Iterator[tuple[str, bytes]]:
         yield "flipped", bytes(changed)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"

@@ -146,6 +146,7 @@ def many(annotation_file: Path) -> Records:
     return load_records(annotation_file)[0]
 
 
+@pytest.mark.heavy
 def test_pickling_writes_what_is_in_view(many: Records) -> None:
     whole = pickle.dumps(many)
     assert len(whole) < many.nbytes + 2000

@@ -138,6 +138,7 @@ def test_encode_and_decode_shapes(model: AnyText2) -> None:
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_condition(model: AnyText2, conditions: Conditions) -> None:
     batch = mini_batch()
     lines = model.embedding_manager(batch, model.text_predictor)
@@ -156,6 +157,7 @@ def test_positions_are_summed_and_not_clipped(model: AnyText2) -> None:
     assert conditions.position.shape == (1, 1, 32, 32) and (conditions.position == 3).all()
 
 
+@pytest.mark.heavy
 def test_captions_in_place_of_the_batchs_own(model: AnyText2, conditions: Conditions) -> None:
     batch = mini_batch()
     captions = (batch.image_caption[0], "", batch.image_caption[2])
@@ -180,6 +182,7 @@ def test_unconditional_shares_the_hints(model: AnyText2, conditions: Conditions)
     torch.testing.assert_close(without.text_context, other.text_context)
 
 
+@pytest.mark.heavy
 def test_wrong_placeholders_name_the_sample(model: AnyText2, conditions: Conditions) -> None:
     batch = mini_batch()
     captions = (*batch.text_caption[:2], "Text says *, *. ")
@@ -220,6 +223,7 @@ def test_control_and_extra_attention_matter(model: AnyText2, conditions: Conditi
         assert ((full - other).norm() / full.norm()) > 1e-3
 
 
+@pytest.mark.heavy
 def test_gradients_reach_every_trained_part(model: AnyText2) -> None:
     batch = mini_batch()
     conditions = model.encode_conditions(batch, model.masked_latents(batch).detach())

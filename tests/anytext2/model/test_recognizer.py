@@ -84,6 +84,7 @@ def random_recognizer() -> Recognizer:
     return recognizer
 
 
+@pytest.mark.heavy
 def test_parity_with_plain_functions() -> None:
     recognizer = random_recognizer()
     x = normal(2, 3, 48, 320).requires_grad_()

@@ -36,6 +36,7 @@ def layer_norm_of_linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tens
     return x * state[f"{name}.1.weight"] + state[f"{name}.1.bias"]
 
 
+@pytest.mark.heavy
 def test_parts_against_plain_functions(model: AnyText2) -> None:
     batch = mini_batch(N_LINES)
     state = dict(model.embedding_manager.named_parameters())
@@ -67,6 +68,7 @@ def test_parts_against_plain_functions(model: AnyText2) -> None:
     assert total.shape == (sum(N_LINES), 16)
 
 
+@pytest.mark.heavy
 def test_font_crop_is_the_hint_in_the_lines_own_place(model: AnyText2) -> None:
     batch = mini_batch()
     band = torch.zeros_like(batch.font_hint)
@@ -76,6 +78,7 @@ def test_font_crop_is_the_hint_in_the_lines_own_place(model: AnyText2) -> None:
     assert fonts[2, :, 12:-4, 12:180].min() > 0.9
 
 
+@pytest.mark.heavy
 def test_every_part_sees_its_own_input_and_no_other(model: AnyText2) -> None:
     batch = mini_batch()
     before = parts_of(model, batch)
@@ -97,6 +100,7 @@ def test_every_part_sees_its_own_input_and_no_other(model: AnyText2) -> None:
             assert rows == (everywhere if name in affected else []), (change.keys(), name)
 
 
+@pytest.mark.heavy
 def test_padding_is_never_read(model: AnyText2) -> None:
     batch = mini_batch()
     before = model.embedding_manager(batch, model.text_predictor)
@@ -107,6 +111,7 @@ def test_padding_is_never_read(model: AnyText2) -> None:
     assert torch.equal(model.embedding_manager(noisy, model.text_predictor), before)
 
 
+@pytest.mark.heavy
 def test_a_line_does_not_depend_on_the_batch_around_it(model: AnyText2) -> None:
     batch = mini_batch()
     together = model.embedding_manager(batch, model.text_predictor)
@@ -130,6 +135,7 @@ def test_a_line_without_a_place_is_told(model: AnyText2) -> None:
     assert parts.total.isfinite().all()
 
 
+@pytest.mark.heavy
 def test_gradients_reach_every_trained_tensor(model: AnyText2) -> None:
     manager = model.embedding_manager
     trained = {name: p for name, p in manager.named_parameters() if not name.startswith("font_predictor.head.")}

@@ -28,6 +28,7 @@ def lines_of(texts: list[str]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(line) for line in drawn]).unsqueeze(1).float()
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_the_recogniser_reads_glyph_lines(model: AnyText2) -> None:
     charset = load_charset(model.cfg.recognizer.charset, model.cfg.recognizer.n_classes)
@@ -39,6 +40,7 @@ def test_the_recogniser_reads_glyph_lines(model: AnyText2) -> None:
     assert len(known) >= 8 and sum(a == b for a, b in zip(read, known, strict=True)) >= 0.6 * len(known)
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_the_glyph_features_tell_characters_apart(model: AnyText2) -> None:
     """A line that is a pixel off is nearest to itself among a hundred."""

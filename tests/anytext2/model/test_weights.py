@@ -72,6 +72,7 @@ def test_official_state_shares_memory_and_names_the_right_tensors(fresh: AnyText
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt", "w.pt"])
 def test_round_trip(model: AnyText2, fresh: AnyText2, tmp_path: Path, name: str) -> None:
     save_weights(model, tmp_path / name)

@@ -138,6 +138,7 @@ def test_ink_lies_in_the_polygon() -> None:
     assert checked > 5
 
 
+@pytest.mark.heavy
 def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:
     arguments = ["--count", "6", "--seed", "9", "--size", "96"]
     assert make_dataset.main(["--out", str(tmp_path / "one"), *arguments]) == 0

@@ -61,6 +61,7 @@ def official() -> AnyText2:
     return build_model(load_model_config("sd15"), "meta")
 
 
+@pytest.mark.heavy
 def test_rank_64_is_504_tensors_with_26_8_million_parameters_in_the_official_size(official: AnyText2) -> None:
     targets = {n: m for n, m in official.named_modules() if n in set(lora_targets(official, "paper"))}
     with torch.device("meta"):
@@ -99,6 +100,7 @@ def test_dora_refuses_a_channel_of_zeros() -> None:
     add_student(model, AdapterConfig(kind="dora", rank=2, alpha=2, targets="decoder"), seed=0)
 
 
+@pytest.mark.heavy
 def test_the_scale_of_rank_stabilised_lora() -> None:
     """W + alpha / sqrt(rank) B A against W + alpha / rank B A: alpha of one is another alpha of the other."""
     plain = add_student(filled_model(), AdapterConfig(rank=4, alpha=6), seed=0)
@@ -111,6 +113,7 @@ def test_the_scale_of_rank_stabilised_lora() -> None:
 # --- roles ---
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
 def test_the_student_starts_as_the_teacher_and_leaves_the_generator_alone(kind: str, targets: str) -> None:
     model = filled_model()
@@ -123,6 +126,7 @@ def test_the_student_starts_as_the_teacher_and_leaves_the_generator_alone(kind: 
     assert torch.equal(prediction(AdapterRoles(student).model), bare)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
 def test_the_teacher_stays_the_bare_model_whatever_the_adapter_becomes(kind: str, targets: str) -> None:
     model = filled_model()
@@ -198,6 +202,7 @@ def load_fault(model: AnyText2, folder: Path) -> str:
     return message
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "targets"), ADAPTERS)
 def test_a_saved_adapter_computes_as_before_and_is_frozen(tmp_path: Path, kind: str, targets: str) -> None:
     expected = write_student(tmp_path, replace(LORA, kind=kind, targets=targets))
@@ -210,6 +215,7 @@ def test_a_saved_adapter_computes_as_before_and_is_frozen(tmp_path: Path, kind: 
         assert torch.equal(prediction(roles.model), bare)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["rslora", "dora"])
 def test_peft_reads_and_merges_a_saved_adapter(tmp_path: Path, kind: str) -> None:
     expected = write_student(tmp_path, replace(LORA, kind=kind, targets="all"))
@@ -234,6 +240,7 @@ def test_a_folder_without_an_adapter(folder: Path) -> None:
     assert ADAPTER_CONFIG in load_fault(model, folder)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("keep", [0, 4, 0.5, -1])
 def test_a_truncated_adapter(folder: Path, keep: float) -> None:
     content = (folder / ADAPTER_WEIGHTS).read_bytes()
@@ -247,6 +254,7 @@ def test_a_damaged_adapter_config(folder: Path, text: str) -> None:
     assert ADAPTER_CONFIG in load_fault(build_model(mini_config()), folder)
 
 
+@pytest.mark.heavy
 def test_an_adapter_of_another_rank_than_it_says(folder: Path) -> None:
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config | {"r": 2}))

@@ -70,6 +70,7 @@ def loss_of(roles: Roles) -> torch.Tensor:
     return eps.square().mean()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("preset", "modules", "kind"),
     [("paper", 76, "lora"), ("decoder", 32, "rslora"), ("all", 167, "lora"), ("all", 167, "dora")],

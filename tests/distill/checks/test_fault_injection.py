@@ -32,11 +32,13 @@ def differing(one: Conditions, other: Conditions) -> set[str]:
     return {f.name for f in fields(Conditions) if not torch.equal(getattr(one, f.name), getattr(other, f.name))}
 
 
+@pytest.mark.heavy
 def test_all_ink() -> None:
     sound, faulty, _, _ = with_fault("glyph_page_all_ink")
     assert differing(sound, faulty) == {"glyph"} and (faulty.glyph == 1).all() and sound.glyph.mean() < 0.6
 
 
+@pytest.mark.heavy
 def test_thin_lines_are_those_of_a_picture_divided_by_255() -> None:
     sound, faulty, _, batch = with_fault("glyph_lines_thin")
     assert differing(sound, faulty) == {"text_context"}
@@ -44,6 +46,7 @@ def test_thin_lines_are_those_of_a_picture_divided_by_255() -> None:
     torch.testing.assert_close(faulty.text_context, condition(mini_model(), thin).text_context, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.heavy
 def test_of_several_placeholders_the_last_takes_the_first_lines_embedding() -> None:
     sound, faulty, _, batch = with_fault("placeholders_lost")
     assert differing(sound, faulty) == {"text_context"}
@@ -56,6 +59,7 @@ def test_of_several_placeholders_the_last_takes_the_first_lines_embedding() -> N
     torch.testing.assert_close(faulty.text_context[1:], alone)
 
 
+@pytest.mark.heavy
 def test_a_writenet_that_sees_noise_is_another_function_of_x_and_t() -> None:
     _, conditions, model, _ = with_fault("writenet_sees_noise")
     sound = mini_model()
@@ -69,6 +73,7 @@ def test_a_writenet_that_sees_noise_is_another_function_of_x_and_t() -> None:
             assert torch.allclose(faulty, right) == same
 
 
+@pytest.mark.heavy
 def test_gradients_pass_through_every_fault() -> None:
     for name in FAULT_INJECTIONS:
         _, conditions, model, _ = with_fault(name)

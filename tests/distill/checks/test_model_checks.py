@@ -63,6 +63,7 @@ def patched(model: AnyText2) -> Iterator[Callable[[nn.Module, str, Any], None]]:
         object.__delattr__(module, name)
 
 
+@pytest.mark.heavy
 def test_real_conditions_pass(model: AnyText2, batch: Batch, conditions: Conditions) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert check_conditions(model, batch, conditions) == []
@@ -212,6 +213,7 @@ def collate_first(batch: Batch) -> Batch:
     return Batch(**{name: None if value is None else value[:1] for name, value in values.items()})
 
 
+@pytest.mark.heavy
 def test_a_fresh_lora_passes_and_is_left_as_it_was(student: tuple[nn.Module, Callable[[], torch.Tensor]]) -> None:
     wrapped, loss = student
     before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}

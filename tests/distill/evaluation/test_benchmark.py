@@ -156,6 +156,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.heavy
 def test_end_to_end(benchmark_folder: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--run", str(run_dir), "--protocol", "anytext-benchmark", "--benchmark", str(benchmark_folder)]
     code = evaluate.main([*argv, "--count", "2", "--out", str(tmp_path)])

@@ -69,6 +69,7 @@ def test_clip_score_is_two_and_a_half_cosines(clip_weights: Path) -> None:
     assert len(set(score(images, captions))) > 1 or max(score(images, captions)) == 0
 
 
+@pytest.mark.heavy
 def test_inception_pools_without_padding_and_with_a_maximum_at_its_end(inception_weights: Path) -> None:
     pool = InceptionFeatures(inception_weights, CPU)
     blocks = dict(pool._network.named_children())
@@ -87,6 +88,7 @@ def test_inception_pools_without_padding_and_with_a_maximum_at_its_end(inception
     assert np.allclose(pool(noise(0, 2)[1:])[0], features[1], atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_rows_are_compared_with_the_reference_folder(inception_weights: Path, tmp_path: Path) -> None:
     for n, image in enumerate(noise(1, 3)):
         (tmp_path / "a").mkdir(exist_ok=True)

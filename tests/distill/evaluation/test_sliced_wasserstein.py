@@ -38,12 +38,14 @@ def test_pictures_may_have_any_number_of_points() -> None:
     assert all(math.isnan(edge) for edge in found.interval(20, [False, True, False, False]))
 
 
+@pytest.mark.heavy
 def test_with_more_points_than_knots_it_is_near() -> None:
     first, second = points(0, [400] * 20), points(1, [400] * 20, 0.25)
     second = [p * 1.2 for p in second]
     assert SlicedWasserstein(first, second).value() == pytest.approx(of_scipy(first, second, 0), rel=0.005)
 
 
+@pytest.mark.heavy
 def test_the_interval_is_as_wide_as_the_distance_varies_over_sets_of_pictures() -> None:
     # Every picture has a shift of its own, so that the distance is about the mean shift along a direction.
     def drawn(seed: int) -> SlicedWasserstein:

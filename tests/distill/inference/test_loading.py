@@ -64,6 +64,7 @@ def test_the_teacher_is_guided_as_it_was_distilled(plain, low, high, scale):
     assert replace(plain, recipe=replace(plain.recipe, objective=objective)).guidance == scale
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_draws_nearly_the_same_picture(plain, precision):
     half = load_sampling_model(None, DEFAULT_RECIPE, SCRATCH, precision, "cpu")

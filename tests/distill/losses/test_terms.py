@@ -88,6 +88,7 @@ def weighed(values: list[torch.Tensor], given: TermInput) -> torch.Tensor:
     return torch.stack([v * stub_model.ABAR[int(t)] for v, t in zip(values, given.t, strict=True)])
 
 
+@pytest.mark.heavy
 def test_ocr_features_equal_the_formula_in_value_and_gradient(model: AnyText2) -> None:
     batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
@@ -128,6 +129,7 @@ def plain_ctc(logits: torch.Tensor, text: str) -> torch.Tensor:
     return -torch.logsumexp(torch.stack(alpha[-2:]), 0)
 
 
+@pytest.mark.heavy
 def test_ocr_ctc_equals_the_forward_algorithm_in_value_and_gradient(model: AnyText2) -> None:
     # a blank line, a character outside the charset, and a text that no path of 40 columns spells
     texts = ("AAB", " ", "A?", "A" * 21)

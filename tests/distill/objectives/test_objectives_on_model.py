@@ -45,6 +45,7 @@ def step_input(model: AnyText2, count: int = 2) -> StepInput:
     return StepInput(batch, Draws(1, (0,) * count, tuple(range(count))), latent, masked)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["denoise", "autoencode", "recognize"])
 def test_every_trained_weight_gets_a_gradient_and_no_other(model: AnyText2, name: str) -> None:
     options = {"denoise": {"scope": "all", "context_dropout": 0.5}}.get(name, {})
@@ -71,6 +72,7 @@ def test_denoise_in_official_scope_trains_what_the_released_code_trains() -> Non
     assert sum(parameter.numel() for parameter in trained.values()) == 427_776_729
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("precision", ["float32", "autocast bfloat16"])
 @pytest.mark.parametrize("name", ["consistency", "phased", "trajectory", "x0_regression"])
 def test_every_lora_tensor_gets_a_gradient_and_no_base_weight(model: AnyText2, name: str, precision: str) -> None:
@@ -99,6 +101,7 @@ def student_of(model: AnyText2) -> tuple[Roles, dict[str, torch.nn.Parameter]]:
     return AdapterRoles(wrapped), lora
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", ["consistency", "phased", "x0_regression"])
 def test_all_terms_together_reach_every_lora_tensor(model: AnyText2, name: str, recompute: bool) -> None:
@@ -115,6 +118,7 @@ def test_all_terms_together_reach_every_lora_tensor(model: AnyText2, name: str, 
     assert all(p.grad is None for n, p in roles.wrapped.named_parameters() if n not in lora)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("term", list(TERMS))
 def test_the_gradient_of_each_term_is_its_slope(model: AnyText2, term: str) -> None:
     """In float64, where the target does not move with the student; the term outweighs the distance."""

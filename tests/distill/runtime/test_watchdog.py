@@ -144,6 +144,7 @@ def stop() -> StopRequests:
     return requests
 
 
+@pytest.mark.heavy
 def test_a_soft_limit_asks_to_stop_once_it_stays_passed(tmp_path: Path, stop: StopRequests) -> None:
     blip = [3.0] * (CONSECUTIVE_READINGS - 1) + [5.0]
     series = iter([*blip, *blip, *[3.0] * CONSECUTIVE_READINGS])

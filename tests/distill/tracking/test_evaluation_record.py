@@ -47,6 +47,7 @@ def stored(run_dir: Path, run_id: str) -> Any:
     return MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}").get_run(run_id)
 
 
+@pytest.mark.heavy
 def test_two_evaluations_are_two_runs_below_the_training_s(run_dir: Path, tmp_path: Path) -> None:
     training = train(run_dir)
     ids = [evaluate(run_dir, exact, tmp_path / "out") for exact in (0.25, 0.75)]
@@ -65,6 +66,7 @@ def test_two_evaluations_are_two_runs_below_the_training_s(run_dir: Path, tmp_pa
     assert "mlflow.parentRunId" not in parent.data.tags
 
 
+@pytest.mark.heavy
 def test_an_outage_loses_nothing(run_dir: Path, tmp_path: Path, empty_store: Path) -> None:
     train(run_dir, uri=DEAD_SERVER)
     said: list[str] = []

@@ -221,6 +221,7 @@ def test_a_note_that_cannot_be_read_is_said_and_everything_is_sent(run_dir: Path
     assert upload_state.UploadState(run_dir, said.append).load("x") == ("run", {"metrics": 5}) and len(said) == 1
 
 
+@pytest.mark.heavy
 def test_system_metrics_are_local_and_in_mlflow(run_dir: Path) -> None:
     tracker = Tracker(run_dir, _options(), {}, timing=Timing(send=0.05, system=0.05))
     tracker.log({"loss": 1.0}, 7)

@@ -40,6 +40,7 @@ def test_weights_from_nothing_depend_on_the_seed_alone(recipe: Recipe) -> None:
     assert same(first, make_model(section, seed=5)) and not same(first, make_model(section, seed=6))
 
 
+@pytest.mark.heavy
 def test_weights_from_a_file_or_by_name_do_not_depend_on_the_seed(recipe: Recipe) -> None:
     for weights in (recipe.model.weights, "filled"):
         model = make_model(replace(recipe.model, weights=weights), seed=1)
@@ -63,6 +64,7 @@ def test_parts_lie_over_the_rest_and_teach_a_new_font_recogniser(recipe: Recipe,
     assert not torch.equal(trained[f"embedding_manager.font_predictor.{key}"], part)  # it has weights of its own
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("section", "words"),
     [

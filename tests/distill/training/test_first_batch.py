@@ -98,6 +98,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     monkeypatch.setattr(AnyWordDataset, "sample", lambda self, *key: replace(sample(self, *key), **changes))
 
 
+@pytest.mark.heavy
 def test_a_sound_batch_passes_and_is_drawn(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: value.clone() for name, value in parts.roles.wrapped.state_dict().items()}
     parts.check()
@@ -110,6 +111,7 @@ def test_a_sound_batch_passes_and_is_drawn(parts: Parts, capsys: pytest.CaptureF
     assert all(torch.equal(before[name], value) for name, value in parts.roles.wrapped.state_dict().items())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -132,6 +134,7 @@ def test_a_planted_fault_in_the_batch_stops_the_run(
     assert "\n" not in message and words in message.lower().replace("_", " ").replace("colour", "color"), message
 
 
+@pytest.mark.heavy
 def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +145,7 @@ def test_a_fault_planted_on_purpose_is_named_and_stops_nothing(
     assert "are sound" not in told
 
 
+@pytest.mark.heavy
 def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     predict, write = AnyText2.predict_noise, AnyText2.control_maps
     times: list[torch.Tensor] = []
@@ -159,12 +163,14 @@ def test_a_writenet_that_looks_at_the_time_stops_the_run(parts: Parts, monkeypat
         parts.check()
 
 
+@pytest.mark.heavy
 def test_a_base_weight_that_requires_a_gradient_stops_the_run(parts: Parts) -> None:
     parts.roles.model.model.diffusion_model.out[2].weight.requires_grad_(True)
     with pytest.raises(FirstBatchError, match="requires a gradient"):
         parts.check()
 
 
+@pytest.mark.heavy
 def test_previews_show_the_student(parts: Parts) -> None:
     device = parts.engine.world.device
     SamplePreviews(

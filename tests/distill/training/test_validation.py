@@ -143,6 +143,7 @@ def test_scores_are_over_the_lines_that_say_something() -> None:
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
