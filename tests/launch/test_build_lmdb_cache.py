@@ -106,6 +106,7 @@ def test_long_captions_are_shortened_anew_and_have_no_context(source: Path, stor
     assert all((data.sample(index, 0).image_context is None) == (index in long) for index in range(6))
 
 
+@pytest.mark.heavy
 def test_a_store_of_another_model_is_refused(source: Path, store: Path) -> None:
     other = make_model(ModelConfig(weights="scratch"), 5)
     with pytest.raises(ValueError, match="latents: the store has .*, the run wants"):
@@ -146,6 +147,7 @@ def test_what_cannot_be_built_is_said_in_one_line(
     assert not (tmp_path / "x.lmdb").exists()
 
 
+@pytest.mark.heavy
 def test_buckets_have_a_store_for_each_size(
     source: Path, model: AnyText2, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_sampler_of_the_student_can_be_chosen(workplace, tmp_path, reuse, ca
     assert "ddim" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_without_a_checkpoint_the_teacher_is_drawn(workplace, tmp_path):
     data, recipe = str(workplace / "data" / "data.json"), str(workplace / "run" / "recipe.yaml")
     more = ["--teacher-steps", "1", "--guidance", "1", "--out", str(tmp_path)]
@@ -161,6 +162,7 @@ def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
     assert summary["rows"][0]["guidance"] == 5.0 - 1.0  # w in [2, 4] is a scale of 3 to 5
 
 
+@pytest.mark.heavy
 def test_another_engine_can_read(workplace, tmp_path, reuse, monkeypatch, capsys):
     argv = ["--run", str(workplace / "run"), "--data", str(workplace / "data" / "data.json"), "--out", str(tmp_path)]
     argv += ["--teacher-steps", "1", "--undistilled-steps", "", "--student-steps", "1", "--ocr", "own", "--count", "1"]
@@ -236,6 +238,7 @@ def evaluation_error(workplace, tmp_path, capsys, change):
     return error
 
 
+@pytest.mark.heavy
 def test_a_run_on_files_needs_held_out_data(workplace, capsys):
     argv = ["--run", str(workplace / "run"), "--no-ocr", f"data.sources=[{workplace}/data/data.json]"]
     assert evaluate.main(argv) == 2

@@ -60,6 +60,7 @@ def assert_bash_reads(script: str) -> None:
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_can_be_submitted(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     batch = load_recipe(recipe).train

@@ -51,6 +51,7 @@ def test_no_import_of_the_tree_names_a_package_of_the_checkout(build: ModuleType
             assert not {name.split(".")[0] for name in names} & {"distill", "launch"}, path
 
 
+@pytest.mark.heavy
 def test_every_data_file_of_the_checkout_is_in_the_tree(build: ModuleType, tmp_path: Path) -> None:
     build.build_tree(tmp_path, {})
     for place, pattern in (("anytext2/fonts", "fonts/*"), ("anytext2_distill/ds_configs", "ds_configs/*.json")):

@@ -156,6 +156,7 @@ def test_long_texts_are_cut(record: Record) -> None:
     assert _sample(long, replace(EXACT, max_chars=7)).texts == ("abcdefg",)
 
 
+@pytest.mark.heavy
 def test_probabilities_of_what_is_told(record: Record) -> None:
     never = _sample(record, replace(EXACT, mask_pos_prob=0, color_prob=0, font_hint_prob=0))
     assert not never.position.any() and (never.color == 500).all() and not never.font_hint.any()

@@ -193,6 +193,7 @@ def test_wrong_placeholders_name_the_sample(model: AnyText2, conditions: Conditi
 # --- denoising -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_calls_leave_no_trace(model: AnyText2, conditions: Conditions) -> None:
     """Interleaving other calls changes no result: nothing is kept on the model."""

@@ -125,6 +125,7 @@ def test_no_lines(model: AnyText2) -> None:
     assert model.embedding_manager(batch, model.text_predictor).shape == (0, 16)
 
 
+@pytest.mark.heavy
 def test_a_line_without_a_place_is_told(model: AnyText2) -> None:
     batch = mini_batch()
     position = batch.position.clone()

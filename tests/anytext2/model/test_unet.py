@@ -122,6 +122,7 @@ def test_no_argument_is_changed_and_a_call_leaves_nothing_behind() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, arguments, strict=True))
 
 
+@pytest.mark.heavy
 def test_recomputed_activations_give_the_same_gradients() -> None:
     unet = make(small())
     x, context = inputs_of(small())

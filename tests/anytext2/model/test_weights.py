@@ -82,6 +82,7 @@ def test_round_trip(model: AnyText2, fresh: AnyText2, tmp_path: Path, name: str)
     assert_same_weights(fresh, model)
 
 
+@pytest.mark.heavy
 def test_bare_old_format_and_position_ids(model: AnyText2, fresh: AnyText2, tmp_path: Path) -> None:
     state = copy_of(official_state_dict(model)) | {IGNORED_KEY: torch.arange(77)[None]}
     torch.save(state, tmp_path / "w.ckpt", _use_new_zipfile_serialization=False)
@@ -135,6 +136,7 @@ def test_another_noise_schedule(model: AnyText2, fresh: AnyText2, tmp_path: Path
         load_weights(fresh, tmp_path / "w.safetensors")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
 @pytest.mark.parametrize("kept", [0, 10, 20_000])
 def test_truncated_file(model: AnyText2, fresh: AnyText2, tmp_path: Path, name: str, kept: int) -> None:

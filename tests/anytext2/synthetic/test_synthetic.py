@@ -28,6 +28,7 @@ def pictures() -> list[SyntheticPicture]:
     return [draw_picture(11, index, CONFIG) for index in range(240)]
 
 
+@pytest.mark.heavy
 def test_a_picture_depends_on_seed_and_index_only(pictures: list[SyntheticPicture]) -> None:
     again = draw_picture(11, 17, CONFIG)
     np.testing.assert_array_equal(again.image, pictures[17].image)

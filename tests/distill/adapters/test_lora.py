@@ -146,6 +146,7 @@ def test_the_teacher_stays_the_bare_model_whatever_the_adapter_becomes(kind: str
     assert all(p.requires_grad == (".lora_" in n) for n, p in roles.wrapped.named_parameters())
 
 
+@pytest.mark.heavy
 def test_after_an_exception_in_the_teacher_the_student_is_back() -> None:
     roles = AdapterRoles(add_student(filled_model(), LORA, seed=0))
     perturb(roles.wrapped)
@@ -164,6 +165,7 @@ def test_without_a_student_the_model_is_its_own_teacher() -> None:
         assert torch.is_inference_mode_enabled()
 
 
+@pytest.mark.heavy
 def test_the_first_adapter_depends_on_the_seed_alone() -> None:
     def matrices(seed: int) -> dict[str, torch.Tensor]:
         return {n: p.detach() for n, p in lora_parameters(add_student(build_model(mini_config()), LORA, seed))}
@@ -248,6 +250,7 @@ def test_a_truncated_adapter(folder: Path, keep: float) -> None:
     assert f"{ADAPTER_WEIGHTS}: not a whole safetensors file" in load_fault(build_model(mini_config()), folder)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"peft_type": "LORA", "r": "x"}'])
 def test_a_damaged_adapter_config(folder: Path, text: str) -> None:
     (folder / ADAPTER_CONFIG).write_text(text)
@@ -263,6 +266,7 @@ def test_an_adapter_of_another_rank_than_it_says(folder: Path) -> None:
     assert f"of {n} tensors {n} of another shape (first " in message
 
 
+@pytest.mark.heavy
 def test_an_adapter_with_other_tensors(folder: Path) -> None:
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     first = next(iter(tensors))

@@ -71,6 +71,7 @@ def test_real_conditions_pass(model: AnyText2, batch: Batch, conditions: Conditi
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_untrained_teacher_passes_too(batch: Batch) -> None:
     """Zero convolutions make all maps zero; that is how a teacher begins, and no fault."""
     torch.manual_seed(1)
@@ -92,6 +93,7 @@ def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
     return encode_text_captions
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("order", "message"),
     [
@@ -126,6 +128,7 @@ def test_only_the_first_placeholder_replaced_is_found(
     assert len(lost) == sum(batch.n_lines) - batch.size, said(findings)
 
 
+@pytest.mark.heavy
 def test_lines_of_faint_ink_are_found(model: AnyText2, batch: Batch, conditions: Conditions) -> None:
     """The forerunner divided glyphs of 0 and 1 by 255: every line reaches its placeholder, and says nothing."""
     assert check_recognizer(model, batch, conditions.masked_latent) == []
@@ -238,6 +241,7 @@ def test_values_return_when_the_loss_fails(student: tuple[nn.Module, Callable[[]
     assert all(torch.equal(before[name], tensor) for name, tensor in wrapped.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_an_encoder_without_gradient_is_found(student: tuple[nn.Module, Callable[[], torch.Tensor]]) -> None:
     """As the reference UNet does it: the encoder under no_grad. Its LoRA never learns."""
     wrapped, loss = student
@@ -250,6 +254,7 @@ def test_an_encoder_without_gradient_is_found(student: tuple[nn.Module, Callable
     assert {f.message for f in findings} == {"gets no gradient from the loss"}
 
 
+@pytest.mark.heavy
 def test_a_writenet_computed_without_gradient_is_found(
     student: tuple[nn.Module, Callable[[], torch.Tensor]],
 ) -> None:

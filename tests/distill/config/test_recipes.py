@@ -61,6 +61,7 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(written(tmp_path, "")) == Recipe()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("text", "words"),
     [

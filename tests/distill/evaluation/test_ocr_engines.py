@@ -24,6 +24,7 @@ def tiny() -> AnyText2:
     return make_model(ModelConfig(), seed=0).eval()
 
 
+@pytest.mark.heavy
 def test_the_model_s_own_recogniser_reads(tiny: AnyText2) -> None:
     reader = ModelOcr(tiny.text_predictor)
     image, (polygon,) = _of("Hello")

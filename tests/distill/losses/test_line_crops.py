@@ -84,6 +84,7 @@ def test_pages_are_seen_in_the_same_place_at_any_scale() -> None:
         assert shown[known].mean() > 0.9 and not shown[~known].any()
 
 
+@pytest.mark.heavy
 def test_a_line_from_a_window_is_nearly_that_of_the_picture() -> None:
     """The tiny model's own decoder: a margin of MARGIN cells leaves little of its receptive field out."""
     model = make_model(ModelConfig(), 0).eval()

@@ -164,6 +164,7 @@ def plain_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
     return skeleton
 
 
+@pytest.mark.heavy
 def test_topology_equals_the_formula_in_value_and_gradient(model: AnyText2) -> None:
     batch = collate([line_sample(0), line_sample(1, (2,)), line_sample(2, ())])
     given = compared(model, batch)
@@ -202,6 +203,7 @@ def test_a_line_whose_ink_cannot_be_seen_has_no_topology(model: AnyText2) -> Non
     assert result.tolist() == [0.0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["ocr_features", "topology"])
 def test_a_student_that_equals_the_picture_has_no_loss(model: AnyText2, name: str) -> None:
     given = compared(model, collate([line_sample(0), line_sample(1)]), difference=0.0)
@@ -233,6 +235,7 @@ def test_activation_checkpointing_changes_nothing(model: AnyText2, monkeypatch: 
         assert torch.equal(plain, recomputed)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_mass_equals_the_formula_in_value_and_gradient(autocast: bool) -> None:
     batch = collate([line_sample(0, (0, 2)), line_sample(1, ()), line_sample(2, (1,))])

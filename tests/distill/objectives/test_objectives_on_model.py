@@ -141,6 +141,7 @@ def test_the_gradient_of_each_term_is_its_slope(model: AnyText2, term: str) -> N
     assert losses[1] < losses[0]
 
 
+@pytest.mark.heavy
 def test_attention_is_taken_with_the_lora_and_leaves_nothing_behind(model: AnyText2) -> None:
     item = step_input(model)
     roles, lora = student_of(model)

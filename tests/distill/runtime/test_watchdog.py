@@ -166,6 +166,7 @@ def test_a_soft_limit_asks_to_stop_once_it_stays_passed(tmp_path: Path, stop: St
     watchdog.finish()
 
 
+@pytest.mark.heavy
 def test_little_disk_is_said_once(tmp_path: Path, stop: StopRequests, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[int] = []
 

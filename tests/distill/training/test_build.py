@@ -30,6 +30,7 @@ def same(a: AnyText2, b: AnyText2) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+@pytest.mark.heavy
 def test_weights_from_nothing_depend_on_the_seed_alone(recipe: Recipe) -> None:
     section = replace(recipe.model, weights="scratch")
     torch.manual_seed(1)
@@ -48,6 +49,7 @@ def test_weights_from_a_file_or_by_name_do_not_depend_on_the_seed(recipe: Recipe
         assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
+@pytest.mark.heavy
 def test_parts_lie_over_the_rest_and_teach_a_new_font_recogniser(recipe: Recipe, tmp_path: Path) -> None:
     key = "head.fc.bias"
     part = torch.arange(12.0)
