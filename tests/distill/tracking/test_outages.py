@@ -180,7 +180,7 @@ def test_a_database_that_another_process_has_locked(tmp_path: Path, empty_store:
 
 
 def test_an_outage_costs_less_than_a_hundredth_of_the_training(tmp_path: Path, server: FaultyMlflow) -> None:
-    """Steps of 0.05 s, a fiftieth of a real one, with the usual intervals; the process's first attempt is not counted."""
+    """Steps of 0.05 s, a fiftieth of a real one, with the usual intervals; the first attempt is not counted."""
     costs = {}
     for mode in ("warm-up", "stopped", "hang", "500"):
         server.set("stopped" if mode == "warm-up" else mode)
