@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from anytext2.data.dataset import DatasetConfig
 from anytext2.data.geometry import Size
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.render import UPRIGHT_DEGREES
 

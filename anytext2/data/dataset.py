@@ -23,6 +23,7 @@ from anytext2.data.captions import fixed_image_caption, image_caption, text_capt
 from anytext2.data.features import FeatureSource, StoredLatents
 from anytext2.data.geometry import Size, fit_record
 from anytext2.data.image_file import ImageError, read_image
+from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
 from anytext2.glyphs import render
 from anytext2.glyphs.fonts import FontTable
@@ -35,55 +36,6 @@ class SampleError(Exception):
     def __init__(self, reason: str, where: str, details: str = "") -> None:
         super().__init__(f"{where}: {reason}" + (f" ({details})" if details else ""))
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """Options of samples. mask_img_prob is a probability per sample, the other probabilities are per line.
-
-    resolution: side of the picture in pixels.
-    max_lines: of more lines, a random selection is used; the others are added to the inverse mask.
-    max_chars: longer texts are cut.
-    glyph_scale: pixels of the glyph page per pixel of the picture.
-    ink_threshold: least coverage (0..1) at which a pixel of the glyph page is 1.
-    mask_img_prob: editing mode, in which the picture outside the position masks is an input of the model.
-    mask_pos_prob: the line's position mask is given; otherwise it is zeros.
-    font_hint_prob: the line's strokes are in the font hint. font_hint_area: range of the share of the line's length
-    that the hint keeps. font_hint_randaug: the hint is randomly rotated, scaled and shifted.
-    color_prob: the line's colour is given, if it is known.
-    rand_font: the glyph page uses a random font of the language instead of the first one.
-    wm_threshold, cap_watermark: see `load_records`.
-    max_caption_words: longer image captions are shortened, see `image_caption`.
-    """
-
-    resolution: int = 512
-    max_lines: int = 5
-    max_chars: int = 20
-    glyph_scale: int = 1
-    ink_threshold: float = 0.1
-    mask_img_prob: float = 0.5
-    mask_pos_prob: float = 1.0
-    font_hint_prob: float = 0.8
-    font_hint_area: tuple[float, float] = (0.7, 1.0)
-    font_hint_randaug: bool = True
-    color_prob: float = 1.0
-    rand_font: bool = True
-    wm_threshold: float = 1.0
-    cap_watermark: bool = False
-    max_caption_words: int = 128
-
-    def __post_init__(self) -> None:
-        if self.resolution < 64 or self.resolution % 8:
-            raise ValueError(f"resolution: {self.resolution} must be a multiple of 8, at least 64")
-        for name in ("max_lines", "max_chars", "glyph_scale", "max_caption_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("mask_img_prob", "mask_pos_prob", "font_hint_prob", "color_prob", "ink_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be in [0, 1]")
-        least, most = self.font_hint_area
-        if not 0 <= least <= most <= 1:
-            raise ValueError(f"font_hint_area: {self.font_hint_area} must be two rising numbers in [0, 1]")
 
 
 class AnyWordDataset:

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from anytext2.core.batch import Record, Sample, collate
 from anytext2.data.annotations import LoadReport, load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs
+from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
 from anytext2.data.geometry import is_outside_image, scale_record
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from distill.checks.batch_checks import Finding, check_batch
 from distill.checks.dataset_report import Colors, CountWithExample, Sizes, SourceCheck, Spread, Uncovered

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from anytext2.data.dataset import DatasetConfig
+from anytext2.data.options import DatasetConfig
 from distill.adapters.lora import AdapterConfig
 from distill.config.objective import resolve_objective
 from distill.objectives.base import LCM_STUDENT, ObjectiveConfig, StudentSpec

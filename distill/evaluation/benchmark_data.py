@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from anytext2.core.batch import Record, Sample, TextLine
 from anytext2.data.annotation_items import SkippedError, parse_item
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.glyphs.render import position_mask
 from distill.config.schema import Recipe

@@ -31,7 +31,8 @@ from anytext2.cache.header import header_for
 from anytext2.cache.store import FeatureCache
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, load_image
+from anytext2.data.dataset import AnyWordDataset, load_image
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from launch.bench import bench_annotations

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from anytext2.core.batch import Batch, collate
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checks.batch_checks import Finding

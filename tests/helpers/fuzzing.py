@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from anytext2.core.batch import UNSET_COLOR, Sample, collate
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError
+from anytext2.data.dataset import AnyWordDataset, SampleError
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 
 FONTS = load_font_table()

@@ -25,8 +25,9 @@ from anytext2.cache.header import CacheHeader, CacheMismatchError, header_for
 from anytext2.cache.store import FeatureCache, read_header
 from anytext2.core.batch import Sample, collate
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError
+from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.features import StoredLatents
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 

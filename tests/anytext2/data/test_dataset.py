@@ -12,8 +12,9 @@ from PIL import Image
 
 from anytext2.core.batch import Record, Sample, TextLine, collate
 from anytext2.data.captions import TEXT_PHRASES, fixed_image_caption, image_caption, text_caption
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig, SampleError, missing_glyphs, resize_image
+from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs, resize_image
 from anytext2.data.geometry import scale_polygons
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 
 FONTS = load_font_table()

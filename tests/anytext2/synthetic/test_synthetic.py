@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE, load_font_table
 from anytext2.glyphs.render import fill_polygons
 from anytext2.synthetic.backgrounds import BACKGROUNDS, PALETTE

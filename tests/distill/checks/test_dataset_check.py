@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, escape_unprintable
 from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
 from launch.check_dataset import main

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
 from anytext2.glyphs.fonts import load_font_table
 from distill.config.schema import DataConfig

@@ -15,7 +15,8 @@ from anytext2.cache.build import build_cache
 from anytext2.cache.header import header_for
 from anytext2.cache.store import FeatureCache
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.data.batch_sampler import ShuffledBatchSampler

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 from anytext2.core.batch import Batch, Sample, collate
 from anytext2.data.annotations import load_records
-from anytext2.data.dataset import AnyWordDataset, DatasetConfig
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from distill.viz.batch_pictures import PALETTE, draw_boxes, draw_color_square, tensor_to_image
 from distill.viz.contact_sheet import OVERVIEW, contact_sheet, evenly_spaced_indices, write_html_page
