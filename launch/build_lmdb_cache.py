@@ -88,10 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
         raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
     sources, recipe = resolve_data(args.items, args.recipe)
-    dataset, report = load_dataset(sources, recipe)
+    dataset, report = load_dataset(sources, recipe, judge=True)
     print(f"data: {report}")
-    if not len(dataset):
-        raise ValueError(f"{', '.join(map(str, sources))}: no picture to store")
     encoders = _encoders(args, recipe) if args.latents or args.captions else Encoders()
     stores = []
     for size, indices in records_by_size(dataset, recipe.data).items():

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
+from anytext2.data.languages import infer_language
 
 PLACEHOLDER = "*"
 """Marks the place of a line's embedding in the text caption. It is removed from image captions."""
@@ -25,47 +26,55 @@ PLACEHOLDER = "*"
 MAX_COORDINATE = 1e6
 """Greatest absolute coordinate of a corner in pixels. Greater ones would overflow integers in the drawing code."""
 
+MAX_SHARE = 1.5
+"""A polygon without a greater coordinate would have two pixels at most: its coordinates are shares of the picture."""
+
 
 class SkippedError(Exception):
-    """A valid item or annotation that is not used.
+    """An item or annotation that is not used.
 
-    reason: a short text without details, so that skipped items can be counted by reason. polygon: float32 [P, 2], the
+    reason: a short text without details, by which skipped ones are counted; `limits.LIMITS` says which are faults.
+    path: of the field in the item, '' for the item itself; problem: what was found there. polygon: float32 [P, 2], the
     region of a skipped line; None if it is unknown.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, path: str = "", problem: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.path = path
+        self.problem = problem or reason
         self.polygon: np.ndarray | None = None
 
 
 class InvalidFieldError(SkippedError):
-    """A field that is missing or malformed. path: its path in the item, '' for the item itself; problem: the fault."""
+    """A field that is missing or malformed."""
 
     def __init__(self, field: str, problem: str, reason: str = "") -> None:
-        super().__init__(reason or (f"faulty {field}" if field else "not an object"))
-        self.path = field
-        self.problem = problem
+        super().__init__(reason or (f"faulty {field}" if field else "not an object"), field, problem)
 
 
 @dataclass(frozen=True)
 class AnnotationItem:
-    """The fields of an item; `annotations` is the raw JSON."""
+    """The fields of an item. annotations: the raw JSON, None where the item has no such field."""
 
     name: str
     caption: str
-    annotations: list[Any]
+    annotations: list[Any] | None
 
     def lines(self) -> Iterator[TextLine | SkippedError]:
         """Yields each annotation as a line, or the error for which it is skipped."""
-        for number, annotation in enumerate(self.annotations):
+        for number, annotation in enumerate(self.annotations or []):
             try:
                 yield _line(annotation)
             except SkippedError as error:
-                if isinstance(error, InvalidFieldError):
-                    place = f"annotations[{number}]"
-                    error.path = f"{place}.{error.path}" if error.path else place
+                place = f"annotations[{number}]"
+                error.path = f"{place}.{error.path}" if error.path else place
                 yield error
+
+    def names_language(self, number: int) -> bool:
+        """Whether annotation `number`, an object, says in which language its text is."""
+        assert self.annotations is not None
+        return _has_language(self.annotations[number])
 
 
 def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> AnnotationItem:
@@ -80,7 +89,7 @@ def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Annotatio
     caption = _text("caption", optional_field(item, "caption", str) or "")
     if cap_watermark and score is not None:
         caption += " with watermarks " if score > 0.5 else " no watermarks "
-    annotations = optional_field(item, "annotations", list) or []
+    annotations = optional_field(item, "annotations", list)
     return AnnotationItem(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
 
 
@@ -133,11 +142,20 @@ def _line(annotation: Any) -> TextLine:
             raise SkippedError("empty text")
         if not is_valid_unicode(text):
             raise SkippedError("text with unpaired surrogates")
-        language = _text("language", required_field(annotation, "language", str))
-        return TextLine(text, polygon, language, _color(annotation))
+        return TextLine(text, polygon, _language(annotation, text), _color(annotation))
     except SkippedError as error:
         error.polygon = polygon
         raise
+
+
+def _language(annotation: dict[str, Any], text: str) -> str:
+    if not _has_language(annotation):
+        return infer_language(text)
+    return _text("language", required_field(annotation, "language", str))
+
+
+def _has_language(annotation: dict[str, Any]) -> bool:
+    return annotation.get("language") not in (None, "")
 
 
 def _polygon(annotation: Any) -> np.ndarray:
@@ -150,15 +168,29 @@ def _polygon(annotation: Any) -> np.ndarray:
     except (TypeError, ValueError):  # lists of different lengths
         exact = np.empty(0)
     if exact.ndim != 2 or exact.shape[1] != 2 or len(exact) < 3 or exact.dtype.kind not in "iuf":
-        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
+        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}{_hint(exact)}")
     exact = exact.astype(np.float64)
-    if not np.abs(exact).max() <= MAX_COORDINATE:  # also true for NaN
+    largest = np.abs(exact).max()
+    if not largest <= MAX_COORDINATE:  # also true for NaN
         raise InvalidFieldError("polygon", f"expected pixels up to {MAX_COORDINATE:.0f}, got {_short(corners)}")
     polygon = exact.astype(np.float32)
+    if largest <= MAX_SHARE and np.ptp(exact, axis=0).min() > 0:
+        raise SkippedError("coordinates like shares", "polygon", _short(corners))
     # A self-intersecting polygon can have no net area; its minimum-area rectangle has one.
     if cv2.contourArea(polygon) < 1 and math.prod(cv2.minAreaRect(polygon)[1]) < 1:
-        raise SkippedError("polygon with an area below one pixel")
+        raise SkippedError("polygon with an area below one pixel", "polygon", _short(corners))
     return polygon
+
+
+def _hint(values: np.ndarray) -> str:
+    """What malformed corners look like, where label tools write them so."""
+    if values.dtype.kind not in "iuf":
+        return ""
+    if values.shape == (4,):
+        return "; if it is [x, y, width, height] or [left, top, right, bottom], write its four corners"
+    if values.shape == (2, 2):
+        return "; if these are opposite corners of a box, write all four"
+    return "; write the flat list as pairs" if values.ndim == 1 and len(values) >= 6 and len(values) % 2 == 0 else ""
 
 
 def _color(annotation: dict[str, Any]) -> tuple[int, int, int] | None:

@@ -1,15 +1,16 @@
 """Reads AnyWord annotation files (JSON) as records.
 
-{"data_root": str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
-    {"polygon": [[x, y], ...], "text", "language", "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
+{"data_root"?: str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
+    {"polygon": [[x, y], ...], "text", "language"?, "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
 
 Fields marked ? are optional, other fields are ignored. The top level's fields may come in any order. If an item repeats
-a field, the last one counts. Polygons are in pixels of the image file. The file is read item by item and the records
-are packed, so that it may be larger than the memory.
+a field, the last one counts. Polygons are in pixels of the image file. A missing `data_root` is the file's folder, a
+missing language is inferred from the text. The file is read item by item and the records are packed, so that it may be
+larger than the memory.
 
 A file that is not an annotation file raises ValueError. An item or line with a missing or malformed field is skipped
-and counted. If the share of such items is above `max_faulty`, the file raises ValueError. A valid item or line that
-cannot be used (watermarked, empty text, ...) is skipped and counted.
+and counted. If the share of such items is above `max_faulty`, the file raises ValueError. Other items and lines that
+cannot be used (watermarked, empty text, ...) are skipped and counted; anytext2/data/limits.py says which are faults.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,18 @@ from typing import Any
 import numpy as np
 
 from anytext2.core.batch import TextLine
-from anytext2.data.annotation_items import InvalidFieldError, SkippedError, is_valid_unicode, parse_item, required_field
+from anytext2.data.annotation_items import (
+    InvalidFieldError,
+    SkippedError,
+    is_valid_unicode,
+    optional_field,
+    parse_item,
+    required_field,
+)
 from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
+from anytext2.data.limits import IGNORED, limit_of
 from anytext2.data.records import RecordPacker, Records
+from anytext2.data.repeated_boxes import without_repeats
 
 _CONFIRM_EVERY = 4096  # items
 _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, most characters of each name
@@ -37,9 +47,10 @@ _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, 
 class LoadReport:
     """Counts of loaded and skipped pictures and lines.
 
-    skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a malformed field -> its first case,
-    in one line with file, field and value. languages: language -> number of lines. per_source: number of pictures of
-    each file, in order.
+    skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a fault -> its first case, in one
+    line with file, field and value. languages: language -> number of lines. inferred_languages: lines whose language
+    was inferred. annotated: items with the field annotations. item_fields: the fields of the first item. files: each
+    file and its own report, in order; empty in the report of one file.
     """
 
     pictures: int
@@ -47,14 +58,28 @@ class LoadReport:
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
-    per_source: tuple[int, ...] = ()
+    inferred_languages: int = 0
+    annotated: int = 0
+    item_fields: tuple[str, ...] = ()
+    files: tuple[tuple[Path, LoadReport], ...] = ()
 
     def __str__(self) -> str:
         skipped = "; ".join(self._describe_skipped(reason) for reason in sorted(self.skipped))
         counts = " + ".join(map(str, self.per_source))
-        files = f" from {len(self.per_source)} files ({counts})" if len(self.per_source) > 1 else ""
-        loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
+        files = f" from {len(self.files)} files ({counts})" if len(self.files) > 1 else ""
+        inferred = f", {self.inferred_languages} languages inferred" if self.inferred_languages else ""
+        loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}{inferred}"
         return loaded + (f" (left out: {skipped})" if skipped else "")
+
+    @property
+    def items(self) -> int:
+        """Number of items in the lists."""
+        return self.pictures + sum(count for reason, count in self.skipped.items() if reason.startswith("pictures: "))
+
+    @property
+    def per_source(self) -> tuple[int, ...]:
+        """Number of pictures of each file."""
+        return tuple(report.pictures for _, report in self.files)
 
     def _describe_languages(self) -> str:
         """The most frequent languages with their counts. A file may name any number of languages, of any length."""
@@ -78,8 +103,8 @@ def load_records(
 ) -> tuple[Records, LoadReport]:
     """Reads annotation files, in order. Each file is one source of the records.
 
-    A relative `data_root` is relative to the file's folder. Pictures outside `data_root` are skipped. Whether the
-    pictures exist is not checked.
+    A relative `data_root` is relative to the file's folder; without one it is that folder. Pictures outside `data_root`
+    are skipped. Whether the pictures exist is not checked.
 
     Args:
         wm_threshold: pictures with a greater watermark score are skipped.
@@ -96,7 +121,7 @@ def load_records(
     options = _Options(wm_threshold, cap_watermark, fraction, max_faulty)
     packer = RecordPacker()
     files = [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths)
-    reports = [_load_file(path, options, packer) for path in files]
+    reports = tuple((path, _load_file(path, options, packer)) for path in files)
     return packer.records(), _total(reports)
 
 
@@ -154,9 +179,9 @@ def _file_members(path: Path) -> Iterator[Member]:
 
 
 def _data_root(path: Path, top: dict[str, Any]) -> str:
-    """The field data_root. Raises ValueError unless data_root and data_list are valid."""
+    """The field data_root, '.' if it is missing. Raises ValueError unless data_root and data_list are valid."""
     try:
-        root = required_field(top, "data_root", str)
+        root: str = optional_field(top, "data_root", str) or "."
         required_field(top, "data_list", list)
     except InvalidFieldError as fault:
         raise ValueError(f"{path}: {fault.path}: {fault.problem}") from fault
@@ -169,15 +194,16 @@ def _check_fault_rate(path: Path, counts: _LoadCounts, n_items: int, max_faulty:
     """Raises ValueError, with the first fault, if more than the share `max_faulty` of the items have one."""
     n_faulty = counts.count(_FAULTY)
     if n_faulty > max_faulty * n_items:
-        _, first = min(found for found in counts.examples.values())
         raise ValueError(
-            f"{path}: {first} ({n_faulty} of {n_items} items have a fault; "
+            f"{path}: {counts.first_malformed} ({n_faulty} of {n_items} items have a fault; "
             f"up to max_faulty={max_faulty:g} of them would be left out and counted)"
         )
 
 
 def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, counts: _LoadCounts) -> None:
     """Packs one item as a record and counts what is skipped."""
+    if number == 0 and isinstance(item, dict):
+        counts.item_fields = tuple(item)
     try:
         parsed = parse_item(item, options.wm_threshold, options.cap_watermark)
     except SkippedError as error:
@@ -185,22 +211,28 @@ def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, 
         return
     lines: list[TextLine] = []
     ignored: list[np.ndarray] = []
-    for line in parsed.lines():
+    for place, line in enumerate(without_repeats(parsed.lines())):
         if isinstance(line, TextLine):
             lines.append(line)
             counts.add(number, ("language", line.language))
+            if not parsed.names_language(place):
+                counts.add(number, _INFERRED)
         elif line.polygon is None:
             counts.skip(number, f"lines: {line.reason}", line)
         else:
             ignored.append(line.polygon)
-            counts.skip(number, f"lines: {line.reason} (ignored by the loss)", line)
+            counts.skip(number, f"lines: {line.reason}{IGNORED}", line)
     packer.add(parsed.name, parsed.caption, lines, ignored)
     counts.add(number, _KEPT)
+    if parsed.annotations is not None:
+        counts.add(number, _ANNOTATED)
 
 
 _Kind = tuple[str, str]  # category and name, for example ("language", "Latin")
 _KEPT: _Kind = ("picture", "kept")
 _FAULTY: _Kind = ("picture", "with a fault")
+_ANNOTATED: _Kind = ("picture", "with the field annotations")
+_INFERRED: _Kind = ("line", "language inferred")
 
 
 class _LoadCounts:
@@ -211,7 +243,9 @@ class _LoadCounts:
     """
 
     def __init__(self) -> None:
-        self.examples: dict[str, tuple[int, str]] = {}
+        self.item_fields: tuple[str, ...] = ()
+        self.first_malformed = ""
+        self._examples: dict[str, tuple[int, str]] = {}
         self._confirmed: Counter[_Kind] = Counter()
         self._ids: dict[_Kind, int] = {}
         self._pending_items, self._pending_kinds = array("Q"), array("I")
@@ -223,14 +257,15 @@ class _LoadCounts:
         self._pending_kinds.append(self._ids.setdefault(kind, len(self._ids)))
 
     def skip(self, item: int, reason: str, cause: SkippedError) -> None:
-        """Counts a skipped item or line. The first malformed field of each reason is kept as an example."""
+        """Counts a skipped item or line. The first one of each fault is kept as an example."""
         self.add(item, ("skipped", reason))
-        if isinstance(cause, InvalidFieldError):
-            place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
-            self.examples.setdefault(reason, (item, f"{place}: {cause.problem}"))
-            if item != self._last_faulty:
-                self._last_faulty = item
-                self.add(item, _FAULTY)
+        place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
+        if limit_of(reason).key and reason not in self._examples:
+            self._examples[reason] = (item, f"{place}: {cause.problem}")
+        if isinstance(cause, InvalidFieldError) and item != self._last_faulty:
+            self._last_faulty = item
+            self.first_malformed = self.first_malformed or f"{place}: {cause.problem}"
+            self.add(item, _FAULTY)
 
     def confirm(self, n_used: int) -> None:
         """Adds up the pending counts of the first `n_used` items."""
@@ -250,8 +285,10 @@ class _LoadCounts:
         if n_items > n_used:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
         languages, kept = self._counts_of("language"), self.count(_KEPT)
-        examples = {reason: f"{path}: {text}" for reason, (item, text) in self.examples.items() if item < n_used}
-        return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,))
+        examples = {reason: f"{path}: {text}" for reason, (item, text) in self._examples.items() if item < n_used}
+        inferred, annotated = self.count(_INFERRED), self.count(_ANNOTATED)
+        total = languages.total()
+        return LoadReport(kept, total, skipped, examples, languages, inferred, annotated, self.item_fields)
 
     def _counts_of(self, category: str) -> Counter[str]:
         return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
@@ -261,7 +298,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _total(reports: Sequence[LoadReport]) -> LoadReport:
+def _total(files: tuple[tuple[Path, LoadReport], ...]) -> LoadReport:
+    reports = [report for _, report in files]
     skipped: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -269,5 +307,14 @@ def _total(reports: Sequence[LoadReport]) -> LoadReport:
         skipped.update(report.skipped)
         languages.update(report.languages)
         examples = {**report.examples, **examples}
-    per_source = tuple(report.pictures for report in reports)
-    return LoadReport(sum(per_source), languages.total(), dict(skipped), examples, dict(languages), per_source)
+    return LoadReport(
+        pictures=sum(report.pictures for report in reports),
+        lines=languages.total(),
+        skipped=dict(skipped),
+        examples=examples,
+        languages=dict(languages),
+        inferred_languages=sum(report.inferred_languages for report in reports),
+        annotated=sum(report.annotated for report in reports),
+        item_fields=reports[0].item_fields if reports else (),
+        files=files,
+    )

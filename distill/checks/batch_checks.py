@@ -37,7 +37,24 @@ class Finding:
 
 
 def check_batch(batch: Batch) -> list[Finding]:
-    """All findings in a batch, empty if it is sound. Copies the batch to the CPU, so it is called once a run."""
+    """All findings in a batch, empty if it is sound: `check_samples`, and that there is any text.
+
+    Copies the batch to the CPU, so it is called once a run.
+    """
+    return check_samples(batch) + ([] if has_text(batch) else [no_text(", ".join(batch.name[:3]))])
+
+
+def has_text(batch: Batch) -> bool:
+    """Whether a sample of the batch has a line of text. A single picture may have none: it gets a blank line."""
+    return any(text.strip() for texts in batch.texts for text in texts)
+
+
+def no_text(where: str) -> Finding:
+    return Finding("texts", where, "no sample has a line of text; see launch/check_dataset.py")
+
+
+def check_samples(batch: Batch) -> list[Finding]:
+    """The findings in each sample of a batch by itself."""
     batch = batch.to("cpu")
     findings: list[Finding] = []
     for row in range(batch.size):

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from distill.data.judgement import CountWithExample
+
 _EXAMPLE = 150  # characters of an example that a table shows; the JSON has all of them
-
-
-@dataclass(frozen=True)
-class CountWithExample:
-    """How often something occurs, and the first place where it does."""
-
-    count: int
-    example: str
 
 
 @dataclass(frozen=True)
@@ -60,14 +54,16 @@ class Uncovered:
 class SourceCheck:
     """What was found in one annotation file.
 
-    error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
-    kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
-    break a rule of `check_batch`. left_out is about all items, everything else about the checked ones. Mappings are by
-    reason or name.
+    error: why the file could not be read, problem: why it cannot teach; else empty. items: entries of its list. usable:
+    items that loading kept. checked: usable items that were checked. readable: checked items that became a sample.
+    faulty: samples that break a rule of `check_samples`. left_out and inferred_languages are about all items, the rest
+    about the checked ones; polygons and undrawable about the lines of readable pictures. Mappings are by reason or
+    name. anytext2/data/limits.py says which counts have a limit, and why the others have none.
     """
 
     source: str
     error: str
+    problem: str
     items: int
     usable: int
     checked: int
@@ -78,7 +74,9 @@ class SourceCheck:
     unreadable: dict[str, CountWithExample]
     audit: dict[str, CountWithExample]
     polygons: dict[str, CountWithExample]
+    undrawable: dict[str, CountWithExample]
     uncovered: Uncovered
+    inferred_languages: int
     languages: dict[str, int]
     colors: Colors
     text_lengths: Spread
@@ -95,9 +93,9 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
     """
     if check.error:
         return [check.error]
+    found = [check.problem] if check.problem else []
     if not check.checked:
-        return [f"{check.source}: no usable item in its list of {check.items}"]
-    found = []
+        return found
     unreadable = sum(reason.count for reason in check.unreadable.values())
     if unreadable > max_unreadable * check.checked or unreadable == check.checked:
         found.append(
@@ -152,7 +150,10 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
             f"{texts.mean:.1f} characters long, {texts.most} at most; {texts.share_above:.1%} are longer than "
             f"{texts.limit} and get cut"
         ],
-        "languages": [", ".join(f"{name} {count}" for name, count in check.languages.items()) or "none"],
+        "languages": [
+            ", ".join(f"{name} {count}" for name, count in check.languages.items()) or "none",
+            *([f"{check.inferred_languages} inferred from the script"] if check.inferred_languages else []),
+        ],
         "colours": [
             f"{colors.told} lines ({colors.share_told:.1%}) tell theirs{mean}; {colors.share_black:.1%} black, "
             f"{colors.share_white:.1%} white"
@@ -161,6 +162,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
         "no glyph": [
             f"{uncovered.total} characters, {uncovered.different} different",
             *_listed(uncovered.most_frequent),
+            *(_listed(check.undrawable) if check.undrawable else []),
         ]
         if uncovered.total
         else ["fonts have all characters"],

@@ -22,8 +22,9 @@ from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
+from distill.data.judgement import judge_records
 from distill.data.splits import image_sizes
-from distill.runtime.world import World
+from distill.runtime.world import World, on_main
 
 FIRST_HELD_OUT_INDEX = 10_000_000
 """Index of the first held-out synthetic picture. Training sets start at 0 and are smaller, so they never overlap."""
@@ -35,6 +36,8 @@ all of them."""
 
 def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -> AnyWordDataset:
     """The recipe's dataset; where it names no source, one is drawn into the run folder first. Collective.
+
+    Raises ValueError, on every rank, if a file cannot be read or cannot teach.
 
     model: whose latents and contexts the feature cache must hold, if the recipe takes them from there.
     """
@@ -51,6 +54,10 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
+    seen = on_main(world, lambda: judge_records(records, report, options, recipe.data.max_faulty_lines, fonts))
+    if world.is_main:
+        if seen:
+            print(f"data: {seen}", flush=True)
         count = min(len(records), GLYPH_CHECK_PICTURES)
         probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))

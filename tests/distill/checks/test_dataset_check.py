@@ -15,8 +15,9 @@ from PIL import Image
 
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.options import DatasetConfig
-from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, escape_unprintable
+from distill.checks.dataset_check import DatasetCounts, check_source, escape_unprintable
 from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
+from distill.data.placement import PARTLY_OUTSIDE, WHOLLY_OUTSIDE
 from launch.check_dataset import main
 from tests.helpers import faulty_data as data
 from tests.helpers.paths import ROOT
