@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
-from anytext2.data.languages import infer_language
+from anytext2.glyphs.languages import infer_language
 
 PLACEHOLDER = "*"
 """Marks the place of a line's embedding in the text caption. It is removed from image captions."""

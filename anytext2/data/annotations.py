@@ -49,8 +49,8 @@ class LoadReport:
 
     skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a fault -> its first case, in one
     line with file, field and value. languages: language -> number of lines. inferred_languages: lines whose language
-    was inferred. annotated: items with the field annotations. item_fields: the fields of the first item. files: each
-    file and its own report, in order; empty in the report of one file.
+    was inferred. textless: pictures without a line. annotated: items with the field annotations. item_fields: the
+    fields of the first item. files: each file and its own report, in order; empty in the report of one file.
     """
 
     pictures: int
@@ -59,6 +59,7 @@ class LoadReport:
     examples: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
     inferred_languages: int = 0
+    textless: int = 0
     annotated: int = 0
     item_fields: tuple[str, ...] = ()
     files: tuple[tuple[Path, LoadReport], ...] = ()
@@ -67,8 +68,9 @@ class LoadReport:
         skipped = "; ".join(self._describe_skipped(reason) for reason in sorted(self.skipped))
         counts = " + ".join(map(str, self.per_source))
         files = f" from {len(self.files)} files ({counts})" if len(self.files) > 1 else ""
-        inferred = f", {self.inferred_languages} languages inferred" if self.inferred_languages else ""
-        loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}{inferred}"
+        loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
+        loaded += f", {self.inferred_languages} languages inferred" if self.inferred_languages else ""
+        loaded += f", {self.textless} pictures without text" if self.textless else ""
         return loaded + (f" (left out: {skipped})" if skipped else "")
 
     @property
@@ -84,7 +86,7 @@ class LoadReport:
     def _describe_languages(self) -> str:
         """The most frequent languages with their counts. A file may name any number of languages, of any length."""
         by_count = sorted(self.languages.items(), key=lambda item: (-item[1], item[0]))
-        listed = [f"{n} {_printable(name)[:_LANGUAGE_CHARACTERS]}" for name, n in by_count[:_LISTED_LANGUAGES]]
+        listed = [f"{n} {escape_unprintable(name)[:_LANGUAGE_CHARACTERS]}" for name, n in by_count[:_LISTED_LANGUAGES]]
         others = sum(count for _, count in by_count[_LISTED_LANGUAGES:])
         listed += [f"{others} in {len(by_count) - _LISTED_LANGUAGES} other languages"] if others else []
         return f" ({', '.join(listed)})" if listed else ""
@@ -224,6 +226,8 @@ def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, 
             counts.skip(number, f"lines: {line.reason}{IGNORED}", line)
     packer.add(parsed.name, parsed.caption, lines, ignored)
     counts.add(number, _KEPT)
+    if not lines:
+        counts.add(number, _TEXTLESS)
     if parsed.annotations is not None:
         counts.add(number, _ANNOTATED)
 
@@ -232,6 +236,7 @@ _Kind = tuple[str, str]  # category and name, for example ("language", "Latin")
 _KEPT: _Kind = ("picture", "kept")
 _FAULTY: _Kind = ("picture", "with a fault")
 _ANNOTATED: _Kind = ("picture", "with the field annotations")
+_TEXTLESS: _Kind = ("picture", "without text")
 _INFERRED: _Kind = ("line", "language inferred")
 
 
@@ -286,15 +291,24 @@ class _LoadCounts:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
         languages, kept = self._counts_of("language"), self.count(_KEPT)
         examples = {reason: f"{path}: {text}" for reason, (item, text) in self._examples.items() if item < n_used}
-        inferred, annotated = self.count(_INFERRED), self.count(_ANNOTATED)
-        total = languages.total()
-        return LoadReport(kept, total, skipped, examples, languages, inferred, annotated, self.item_fields)
+        return LoadReport(
+            kept,
+            languages.total(),
+            skipped,
+            examples,
+            languages,
+            self.count(_INFERRED),
+            self.count(_TEXTLESS),
+            self.count(_ANNOTATED),
+            self.item_fields,
+        )
 
     def _counts_of(self, category: str) -> Counter[str]:
         return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
 
 
-def _printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
+    """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -314,6 +328,7 @@ def _total(files: tuple[tuple[Path, LoadReport], ...]) -> LoadReport:
         examples=examples,
         languages=dict(languages),
         inferred_languages=sum(report.inferred_languages for report in reports),
+        textless=sum(report.textless for report in reports),
         annotated=sum(report.annotated for report in reports),
         item_fields=reports[0].item_fields if reports else (),
         files=files,

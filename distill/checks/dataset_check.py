@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from anytext2.core.batch import Record, Sample, collate
-from anytext2.data.annotations import LoadReport, load_records
+from anytext2.data.annotations import LoadReport, escape_unprintable, load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
@@ -155,11 +155,6 @@ def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) 
     for char, count in missing_glyphs([record], dataset.fonts).items():
         text = next(line.text for line in record.lines if char in line.text)
         found.count("uncovered", char, f"{record.name}: {text!r}", count)
-
-
-def escape_unprintable(text: str) -> str:
-    """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- many processes ---

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anytext2.core.batch import Record, TextLine
-from anytext2.data.annotations import LoadReport
+from anytext2.data.annotations import LoadReport, escape_unprintable
 from anytext2.data.limits import FAULTY_LINES, is_faulty_line, limit_of
 from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
@@ -105,7 +105,7 @@ def _reasons_of(line: TextLine, size: tuple[int, int], options: DatasetConfig, f
 
 def _place(record: Record, line: TextLine, size: tuple[int, int]) -> str:
     corners = ", ".join(f"({x:g}, {y:g})" for x, y in line.polygon[:8].tolist())
-    return f"{record.name}, {size[0]} x {size[1]}: {line.text[:40]!r} at {corners}"
+    return f"{escape_unprintable(record.name)}, {size[0]} x {size[1]}: {line.text[:40]!r} at {corners}"
 
 
 def judge_records(
@@ -185,7 +185,7 @@ def _worst(
 def _without_lines(report: LoadReport) -> str:
     if report.annotated:
         return f"the field 'annotations' is empty in all of its {report.items} items"
-    fields = ", ".join(report.item_fields[:8])
+    fields = escape_unprintable(", ".join(report.item_fields[:8]))
     return f"no item has the field 'annotations' ({report.items} items, the first one has {fields})"
 
 

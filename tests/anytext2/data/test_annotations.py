@@ -13,8 +13,8 @@ import pytest
 from anytext2.data import annotation_items
 from anytext2.data import repeated_boxes as repeated
 from anytext2.data.annotations import load_records
-from anytext2.data.languages import infer_language
 from anytext2.data.limits import LIMITS, limit_of
+from anytext2.glyphs.languages import infer_language
 
 SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 
@@ -321,6 +321,7 @@ def test_a_minimal_annotation_is_polygon_and_text(tmp_path: Path) -> None:
     (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}], data_root=...))
     assert [line.language for line in record.lines] == ["Chinese", "Latin", "Latin", "Latin"]
     assert report.inferred_languages == 3 and ", 3 languages inferred" in str(report)
+    assert report.textless == 0 and "without text" not in str(report)
     assert record.image_path == tmp_path / "a" and dict(report.skipped) == {}
 
 
