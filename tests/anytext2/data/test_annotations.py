@@ -14,7 +14,6 @@ from anytext2.data import annotation_items
 from anytext2.data import repeated_boxes as repeated
 from anytext2.data.annotations import load_records
 from anytext2.data.limits import LIMITS, limit_of
-from anytext2.glyphs.languages import infer_language
 
 SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 
@@ -289,31 +288,6 @@ def test_a_file_of_strange_languages_is_still_one_short_line(tmp_path: Path) -> 
 
 
 # What need not be there, and what occurs twice
-
-
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        ("Straße 7", "Latin"),
-        ("2024", "Latin"),
-        ("…", "Latin"),
-        ("欢迎光临", "Chinese"),
-        ("ラーメン屋", "Japanese"),
-        ("日本国の憲法", "Japanese"),
-        ("ﾗｰﾒﾝ", "Japanese"),
-        ("大韓民國 만세", "Korean"),
-        ("안녕", "Korean"),
-        ("مرحبا", "Arabic"),
-        ("नमस्ते", "Hindi"),
-        ("বাংলা", "Bangla"),
-        ("Привет", "Cyrillic"),
-        ("สวัสดี", "Thai"),
-        ("ＡＢＣ", "Latin"),
-        ("OPEN 营业中间", "Latin"),
-    ],
-)
-def test_the_language_is_inferred_from_the_script(text: str, language: str) -> None:
-    assert infer_language(text) == language
 
 
 def test_a_minimal_annotation_is_polygon_and_text(tmp_path: Path) -> None:
