@@ -61,6 +61,9 @@ LIMITS: dict[str, Limit] = {
         "the same box has different texts in a picture; keep the right one"
     ),
     "lines: text with unpaired surrogates": _faulty_line("texts hold half characters; write them again as UTF-8"),
+    "lines: text with U+FFFD, left by a wrong encoding": _faulty_line("texts are lost; write them again as UTF-8"),
+    "lines: text of several rows": _no_limit("some label tools draw one box around several rows; the loss ignores it"),
+    "lines: text that marks a line as unreadable, such as ###": _no_limit("the mark of ICDAR, MLT, ReCTS and LSVT"),
     "lines: marked invalid": _no_limit("valid: false is the format's own mark of text that is not to be learned"),
     "lines: empty polygon": _no_limit("AnyWord's own way to say that the place is not known"),
     "lines: empty text": _no_limit("public sets leave the text of unreadable lines empty"),
