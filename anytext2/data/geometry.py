@@ -68,6 +68,7 @@ def uncrossed(polygon: np.ndarray) -> np.ndarray:
 
 def _edges_cross(polygon: np.ndarray) -> bool:
     """Whether two edges have a common point inside both."""
+    polygon = polygon.astype(np.float64)
     edges = np.roll(polygon, -1, axis=0) - polygon
     to_corners = polygon[None] - polygon[:, None]
     # side[i, j]: positive where corner j is on one side of edge i, negative on the other
