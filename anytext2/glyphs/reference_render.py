@@ -82,6 +82,11 @@ def glyph_page_bitmap(
     return _ink_bitmap(np.asarray(coverage) >= math.ceil(128 / level))
 
 
+def is_column(polygon: np.ndarray) -> bool:
+    """Whether a text of the polygon [P, 2] is written from top to bottom. Such a text may leave its polygon."""
+    return _text_frame(polygon).is_column
+
+
 @dataclass(frozen=True)
 class _Frame:
     """A polygon's minimum-area rectangle.

@@ -55,7 +55,7 @@ def check_source(
     fault, as a run takes it; progress: called with how many pictures of how many are done.
     """
     try:
-        records, report = load_records(source, options.wm_threshold, options.cap_watermark, max_faulty=max_faulty)
+        records, report = load_records(source, options.wm_threshold, options.tells_watermarks, max_faulty=max_faulty)
     except ValueError as error:
         return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
@@ -119,7 +119,7 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
             size = image.size
         found.sizes[size] += 1
         _count_polygons(found, record, size, dataset.config.resolution)
-        _count_findings(found, check_batch(collate([sample]).normalized()))
+        _count_findings(found, check_batch(collate([sample]).normalized(), dataset.config.like_reference))
     return found
 
 
@@ -236,6 +236,7 @@ def summarize(
         lines_per_picture=_spread(found.lines_per_picture, options.max_lines),
         pictures_without_lines=found.lines_per_picture[0],
         sizes=_sizes(found.sizes),
+        notes=dict(sorted(report.notes.items())),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _EXAMPLE = 150  # characters of an example that a table shows; the JSON has all of them
 
@@ -62,8 +62,8 @@ class SourceCheck:
 
     error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
     kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
-    break a rule of `check_batch`. left_out is about all items, everything else about the checked ones. Mappings are by
-    reason or name.
+    break a rule of `check_batch`. left_out and notes (of lines that are used; see `LoadReport`) are about all items,
+    everything else about the checked ones. Mappings are by reason or name.
     """
 
     source: str
@@ -85,6 +85,7 @@ class SourceCheck:
     lines_per_picture: Spread
     pictures_without_lines: int
     sizes: Sizes
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
@@ -141,6 +142,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
             f"{check.items} in the file, {check.usable} usable, {check.checked} checked, {check.readable} readable"
         ],
         "left out": _listed(check.left_out),
+        "used, but": [f"{note}: {count}" for note, count in check.notes.items()],
         "unreadable": _listed(check.unreadable),
         "sizes": [f"{n} pictures of {size}" for size, n in sizes.most_frequent.items()]
         + ([f"{sizes.different} different, from {sizes.smallest} to {sizes.largest}"] if sizes.different > 1 else []),
