@@ -78,6 +78,17 @@ def test_unknown_languages_fall_back(table: FontTable) -> None:
     assert table.fonts_for("Others") == (table.default,)
 
 
+def test_a_glyph_is_one_that_is_drawn(table: FontTable) -> None:
+    for font in {font for fonts in table.languages.values() for font in fonts}:
+        controls = "".join(map(chr, [*range(32), *range(0x7F, 0xA0)])) + "\u200b\u2028\ufeff"
+        assert font.missing_characters(controls) == tuple(controls), font.path
+        assert font.supported("A" + controls + " B") == "A B"
+    assert table.default.missing_characters("A\u3000\u00a0é℃") == ("℃",)  # in this font's map, but its glyph is blank
+    assert table.default.missing_characters("\u200c\u200d") == ()  # they are not meant to be drawn
+    assert table.default.supported("a\u200cb") == "ab"
+    assert table.default.supported("a\u200cb", joiners=True) == "a\u200cb"
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

@@ -128,7 +128,7 @@ def test_the_page_does_not_depend_on_how_a_version_of_opencv_names_a_rectangle(
 
     monkeypatch.setattr(cv2, "minAreaRect", turned)
     for polygon, page in zip(polygons, pages, strict=True):
-        assert 0 < page.sum() and np.array_equal(_page("Rotated", polygon, None), page)
+        assert page.sum() > 0 and np.array_equal(_page("Rotated", polygon, None), page)
 
 
 def test_what_the_reference_does_not_draw() -> None:
