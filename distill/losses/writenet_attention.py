@@ -56,8 +56,8 @@ class AttentionRecorder:
     active: bool = False
     recorded: dict[str, WriteAttention] = field(default_factory=dict)
 
-    def write(self, model: AnyText2, conditions: Conditions, role: str) -> Control:
-        """The WriteNet's maps for ``conditions``."""
+    def write(self, model: AnyText2, conditions: Conditions, role: str, rows: int | None = None) -> Control:
+        """The WriteNet's maps for ``conditions``. The attention of the first ``rows`` (None: all) is recorded."""
         if not self.active:
             return model.control_maps(conditions)
         layers = [
@@ -68,7 +68,7 @@ class AttentionRecorder:
         with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
             control = model.control_maps(conditions)
         self.recorded[role] = tuple(
-            Attention(outputs[layer.to_q], outputs[layer.to_k], layer.heads) for layer in layers
+            Attention(outputs[layer.to_q][:rows], outputs[layer.to_k][:rows], layer.heads) for layer in layers
         )
         return control
 
