@@ -46,7 +46,6 @@ class DatasetConfig:
     max_caption_words: int = option(
         128, "words of an image caption; of more, the first sentence and random others are used", 1
     )
-
     like_reference: bool = option(
         False,
         "draw glyph page and glyph lines as AnyText2's dataset code does, pixel for pixel: the official checkpoint was "

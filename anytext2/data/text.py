@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DECODING_MARK = "\ufffd"
 """What decoders write in place of bytes that they cannot read. The text of the picture is lost."""
@@ -33,14 +33,15 @@ _IDLE_JOINER = re.compile(f"(?<![{_JOINING_SCRIPTS}])[\u200c\u200d](?![{_JOINING
 _ROW_END = re.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
 _SPACE = re.compile(r"\s")
 _EMOJI = re.compile("[\U0001f000-\U0001faff\u20e3]")
-# ASCII, Chinese, kana, Hangul syllables and full-width forms, one blank between words: already normalised.
-_PLAIN_CHARACTER = r"[!-~\u3001-\u3003\u3041-\u3096\u30a1-\u30fa\u30fc\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]"
+# Latin, Chinese, kana, Hangul syllables and full-width forms, one blank between words: already normalised.
+_PLAIN_CHARACTER = (
+    r"[!-~\u00c0-\u017f\u3001-\u3003\u3041-\u3096\u30a1-\u30fa\u30fc\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]"
+)
 _PLAIN = re.compile(f"{_PLAIN_CHARACTER}+(?: {_PLAIN_CHARACTER}+)*")
-_DONT_CARE = re.compile(r"#+|\*|\.|.*###.*|待识别")
+_DONT_CARE = frozenset(("#", "##", "*", ".", "待识别"))
 
 
-@dataclass(frozen=True)
-class NormalizedText:
+class NormalizedText(NamedTuple):
     """A normalised text.
 
     rows: number of rows of the text as it was given, without empty ones at its ends. In `text`, a blank is between
@@ -86,12 +87,12 @@ def is_dont_care(text: str) -> bool:
     `###` (ICDAR, MLT, RCTW, LSVT, ReCTS, ArT), also as a part of a text, `#` (Total-Text), `*` (PaddleOCR), `.`
     (TextOCR) and PPOCRLabel's text of a box that nobody has read. COCO-Text and HierText leave the text empty.
     """
-    return _DONT_CARE.fullmatch(text) is not None
+    return text in _DONT_CARE or "###" in text
 
 
 def unsupported_features(text: str) -> tuple[str, ...]:
     """In words, what of a normalised text the fonts' plain layout may not draw as it is written."""
-    if _PLAIN.fullmatch(text):
+    if text.isascii() or _PLAIN.fullmatch(text):
         return ()
     found = []
     if any(unicodedata.bidirectional(char) in ("R", "AL") for char in text):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import unicodedata
+from unicodedata import category, normalize
 
 import pytest
 
-from anytext2.data.text import is_dont_care, normalize_caption, normalize_text, unsupported_features
+from anytext2.data.text import _PLAIN, is_dont_care, normalize_caption, normalize_text, unsupported_features
 
 JAPANESE, VIETNAMESE, GERMAN = "がぎぐパブ", "bệnh viện Đà Nẵng", "Grüße aus Köln Öl"
 
@@ -15,9 +15,9 @@ JAPANESE, VIETNAMESE, GERMAN = "がぎぐパブ", "bệnh viện Đà Nẵng", "
 @pytest.mark.parametrize("word", [JAPANESE, VIETNAMESE, GERMAN, "한국어", "Ångström"])
 @pytest.mark.parametrize("form", ["NFD", "NFC"])
 def test_forms_of_a_word_become_one(word: str, form: str) -> None:
-    given = unicodedata.normalize(form, word)  # type: ignore[arg-type]
+    given = normalize(form, word)  # type: ignore[arg-type]
     normalized = normalize_text(given)
-    assert normalized.text == unicodedata.normalize("NFC", word) and normalized.rows == 1
+    assert normalized.text == normalize("NFC", word) and normalized.rows == 1
     assert normalized.changes == (() if form == "NFC" else ("text not in Unicode's form NFC (composed)",))
 
 
@@ -78,7 +78,15 @@ def test_a_normalised_text_is_not_changed_any_more() -> None:
         text = normalize_text(given).text
         again = normalize_text(text)
         assert (again.text, again.changes, again.rows) == (text, (), 1), ascii(given)
-        assert normalize_text(unicodedata.normalize("NFD", given)).text == text, ascii(given)
+        assert normalize_text(normalize("NFD", given)).text == text, ascii(given)
+
+
+def test_the_quick_way_takes_only_characters_that_stay_as_they_are() -> None:
+    plain = [char for char in map(chr, range(0xD800)) if _PLAIN.fullmatch(char)]
+    assert len(plain) > 20_000 and all(normalize("NFC", char) == char and char.isprintable() for char in plain)
+    assert not any(category(char).startswith(("M", "C", "Z")) for char in plain)
+    text = "".join(plain)
+    assert normalize("NFC", text) == text
 
 
 @pytest.mark.parametrize("text", ["###", "#", "##", "####", "*", ".", "SHOP ###", "待识别"])
