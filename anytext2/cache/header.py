@@ -45,6 +45,7 @@ class CacheHeader:
     latents: str | None = None
     captions: str | None = None
     buckets: list[str] = field(default_factory=list)
+    like_reference: bool = False  # stores without this field were drawn in our own way
 
     @property
     def size(self) -> Size:
@@ -121,6 +122,7 @@ def header_for(
         latents=latents,
         captions=captions,
         buckets=sorted(buckets),
+        like_reference=config.like_reference,
     )
 
 

@@ -48,9 +48,10 @@ class LoadReport:
     """Counts of loaded and skipped pictures and lines.
 
     skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a fault -> its first case, in one
-    line with file, field and value. languages: language -> number of lines. inferred_languages: lines whose language
-    was inferred. textless: pictures without a line. annotated: items with the field annotations. item_fields: the
-    fields of the first item. files: each file and its own report, in order; empty in the report of one file.
+    line with file, field and value. languages: language -> number of lines. notes: "lines: ..." -> number of lines that
+    are used, but changed or perhaps not drawn as they are written. textless: pictures without a line. annotated: items
+    with the field annotations. item_fields: the fields of the first item. files: each file and its own report, in
+    order; empty in the report of one file.
     """
 
     pictures: int
@@ -58,7 +59,7 @@ class LoadReport:
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
-    inferred_languages: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
     textless: int = 0
     annotated: int = 0
     item_fields: tuple[str, ...] = ()
@@ -69,9 +70,9 @@ class LoadReport:
         counts = " + ".join(map(str, self.per_source))
         files = f" from {len(self.files)} files ({counts})" if len(self.files) > 1 else ""
         loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
-        loaded += f", {self.inferred_languages} languages inferred" if self.inferred_languages else ""
         loaded += f", {self.textless} pictures without text" if self.textless else ""
-        return loaded + (f" (left out: {skipped})" if skipped else "")
+        notes = "; ".join(f"{note}: {self.notes[note]}" for note in sorted(self.notes))
+        return loaded + (f" (left out: {skipped})" if skipped else "") + (f" (used, but {notes})" if notes else "")
 
     @property
     def items(self) -> int:
@@ -213,12 +214,13 @@ def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, 
         return
     lines: list[TextLine] = []
     ignored: list[np.ndarray] = []
-    for place, line in enumerate(without_repeats(parsed.lines())):
+    found = list(parsed.lines())
+    for line, (_, notes) in zip(without_repeats(line for line, _ in found), found, strict=True):
         if isinstance(line, TextLine):
             lines.append(line)
             counts.add(number, ("language", line.language))
-            if not parsed.names_language(place):
-                counts.add(number, _INFERRED)
+            for note in notes:
+                counts.note(number, f"lines: {note.about}")
         elif line.polygon is None:
             counts.skip(number, f"lines: {line.reason}", line)
         else:
@@ -237,7 +239,6 @@ _KEPT: _Kind = ("picture", "kept")
 _FAULTY: _Kind = ("picture", "with a fault")
 _ANNOTATED: _Kind = ("picture", "with the field annotations")
 _TEXTLESS: _Kind = ("picture", "without text")
-_INFERRED: _Kind = ("line", "language inferred")
 
 
 class _LoadCounts:
@@ -272,6 +273,11 @@ class _LoadCounts:
             self.first_malformed = self.first_malformed or f"{place}: {cause.problem}"
             self.add(item, _FAULTY)
 
+    def note(self, item: int, note: str) -> None:
+        """Counts a line that is used, but changed or perhaps not drawn as it is written."""
+        assert not limit_of(note).key, "what is used is no fault"
+        self.add(item, ("note", note))
+
     def confirm(self, n_used: int) -> None:
         """Adds up the pending counts of the first `n_used` items."""
         end = bisect_left(self._pending_items, n_used)
@@ -291,17 +297,9 @@ class _LoadCounts:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
         languages, kept = self._counts_of("language"), self.count(_KEPT)
         examples = {reason: f"{path}: {text}" for reason, (item, text) in self._examples.items() if item < n_used}
-        return LoadReport(
-            kept,
-            languages.total(),
-            skipped,
-            examples,
-            languages,
-            self.count(_INFERRED),
-            self.count(_TEXTLESS),
-            self.count(_ANNOTATED),
-            self.item_fields,
-        )
+        notes, textless, annotated = self._counts_of("note"), self.count(_TEXTLESS), self.count(_ANNOTATED)
+        total = languages.total()
+        return LoadReport(kept, total, skipped, examples, languages, notes, textless, annotated, self.item_fields)
 
     def _counts_of(self, category: str) -> Counter[str]:
         return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
@@ -316,9 +314,11 @@ def _total(files: tuple[tuple[Path, LoadReport], ...]) -> LoadReport:
     reports = [report for _, report in files]
     skipped: Counter[str] = Counter()
     languages: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for report in reports:
         skipped.update(report.skipped)
+        notes.update(report.notes)
         languages.update(report.languages)
         examples = {**report.examples, **examples}
     return LoadReport(
@@ -327,7 +327,7 @@ def _total(files: tuple[tuple[Path, LoadReport], ...]) -> LoadReport:
         skipped=dict(skipped),
         examples=examples,
         languages=dict(languages),
-        inferred_languages=sum(report.inferred_languages for report in reports),
+        notes=dict(notes),
         textless=sum(report.textless for report in reports),
         annotated=sum(report.annotated for report in reports),
         item_fields=reports[0].item_fields if reports else (),

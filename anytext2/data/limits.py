@@ -67,6 +67,15 @@ LIMITS: dict[str, Limit] = {
     "lines: marked invalid": _no_limit("valid: false is the format's own mark of text that is not to be learned"),
     "lines: empty polygon": _no_limit("AnyWord's own way to say that the place is not known"),
     "lines: empty text": _no_limit("public sets leave the text of unreadable lines empty"),
+    # lines that are used, but changed or perhaps not drawn as they are written
+    "lines: language missing (inferred from the script)": _no_limit("the language chooses the fonts only"),
+    "lines: text with invisible characters (dropped)": _no_limit("the drawing is the same without them"),
+    "lines: text not in Unicode's form NFC (composed)": _no_limit("both forms are the same text"),
+    "lines: text with white space other than single blanks (reduced)": _no_limit("a line is drawn with single blanks"),
+    "lines: right-to-left text": _no_limit("drawn as far as the fonts' layout can; see docs/DATA.md"),
+    "lines: text with combining marks": _no_limit("drawn as far as the fonts' layout can; see docs/DATA.md"),
+    "lines: text with emoji": _no_limit("drawn as far as a font has them; see docs/DATA.md"),
+    "lines: polygon with crossing edges (its convex hull is used)": _no_limit("the hull is the box that was meant"),
     # what only the pictures show
     "polygons: wholly outside the picture (line left out)": _faulty_line(
         "boxes lie outside of their pictures; give pixels of the picture file as x, y"
@@ -87,7 +96,6 @@ LIMITS: dict[str, Limit] = {
                                         "is refused"),
     "lines_per_picture": _no_limit("of more than data.options.max_lines lines, others are learned each epoch"),
     "text_lengths": _no_limit("texts longer than data.options.max_chars are cut, as in AnyText2"),
-    "inferred_languages": _no_limit("the language chooses the fonts only; the script of the text tells it"),
     "languages": _no_limit("a language without fonts of its own is drawn with the default font"),
     "colors": _no_limit("colours are optional, and none of 0 to 255 is wrong"),
     "sizes": _no_limit("pictures of every size are scaled"),

@@ -54,7 +54,7 @@ def check_source(
     called with how many pictures of how many are done.
     """
     try:
-        records, report = load_records(source, options.wm_threshold, options.cap_watermark, max_faulty=max_faulty)
+        records, report = load_records(source, options.wm_threshold, options.tells_watermarks, max_faulty=max_faulty)
     except ValueError as error:
         return summarize(source, options, DatasetCounts(), LoadReport(0, 0), error=str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
@@ -122,7 +122,7 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
             size = image.size
         found.sizes[size] += 1
         found.lines.add(record, size, dataset.config, dataset.fonts)
-        _count_findings(found, check_samples(collate([sample]).normalized()))
+        _count_findings(found, check_samples(collate([sample]).normalized(), dataset.config.like_reference))
     return found
 
 
@@ -217,13 +217,13 @@ def summarize(
         polygons=_escaped(found.lines.counts("polygons: ")),
         undrawable=_escaped(found.lines.counts("texts: ")),
         uncovered=Uncovered(found.uncovered.total(), len(uncovered), dict(list(uncovered.items())[:10])),
-        inferred_languages=report.inferred_languages,
         languages={escape_unprintable(language): count for language, count in found.languages.most_common()},
         colors=_colors(found),
         text_lengths=_spread(found.text_lengths, options.max_chars),
         lines_per_picture=_spread(found.lines_per_picture, options.max_lines),
         pictures_without_lines=found.lines_per_picture[0],
         sizes=_sizes(found.sizes),
+        notes=dict(sorted(report.notes.items())),
     )
 
 

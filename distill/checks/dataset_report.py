@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distill.data.judgement import CountWithExample
 
@@ -56,9 +56,9 @@ class SourceCheck:
 
     error: why the file could not be read, problem: why it cannot teach; else empty. items: entries of its list. usable:
     items that loading kept. checked: usable items that were checked. readable: checked items that became a sample.
-    faulty: samples that break a rule of `check_samples`. left_out and inferred_languages are about all items, the rest
-    about the checked ones; polygons and undrawable about the lines of readable pictures. Mappings are by reason or
-    name. anytext2/data/limits.py says which counts have a limit, and why the others have none.
+    faulty: samples that break a rule of `check_samples`. left_out and notes (of lines that are used; see `LoadReport`)
+    are about all items, the rest about the checked ones; polygons and undrawable about the lines of readable pictures.
+    Mappings are by reason or name. anytext2/data/limits.py says which counts have a limit, and why others have none.
     """
 
     source: str
@@ -76,13 +76,13 @@ class SourceCheck:
     polygons: dict[str, CountWithExample]
     undrawable: dict[str, CountWithExample]
     uncovered: Uncovered
-    inferred_languages: int
     languages: dict[str, int]
     colors: Colors
     text_lengths: Spread
     lines_per_picture: Spread
     pictures_without_lines: int
     sizes: Sizes
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
@@ -139,6 +139,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
             f"{check.items} in the file, {check.usable} usable, {check.checked} checked, {check.readable} readable"
         ],
         "left out": _listed(check.left_out),
+        "used, but": [f"{note}: {count}" for note, count in check.notes.items()],
         "unreadable": _listed(check.unreadable),
         "sizes": [f"{n} pictures of {size}" for size, n in sizes.most_frequent.items()]
         + ([f"{sizes.different} different, from {sizes.smallest} to {sizes.largest}"] if sizes.different > 1 else []),
@@ -150,10 +151,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
             f"{texts.mean:.1f} characters long, {texts.most} at most; {texts.share_above:.1%} are longer than "
             f"{texts.limit} and get cut"
         ],
-        "languages": [
-            ", ".join(f"{name} {count}" for name, count in check.languages.items()) or "none",
-            *([f"{check.inferred_languages} inferred from the script"] if check.inferred_languages else []),
-        ],
+        "languages": [", ".join(f"{name} {count}" for name, count in check.languages.items()) or "none"],
         "colours": [
             f"{colors.told} lines ({colors.share_told:.1%}) tell theirs{mean}; {colors.share_black:.1%} black, "
             f"{colors.share_white:.1%} white"

@@ -157,7 +157,7 @@ def load_dataset(sources: Sequence[Path], recipe: Recipe, judge: bool = False) -
     """
     options, fonts = recipe.data.options, load_font_table()
     records, report = load_records(
-        sources, options.wm_threshold, options.cap_watermark, max_faulty=recipe.data.max_faulty
+        sources, options.wm_threshold, options.tells_watermarks, max_faulty=recipe.data.max_faulty
     )
     seen = judge_records(records, report, options, recipe.data.max_faulty_lines, fonts) if judge else ""
     return AnyWordDataset(records, options, recipe.seed, fonts), f"{report}{seen and '; ' + seen}"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -294,7 +295,7 @@ def test_a_minimal_annotation_is_polygon_and_text(tmp_path: Path) -> None:
     lines = _apart(_line(language=..., text="药房"), {"polygon": SQUARE, "text": "OPEN"}, _line(language=None), _line())
     (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}], data_root=...))
     assert [line.language for line in record.lines] == ["Chinese", "Latin", "Latin", "Latin"]
-    assert report.inferred_languages == 3 and ", 3 languages inferred" in str(report)
+    assert dict(report.notes) == {"lines: language missing (inferred from the script)": 3}
     assert report.textless == 0 and "without text" not in str(report)
     assert record.image_path == tmp_path / "a" and dict(report.skipped) == {}
 
@@ -337,3 +338,64 @@ def test_every_reason_has_a_limit_or_says_why_it_has_none() -> None:
     assert all(limit.why for limit in LIMITS.values())
     with pytest.raises(AssertionError, match="'lines: new' has no entry"):
         limit_of("lines: new (ignored by the loss)")
+
+
+# Texts and polygons that are changed, or that nothing can be learned from
+
+
+def test_changed_texts_are_noted_and_not_left_out(tmp_path: Path) -> None:
+    texts = ["OPEN", "OPEN\u200b", "u\u0308ber", "a\t b\n", "\ufeffe\u0301  x", "مفتوح"]
+    item = {
+        "img_name": "a",
+        "caption": "u\u0308ber\n* all",
+        "annotations": _apart(*(_line(text=text) for text in texts)),
+    }
+    (record,), report = load_records(_write(tmp_path, [item]))
+    assert [line.text for line in record.lines] == ["OPEN", "OPEN", "über", "a b", "é x", "مفتوح"]
+    assert record.caption == "über   all"
+    assert dict(report.skipped) == {} and dict(report.notes) == {
+        "lines: text with invisible characters (dropped)": 2,
+        "lines: text not in Unicode's form NFC (composed)": 2,
+        "lines: text with white space other than single blanks (reduced)": 2,
+        "lines: right-to-left text": 1,
+    }
+    assert "(used, but lines: right-to-left text: 1; lines: text not in" in str(report)
+    two = load_records([_write(tmp_path, [item]), _write(tmp_path, [item], "b.json")])[1]
+    assert two.notes["lines: text with invisible characters (dropped)"] == 4
+
+
+def test_notes_count_only_what_is_in_use(tmp_path: Path) -> None:
+    item = {"img_name": "a", "annotations": [_line(text="a  b")]}
+    report = load_records(_write(tmp_path, [item] * 10), fraction=0.3)[1]
+    assert list(report.notes.values()) == [3] and load_records(_write(tmp_path, [{"img_name": "a"}]))[1].notes == {}
+
+
+def test_texts_that_teach_nothing_are_hidden_from_the_loss(tmp_path: Path) -> None:
+    texts = ["###", "*", ".", "#", "OPEN\nSHOP", "a\u2028b", "a\r\nb", "\u200b", "\u3164", "caf\ufffd", "OPEN"]
+    item = {"img_name": "a", "annotations": _apart(*(_line(text=text) for text in texts))}
+    (record,), report = load_records(_write(tmp_path, [item]))
+    assert [line.text for line in record.lines] == ["OPEN"] and len(record.ignored_polygons) == 10
+    assert dict(report.skipped) == {
+        "lines: text that marks a line as unreadable, such as ### (ignored by the loss)": 4,
+        "lines: text of several rows (ignored by the loss)": 3,
+        "lines: empty text (ignored by the loss)": 2,
+        "lines: text with U+FFFD, left by a wrong encoding (ignored by the loss)": 1,
+    }
+
+
+def test_crossing_polygons_become_their_hull(tmp_path: Path) -> None:
+    bow_tie, concave = [[0, 0], [9, 0], [0, 9], [9, 9]], [[0, 0], [4, 3], [9, 0], [9, 9], [4, 6], [0, 9]]
+    star = [[50, 0], [79, 90], [2, 35], [98, 35], [21, 90]]  # turns one way, and crosses itself all the same
+    given = [
+        [[x, y + 100 * n] for x, y in polygon]
+        for n, polygon in enumerate((bow_tie, concave, star, SQUARE, SQUARE[::-1]))
+    ]
+    lines = [_line(polygon=polygon) for polygon in given]
+    lines.append(_line(polygon=bow_tie, valid=False))
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    polygons = [line.polygon for line in record.lines]
+    assert sorted(map(tuple, polygons[0].tolist())) == sorted(map(tuple, SQUARE))
+    assert [polygon.tolist() for polygon in polygons[1::2]] == given[1::2]
+    assert cv2.isContourConvex(polygons[0]) and cv2.isContourConvex(polygons[2]) and len(polygons[2]) == 5
+    assert cv2.isContourConvex(record.ignored_polygons[0]) and polygons[0].dtype == np.float32
+    assert report.notes["lines: polygon with crossing edges (its convex hull is used)"] == 2

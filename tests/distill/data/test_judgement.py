@@ -294,7 +294,7 @@ def test_where_a_box_lies() -> None:
 
 def test_every_count_of_the_check_has_a_limit_or_says_why_it_has_none() -> None:
     described = {"source", "error", "problem", "items", "usable", "checked", "readable", "faulty", "lines"}
-    by_reason = {"left_out", "polygons", "undrawable"}  # their reasons have entries of their own
+    by_reason = {"left_out", "polygons", "undrawable", "notes"}  # their reasons have entries of their own
     assert {field.name for field in fields(SourceCheck)} - described - by_reason <= set(LIMITS)
     for kind in (PARTLY_OUTSIDE, MOSTLY_OUTSIDE, WHOLLY_OUTSIDE):
         assert f"polygons: {kind}" in LIMITS
@@ -330,7 +330,10 @@ def test_the_check_counts_what_the_run_counts(folder: Path) -> None:
     items[1]["annotations"][0]["polygon"] = box(400, 10, 460, 30)
     path = write(folder, items)
     found = check_source(path, DatasetConfig(resolution=64))
-    assert found.inferred_languages == 3 and found.polygons[WHOLLY_OUTSIDE].count == 1
+    assert (
+        found.notes == {"lines: language missing (inferred from the script)": 3}
+        and found.polygons[WHOLLY_OUTSIDE].count == 1
+    )
     (why,) = reasons_unusable(found, 1.0, 1.0)
     with pytest.raises(ValueError) as error:
         judged(path)
