@@ -135,6 +135,7 @@ def must_draw(recipe: Recipe) -> bool:
         return False
     folder, wanted = recipe.run_dir / DRAWN, asdict(recipe.data.synthetic)
     if not (folder / "data.json").is_file():
+        SyntheticConfig(size=recipe.data.synthetic.size)  # refuses what cannot be drawn
         return True
     note = folder / "drawn.json"
     found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
