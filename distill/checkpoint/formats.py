@@ -85,7 +85,8 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
             raise ValueError(f"adapter tensor {name} is not finite; the checkpoint is not written")
     given = config.to_dict()
     content = {key: given[key] for key in CONFIG_KEYS} | {key: True for key in CONFIG_SWITCHES if given.get(key)}
-    content |= {"target_modules": sorted(given["target_modules"]), "inference_mode": True}
+    # PEFT shortens its list to endings that are unique in this model, which they may not be in the reader's.
+    content |= {"target_modules": sorted({name.split(".lora_")[0] for name in tensors}), "inference_mode": True}
     content["base_model_name_or_path"] = base_model or given["base_model_name_or_path"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
