@@ -162,16 +162,16 @@ def _encoding_problem(path: Path, error: UnicodeDecodeError | None = None) -> st
     """Which encoding a file seems to have, and what to do; empty if it may be UTF-8. error: of decoding it as UTF-8."""
     with path.open("rb") as file:
         head = file.read(SNIFFED_BYTES)
-    part, kind = b"", ""
-    if error is not None:  # from the beginning of the JSON string that has it
-        part = error.object[error.object.rfind(b'"', 0, error.start) + 1 :][:_TRIED_BYTES]
+    guess = guess_encoding(head)
+    if error is not None and not guess:
         kind = format_of(head)
-    guess = guess_encoding(head, part)
-    if kind and kind != "JSON text":
-        return f"expected a JSON text, this is: {kind}"
-    if error is None and not guess:
-        return ""
-    return f"not UTF-8{f', it looks like {guess}' if guess else ''}; save the file as UTF-8"
+        if kind and kind != "JSON text":
+            return f"expected a JSON text, this is: {kind}"
+        if error.reason == "unexpected end of data":
+            return "the file ends within a character; a part of it seems to be missing"
+        begin = error.object.rfind(b'"', 0, error.start) + 1  # of the JSON string that does not decode
+        guess = guess_encoding(head, error.object[begin:][:_TRIED_BYTES]) or "an unknown encoding"
+    return f"not UTF-8, it looks like {guess}; save the file as UTF-8" if guess else ""
 
 
 def _data_root(path: Path, top: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from anytext2.core.batch import Record
 
 _LISTED = 50_000  # most entries of a folder that are looked at
-_COMPARED = 400  # most names that are compared letter by letter
+_COMPARED = 300  # most names that are compared letter by letter, of a folder in alphabetical order
 _WRONG_ENCODINGS = ("cp1252", "latin-1", "cp437", "gb18030", "cp932", "big5")
 
 
@@ -79,9 +79,8 @@ def nearest_name(folder: Path, name: str) -> str:
     for meant in _misread(name):
         if found.by_case.get(meant.casefold()) == meant:
             return meant
-    middle = bisect_left(found.names, name)
-    around = found.names[max(0, middle - _COMPARED // 2) : middle + _COMPARED // 2]
-    by_letters = difflib.get_close_matches(name, around, 1)
+    first = max(0, min(bisect_left(found.names, name) - _COMPARED // 2, len(found.names) - _COMPARED))
+    by_letters = difflib.get_close_matches(name, found.names[first : first + _COMPARED], 1)
     return found.by_case.get(name.casefold()) or found.by_stem.get(_stem(name)) or "".join(by_letters)
 
 
