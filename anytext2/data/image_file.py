@@ -113,7 +113,8 @@ def _orientation(image: Image.Image, path: Path) -> int:
     """The EXIF orientation that has not been applied yet: 1 (none) to 8."""
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF while it is decoded, and has already swapped its size
-    if image.format == "PNG" and "exif" not in image.info and not _has_exif_chunk(path):
+    named = image.info.keys() & {"exif", "Raw profile type exif"}
+    if image.format == "PNG" and not named and not _has_exif_chunk(path):
         return 1  # to look for it, Pillow would decode the whole picture
     try:
         found = image.getexif().get(_ORIENTATION, 1)

@@ -10,7 +10,14 @@ from PIL import features
 _ALWAYS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM")
 _OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # Pillow's name -> feature of the build
 
-FORMATS = (*_ALWAYS, *(name for name, feature in _OPTIONAL.items() if feature in features.get_supported()))
+
+def _is_built_in(feature: str) -> bool:
+    """Whether this Pillow has a feature; an older one may not even know its name."""
+    is_module = feature in features.modules and features.check_module(feature)
+    return is_module or (feature in features.codecs and features.check_codec(feature))
+
+
+FORMATS = (*_ALWAYS, *(name for name, feature in _OPTIONAL.items() if _is_built_in(feature)))
 """Pillow's formats that are read. Others are rare on the web, or run another program (EPS runs Ghostscript)."""
 
 SNIFFED_BYTES = 4096

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from anytext2.data.image_formats import readable_formats
 from distill.data.picture_files import exif_advice
 
-_EXAMPLE = 150  # characters of an example that a table shows; the JSON has all of them
+_EXAMPLE = 300  # characters of an example that a table shows; the JSON has all of them
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
     unreadable = sum(reason.count for reason in check.unreadable.values())
     if unreadable > max_unreadable * check.checked or unreadable == check.checked:
         found.append(
-            f"{check.source}: {unreadable} of {check.checked} pictures cannot be read ({_reasons(check.unreadable)}); "
-            f"--max-unreadable is {max_unreadable:g}"
+            f"{check.source}: {unreadable} of {check.checked} pictures cannot be read ({_reasons(check.unreadable)}), "
+            f"as {next(iter(check.unreadable.values())).example}; --max-unreadable is {max_unreadable:g}"
         )
     if check.faulty > max_findings * check.checked:
         example = next(iter(check.audit.values())).example

@@ -129,9 +129,9 @@ def test_other_spellings_are_used_and_counted(tmp_path: Path, capsys: pytest.Cap
 def test_missing_pictures_come_with_the_nearest_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = data.write(tmp_path, data.sound_items(2))
     (tmp_path / "imgs" / "sound_1.png").rename(tmp_path / "imgs" / "Sound_1.PNG")
-    _, _, report = check(source, capsys)
-    (example,) = [found["example"] for found in report["unreadable"].values()]
-    assert f"no 'sound_1.png' in {tmp_path / 'imgs'}, nearest there: 'Sound_1.PNG'" in example
+    code, output, _ = check(source, capsys)
+    said = f"no 'sound_1.png' in {tmp_path / 'imgs'}, nearest there: 'Sound_1.PNG'; data_root is {tmp_path / 'imgs'}"
+    assert code == 1 and said in output.splitlines()[-1] and output.count(said) == 2, "in the table and in the verdict"
 
 
 def test_a_file_in_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
