@@ -41,14 +41,8 @@ def find_image(record: Record) -> FoundImage | None:
     if inside is None:
         return None
     differences = ["/ for \\"] if "\\" in name else []
-    if not root.is_dir():
-        differences += ["/ for \\ in data_root"] if "\\" in str(root) else []
-        parts = Path(str(root).replace("\\", "/")).parts
-        found = _other_spelling(Path(parts[0]), parts[1:], differences)
-        if found is None:
-            return None
-        root = found
-    path = _other_spelling(root, inside, differences)
+    folder = _existing_root(root, differences)
+    path = None if folder is None else _other_spelling(folder, inside, differences)
     return None if path is None else FoundImage(path, " and ".join(dict.fromkeys(differences)) or "no . or .. in it")
 
 
@@ -63,9 +57,9 @@ def parts_below(name: str) -> Sequence[str] | None:
 def describe_missing(record: Record) -> str:
     """Where the picture of a record was looked for, and the nearest name there; one line."""
     root, name = _root_and_name(record)
-    if not root.is_dir():
+    place, rest = _existing_root(root, []), [*(parts_below(name) or (name,))]
+    if place is None:
         return f"data_root {root} is no folder{_nearest_folder(root)}"
-    place, *rest = root, *(parts_below(name) or (name,))
     while len(rest) > 1 and (place / rest[0]).is_dir():
         place /= rest.pop(0)
     near = nearest_name(place, rest[0])
@@ -98,6 +92,16 @@ def _root_and_name(record: Record) -> tuple[Path, str]:
     if parts and path.parts[-len(parts) :] == parts and len(parts) < len(path.parts):
         return path.parents[len(parts) - 1], record.name
     return path.parent, path.name
+
+
+def _existing_root(root: Path, differences: list[str]) -> Path | None:
+    """The folder `data_root` under its own name or another spelling; what differs is appended."""
+    if root.is_dir():
+        return root
+    plain = Path(str(root).replace("\\", "/"))
+    differences += ["/ for \\ in data_root"] if plain != root else []
+    found = _other_spelling(Path(plain.anchor), plain.relative_to(plain.anchor).parts, differences)
+    return found if found is not None and found.is_dir() else None
 
 
 def _other_spelling(folder: Path, parts: Sequence[str], differences: list[str]) -> Path | None:

@@ -13,7 +13,7 @@ from PIL import Image
 from anytext2.core.batch import Record
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import SampleError, load_image
-from anytext2.data.image_lookup import describe_missing, find_image, nearest_name, parts_below
+from anytext2.data.image_lookup import FoundImage, describe_missing, find_image, nearest_name, parts_below
 from tests.helpers import faulty_data as data
 
 
@@ -63,10 +63,15 @@ def test_the_name_as_it_is_comes_first(tmp_path: Path) -> None:
     assert load_image(_record(root, NFD)).shape == (4, 4, 3)
 
 
-def test_data_root_may_be_spelled_for_windows(tmp_path: Path) -> None:
+def test_data_root_may_be_spelled_for_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _files(tmp_path / "set" / "imgs", "b.png")
-    found = find_image(_record(tmp_path / "set\\imgs", "b.png"))
+    root = tmp_path / "set\\imgs"
+    found = find_image(_record(root, "b.png"))
     assert found is not None and found.spelling == "/ for \\ in data_root"
+    said = describe_missing(_record(root, "B.PNG"))
+    assert said == f"no 'B.PNG' in {tmp_path / 'set' / 'imgs'}, nearest there: 'b.png'; data_root is {root}"
+    monkeypatch.chdir(tmp_path)
+    assert find_image(_record(Path("set\\imgs"), "b.png")) == FoundImage(Path("set/imgs/b.png"), found.spelling)
 
 
 @pytest.mark.parametrize(
