@@ -187,16 +187,15 @@ class AnyText2(nn.Module):
         """
         text_captions = batch.text_caption if text_captions is None else text_captions
         lines_ND = self.embedding_manager(batch, self.text_predictor)
-        encoder = self.cond_stage_model
-        if image_captions is None:
-            image_context = encoder.encode_image_captions(
-                batch.image_caption, batch.image_context, batch.context_chunks
-            )
+        encoder, lines = self.cond_stage_model, (lines_ND, batch.n_lines, batch.name)
+        if image_captions is None and batch.image_context is not None:
+            image = encoder.encode_image_captions(batch.image_caption, batch.image_context, batch.context_chunks)
+            contexts = Contexts(image, encoder.encode_text_captions(text_captions, *lines))
         else:
-            image_context = encoder.encode_image_captions(image_captions)
+            contexts = encoder.encode_both(image_captions or batch.image_caption, text_captions, *lines)
         return Conditions(
-            image_context=image_context,
-            text_context=encoder.encode_text_captions(text_captions, lines_ND, batch.n_lines, batch.name),
+            image_context=contexts.image,
+            text_context=contexts.text,
             glyph=batch.glyph.to(self.dtype),
             position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),
             masked_latent=masked_latent.to(self.dtype),

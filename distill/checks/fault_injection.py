@@ -45,16 +45,16 @@ def placeholders_lost(model: AnyText2) -> None:
     """Placeholders were joined with a comma right behind them, which is another token: only the last one was found,
     and it took the first line's embedding."""
     encoder = model.cond_stage_model
-    encode = encoder.encode_text_captions
+    embed = encoder.embed_text_captions
 
-    def encode_text_captions(
+    def embed_text_captions(
         captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
     ) -> Tensor:
         firsts = [first for first, n in zip(accumulate([0, *n_lines]), n_lines, strict=False) if n]
         joined = [caption.replace("* ,", "*,") for caption in captions]
-        return encode(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
+        return embed(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
 
-    encoder.encode_text_captions = encode_text_captions  # type: ignore[method-assign]
+    encoder.embed_text_captions = embed_text_captions  # type: ignore[method-assign]
 
 
 def writenet_sees_noise(model: AnyText2) -> None:

@@ -65,10 +65,14 @@ class AttentionRecorder:
             for name, module in model.control_model.named_modules()
             if isinstance(module, CrossAttention) and name.rsplit(".", 1)[-1] in _CROSS
         ]
+
+        def of_batch(tokens_ND: Tensor) -> Tensor:
+            return tokens_ND.unflatten(0, (len(conditions.glyph), -1))[:rows]
+
         with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
             control = model.control_maps(conditions)
         self.recorded[role] = tuple(
-            Attention(outputs[layer.to_q][:rows], outputs[layer.to_k][:rows], layer.heads) for layer in layers
+            Attention(of_batch(outputs[layer.to_q]), of_batch(outputs[layer.to_k]), layer.heads) for layer in layers
         )
         return control
 
