@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
-test check test-slow: export OMP_NUM_THREADS := 1
+test check test-slow test-compat: export OMP_NUM_THREADS := 1
 
 # LOCKED=1: `make setup` installs the exact versions of requirements.lock, with a GPU those of requirements-gpu.lock.
 LOCKED ?=
@@ -12,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm smoke-official bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -76,6 +76,10 @@ test-official: setup
 
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
+
+# Adapters of trainings, read by the oldest PEFT, one in between and the newest, each in an environment of its own.
+test-compat: setup
+	$(BIN)/python -m tests.compat.peft_releases
 
 smoke-official: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/recipes/smoke_official.yaml \

@@ -53,20 +53,21 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
     config = make_config(args, model)
     engine, embedder = load_ocr(args, model, config.ocr_threads)
     count = DEFAULT_COUNT if args.count is None else args.count
-    out = args.out or model.run_dir or Path("runs/evaluate")
-    sources = held_out_sources(args.data, model, count, out / "held_out")
-    dataset, report = load_dataset(sources, model.recipe)
-    if not 0 <= args.first < len(dataset):
-        raise ValueError(f"--first {args.first}: the dataset has {len(dataset)} samples, 0 to {len(dataset) - 1}")
-    samples, skipped = read_samples(dataset, range(args.first, min(args.first + count, len(dataset))))
-    print(report)
-    print(f"measuring {len(samples)} samples; {sum(skipped.values())} more cannot be read {dict(skipped)}", flush=True)
     fault = model.recipe.model.fault_injection
     if args.reference is not None and fault and not args.reference.is_file():
         raise ValueError(
             f"--reference {args.reference}: model.fault_injection={fault} is no teacher to compare with; make the file "
             "with a sound model first"
         )
+    out = args.out or model.run_dir or Path("runs/evaluate")
+    if not args.data:
+        _require_index(args.first, count)  # before any picture is drawn
+    sources = held_out_sources(args.data, model, count, out / "held_out")
+    dataset, report = load_dataset(sources, model.recipe)
+    _require_index(args.first, len(dataset))
+    samples, skipped = read_samples(dataset, range(args.first, min(args.first + count, len(dataset))))
+    print(report)
+    print(f"measuring {len(samples)} samples; {sum(skipped.values())} more cannot be read {dict(skipped)}", flush=True)
     evaluation = evaluate(
         model.roles,
         samples,
@@ -99,6 +100,11 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
             f"{high:+.4f}), nearer to the teacher in {pair.wins:.0%} of the pictures"
         )
     _finish(model, networks, files, evaluation.metrics(), {"evaluation": asdict(config), "data": summary["data"]})
+
+
+def _require_index(first: int, samples: int) -> None:
+    if not 0 <= first < samples:
+        raise ValueError(f"--first {first}: the dataset has {samples} samples, 0 to {samples - 1}")
 
 
 def evaluate_benchmark(args: argparse.Namespace, model: SamplingModel, networks: ImageNetworks | None) -> None:

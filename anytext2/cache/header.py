@@ -45,6 +45,7 @@ class CacheHeader:
     latents: str | None = None
     captions: str | None = None
     buckets: list[str] = field(default_factory=list)
+    exif: str = "ignore"  # stores from before this option ignored it
     like_reference: bool = False  # stores without this field were drawn in our own way
 
     @property
@@ -122,6 +123,7 @@ def header_for(
         latents=latents,
         captions=captions,
         buckets=sorted(buckets),
+        exif=config.exif,
         like_reference=config.like_reference,
     )
 

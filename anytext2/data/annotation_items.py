@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
-from anytext2.data.geometry import uncrossed
+from anytext2.data.geometry import same_boxes, uncrossed
+from anytext2.data.image_lookup import parts_below
 from anytext2.data.text import DECODING_MARK, is_dont_care, normalize_caption, normalize_text, unsupported_features
 from anytext2.glyphs.languages import infer_language
 
@@ -97,6 +98,32 @@ def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Annotatio
     return AnnotationItem(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
 
 
+def without_repeats(parsed: Iterable[TextLine | SkippedError]) -> list[TextLine | SkippedError]:
+    """The annotations of a picture in their order, with an error in place of each line whose box occurs twice.
+
+    Label tools write copies. If the texts are the same, the first line is kept. If they differ, it is not known which
+    one is right: none is kept, and the region is ignored by the loss.
+    """
+    annotations = list(parsed)
+    lines = {number: line for number, line in enumerate(annotations) if isinstance(line, TextLine)}
+    for group in same_boxes({number: line.polygon for number, line in lines.items()}):
+        texts = list(dict.fromkeys(lines[number].text for number in group))
+        for number in group[1:] if len(texts) == 1 else group:
+            annotations[number] = _repeated(number, group, texts, lines[number].polygon)
+    return annotations
+
+
+def _repeated(number: int, group: list[int], texts: list[str], polygon: np.ndarray) -> SkippedError:
+    others = ", ".join(f"annotations[{other}]" for other in group[:3] if other != number)
+    if len(texts) == 1:
+        return SkippedError("same box twice", f"annotations[{number}]", f"the box of {others}, with the same text")
+    error = SkippedError(
+        "same box with different texts", f"annotations[{number}]", f"the box of {others}, texts {texts[:3]}"
+    )
+    error.polygon = polygon
+    return error
+
+
 def required_field(item: Any, field: str, kind: type) -> Any:
     """The value of a field. Raises InvalidFieldError if it is missing, null or not an instance of `kind`."""
     value = optional_field(item, field, kind)
@@ -131,7 +158,8 @@ def _picture_name(item: Any) -> str:
     name = _text("img_name", required_field(item, "img_name", str))
     if not name or "\0" in name:
         raise InvalidFieldError("img_name", f"expected the name of a file, got {_short(name)}")
-    if os.path.isabs(name) or (".." in name and os.path.normpath(name).split(os.sep)[0] == ".."):
+    climbs = ".." in name and os.path.normpath(name).split(os.sep)[0] == ".."
+    if os.path.isabs(name) or climbs or ("\\" in name and parts_below(name) is None):
         raise InvalidFieldError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
     return name
 

@@ -33,11 +33,12 @@ from anytext2.data.annotation_items import (
     optional_field,
     parse_item,
     required_field,
+    without_repeats,
 )
 from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
 from anytext2.data.limits import IGNORED, limit_of
 from anytext2.data.records import RecordPacker, Records
-from anytext2.data.repeated_boxes import without_repeats
+from anytext2.data.text_encoding import encoding_problem
 
 _CONFIRM_EVERY = 4096  # items
 _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, most characters of each name
@@ -173,11 +174,13 @@ def _file_members(path: Path) -> Iterator[Member]:
             yield from iter_members(file)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
-    except NotAnObjectError as error:
-        raise ValueError(f"{path}: expected an object with 'data_root' and 'data_list', {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {encoding_problem(path, error)}") from error
     except JsonError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+        problem = f"expected an object with 'data_root' and 'data_list', {error}"
+        problem = problem if isinstance(error, NotAnObjectError) else str(error)
+        raise ValueError(f"{path}: {encoding_problem(path) or problem}") from error
+    except OSError as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error})") from error
 
 

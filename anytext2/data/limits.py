@@ -99,6 +99,9 @@ LIMITS: dict[str, Limit] = {
     "languages": _no_limit("a language without fonts of its own is drawn with the default font"),
     "colors": _no_limit("colours are optional, and none of 0 to 255 is wrong"),
     "sizes": _no_limit("pictures of every size are scaled"),
+    "formats": _no_limit("others than those that are read are unreadable"),
+    "orientations": _no_limit("what counts is whether the boxes fit; see orientation_fits"),
+    "orientation_fits": Limit("--max-findings", "boxes fit another orientation than data.options.exif says"),
 }  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from anytext2.core.files import write_safetensors
 from anytext2.model.anytext2 import AnyText2, AnyText2Config, schedule_tables
 from anytext2.model.recognizer import CONFIG_DIR
 
@@ -187,7 +188,7 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     if path.suffix == ".safetensors":
-        save_file(state, unfinished)
+        write_safetensors(unfinished, state)
     else:
         torch.save({"state_dict": state}, unfinished)
     os.replace(unfinished, path)

@@ -132,6 +132,7 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
+        config.base_model_name_or_path = None  # a note for readers; PEFT would warn that the model has another name
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
         fuse_linear_layers(student)
         student.requires_grad_(False)  # PEFT leaves DoRA's magnitudes of convolutions trainable

@@ -22,6 +22,8 @@ TARGET_PRESETS: dict[str, str] = {
     # (fast_control), and with it the gradient of an adapter there.
     "all": r"^(model\.diffusion_model\.|control_model\.(?!input_blocks\.0\.0$))",
 }
+ADAPTED = ("model.diffusion_model.", "control_model.")
+"""The networks that may carry an adapter, by the beginning of their paths."""
 _PRESETS = ", ".join(TARGET_PRESETS)
 
 
@@ -30,7 +32,7 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
 
     targets: a preset's name; a text file with a module path or a regular expression on each line; or one regular
     expression over module paths. Raises ValueError for an unknown preset, a missing file, a malformed pattern, a
-    pattern without a match, and a layer that PEFT cannot adapt.
+    pattern without a match, a layer that PEFT cannot adapt, and one that teacher and student share.
     """
     candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     if targets in TARGET_PRESETS:
@@ -52,6 +54,7 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
     if not chosen:
         raise ValueError(f"lora.targets={targets!r} matches no Linear or Conv2d of the model; presets: {_PRESETS}")
     _refuse_groups(model, chosen)
+    _refuse_shared(chosen)
     return [name for name in candidates if name in chosen]
 
 
@@ -84,6 +87,16 @@ def _from_file(candidates: list[str], path: Path) -> set[str]:
     if not chosen:
         raise ValueError(f"lora.targets={path}: no line names a module; presets: {_PRESETS}")
     return chosen
+
+
+def _refuse_shared(chosen: set[str]) -> None:
+    """Text tower, text embedding and VAE serve teacher and student alike: an adapter there would get no gradient."""
+    shared = sorted(name for name in chosen if not name.startswith(ADAPTED))
+    if shared:
+        raise ValueError(
+            f"lora.targets chooses {len(shared)} layers outside of UNet and WriteNet, first {shared[0]}: teacher and "
+            f"student share their outputs, so that an adapter there learns nothing; begin with {' or '.join(ADAPTED)}"
+        )
 
 
 def _refuse_groups(model: nn.Module, chosen: set[str]) -> None:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from anytext2.core.files import write_safetensors
 from distill.checkpoint.store import CheckpointError, read_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ MODEL_WEIGHTS = "model.safetensors"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 PEFT_PREFIX = "base_model.model."
+
+CONFIG_KEYS = (
+    *("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "init_lora_weights"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out"),
+)
+"""What adapter_config.json holds. Any other key would keep releases of PEFT that do not know it from reading it."""
+CONFIG_SWITCHES = ("use_dora", "use_rslora")
+"""Written where they are true only: older releases than those that made them cannot read such an adapter anyway."""
 
 _OS_ERROR = re.compile(r"os error (\d+)|code: (\d+)")
 
@@ -74,8 +83,11 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
         assert tensor.dtype == torch.float32 and ".lora_" in name, (name, tensor.dtype)
         if not torch.isfinite(tensor).all():
             raise ValueError(f"adapter tensor {name} is not finite; the checkpoint is not written")
-    content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    content |= {"inference_mode": True, "base_model_name_or_path": base_model or content.get("base_model_name_or_path")}
+    given = config.to_dict()
+    content = {key: given[key] for key in CONFIG_KEYS} | {key: True for key in CONFIG_SWITCHES if given.get(key)}
+    # PEFT shortens its list to endings that are unique in this model, which they may not be in the reader's.
+    content |= {"target_modules": sorted({name.split(".lora_")[0] for name in tensors}), "inference_mode": True}
+    content["base_model_name_or_path"] = base_model or given["base_model_name_or_path"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_tensors(folder / ADAPTER_WEIGHTS, {PEFT_PREFIX + name: tensor for name, tensor in tensors.items()})
@@ -161,7 +173,7 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes a safetensors file. Raises OSError where the disk is full or cannot be written, as other writes do."""
     try:
-        save_file({name: _own(tensor) for name, tensor in tensors.items()}, path, {"format": "pt"})
+        write_safetensors(path, {name: _own(tensor) for name, tensor in tensors.items()}, {"format": "pt"})
     except SafetensorError as error:  # also what the operating system refuses; its number stands in the text only
         number = _OS_ERROR.search(str(error))
         if number is None:

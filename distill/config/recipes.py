@@ -16,6 +16,7 @@ from yaml import YAMLError
 from anytext2.core.resources import find_shipped, resource
 from distill.adapters.roles import EMA
 from distill.config.aliases import rename_keys
+from distill.config.differences import require_known
 from distill.config.merging import merge, to_object
 from distill.config.objective import leave_objective
 from distill.config.schema import Recipe
@@ -45,6 +46,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
 def _check_pairs(recipe: Recipe) -> None:
     """Raises ValueError for values that are possible alone but not together."""
+    require_known(recipe.checkpoint.allow)
     config, name = recipe.objective_config, recipe.objective["name"]
     if any(adapter.name == EMA for adapter in config.second_adapters) and recipe.train.ema_decay == 0:
         raise ValueError("objective.target_ema=true: the average is kept with train.ema_decay; 0.95 is usual")

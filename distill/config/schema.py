@@ -197,7 +197,8 @@ class CheckpointConfig:
     save_steps: every so many updates; save_epochs: every so many passes over the data; 0: off. keep: newest ones that
     stay, beside the best. resume: `auto` (newest complete checkpoint of the run folder), `never`, or a folder to start
     from; one of another run is left behind as soon as this run has checkpoints of its own. resume_optimizer: false
-    takes weights and counters of the checkpoint, but starts the optimizer and the loss scale afresh.
+    takes weights and counters of the checkpoint, but starts the optimizer and the loss scale afresh. allow: keys, or
+    sections of keys, of what is learned that may differ from the checkpoint's recipe (distill/config/differences.py).
     """
 
     save_steps: int = 500
@@ -205,6 +206,7 @@ class CheckpointConfig:
     keep: int = 3
     resume: str = "auto"
     resume_optimizer: bool = True
+    allow: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _require_at_least(1, "checkpoint", self, "keep")

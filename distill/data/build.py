@@ -23,8 +23,12 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
 from distill.data.judgement import judge_records
+from distill.data.picture_files import probe_pictures
 from distill.data.splits import image_sizes
 from distill.runtime.world import World, on_main
+
+DRAWN = "data"
+"""Folder of the drawn pictures in the run folder."""
 
 FIRST_HELD_OUT_INDEX = 10_000_000
 """Index of the first held-out synthetic picture. Training sets start at 0 and are smaller, so they never overlap."""
@@ -43,8 +47,8 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     """
     sources = [Path(s) for s in recipe.data.sources]
     if not sources:
-        sources = [recipe.run_dir / "data" / "data.json"]
-        if world.is_main:
+        sources = [recipe.run_dir / DRAWN / "data.json"]
+        if world.is_main and must_draw(recipe):
             _draw(recipe.data.synthetic, sources[0])
         if world.size > 1:
             dist.barrier()
@@ -54,6 +58,8 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
+        if recipe.data.latents != "cache":  # which needs no picture
+            print("".join(f"warning: {line}\n" for line in probe_pictures(records, options.exif)), end="", flush=True)
     seen = on_main(world, lambda: judge_records(records, report, options, recipe.data.max_faulty_lines, fonts))
     if world.is_main:
         if seen:
@@ -133,20 +139,26 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def must_draw(recipe: Recipe) -> bool:
+    """Whether `build_dataset` draws pictures. Raises ValueError where the run folder holds others."""
+    if recipe.data.sources:
+        return False
+    folder, wanted = recipe.run_dir / DRAWN, asdict(recipe.data.synthetic)
+    if not (folder / "data.json").is_file():
+        SyntheticConfig(size=recipe.data.synthetic.size)  # refuses what cannot be drawn
+        return True
+    note = folder / "drawn.json"
+    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    if found != wanted:
+        raise ValueError(f"data.synthetic={wanted}, but {folder} holds {found}; remove it or choose another name=...")
+    return False
+
+
 def _draw(section: SyntheticDataConfig, annotations: Path) -> None:
-    """Draws the pictures, unless just these are there already. Raises ValueError where others are."""
     folder = annotations.parent
-    wanted, note = asdict(section), folder / "drawn.json"
-    if annotations.is_file():
-        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-        if found != wanted:
-            raise ValueError(
-                f"data.synthetic={wanted}, but {folder} holds {found}; remove it or choose another name=..."
-            )
-        return
     print(f"data.sources is empty: drawing {section.count} pictures of {section.size} px into {folder}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    (folder / "drawn.json").write_text(json.dumps(asdict(section)) + "\n", encoding="utf-8")
     write_dataset(folder, section.count, SyntheticConfig(size=section.size), section.seed, section.first_index)
 
 

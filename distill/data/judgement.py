@@ -16,6 +16,8 @@ import numpy as np
 
 from anytext2.core.batch import Record, TextLine
 from anytext2.data.annotations import LoadReport, escape_unprintable
+from anytext2.data.image_file import read_header
+from anytext2.data.image_lookup import find_image
 from anytext2.data.limits import FAULTY_LINES, is_faulty_line, limit_of
 from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
@@ -32,7 +34,6 @@ from distill.data.placement import (
     remedy_outside,
     suspicion,
 )
-from distill.data.splits import image_file_size
 
 PROBED_PICTURES = 200
 """Pictures of each file, evenly spread, whose sizes are read when a run starts."""
@@ -131,13 +132,20 @@ def _probe(records: Records, options: DatasetConfig, fonts: FontTable) -> LinesI
     count = min(len(records), PROBED_PICTURES)
     probed = [records[int(index)] for index in np.linspace(0, len(records) - 1, count).round()] if count else []
     with ThreadPoolExecutor(_READERS) as readers:
-        sizes = list(readers.map(lambda record: image_file_size(record.image_path), probed))
+        sizes = list(readers.map(lambda record: _size_of(record, options.exif), probed))
     for record, size in zip(probed, sizes, strict=True):
         if size is None:  # counted by reason when its sample is made
             found.unread += len(record.lines)
         else:
-            found.add(record, (size[1], size[0]), options, fonts)
+            found.add(record, size, options, fonts)
     return found
+
+
+def _size_of(record: Record, exif: str) -> tuple[int, int] | None:
+    """Width and height of a record's picture; None where it cannot be read."""
+    file = find_image(record)
+    header = None if file is None else read_header(file.path)
+    return None if header is None else header.size(exif)[::-1]
 
 
 def problem_of(path: Path | str, report: LoadReport, found: LinesInPictures, max_faulty_lines: float) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from anytext2.core.batch import Sample
+from anytext2.core.files import write_safetensors
 from anytext2.model.anytext2 import AnyText2
 from distill.diffusion.sampling import SampledBatch, SamplingSpec
 from distill.viz.grids import to_unit_range
@@ -62,7 +62,8 @@ class ReferenceCache:
         """Writes what was collected. The file appears complete or not at all."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
-        save_file({"latent": torch.cat(self._collected)}, partial, {**self._metadata, "origin": self._fingerprint})
+        metadata = {**self._metadata, "origin": self._fingerprint}
+        write_safetensors(partial, {"latent": torch.cat(self._collected)}, metadata)
         partial.replace(self._path)
 
 

@@ -1,7 +1,7 @@
 """Loads what sampling needs: a model from a checkpoint folder, and samples from annotation files.
 
-The run folder of a checkpoint says how it was made (`recipe.yaml`, `run.json`). A PEFT adapter alone is enough where
-the recipe is given.
+A checkpoint's own `recipe.yaml` says how it was made, and its run folder's `run.json` on what. A PEFT adapter alone is
+enough where the recipe is given.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import load_student
 from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
-from distill.checkpoint.run_folder import RECIPE, RUN_INFO
+from distill.checkpoint.run_folder import RECIPE, RUN_INFO, recipe_of
 from distill.checkpoint.store import MANIFEST, find_checkpoint
+from distill.config.differences import OF_STUDENT, is_in, learned_differences, recipe_values
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
@@ -97,7 +98,8 @@ def load_sampling_model(
     """Builds the model of a recipe and loads a checkpoint into it.
 
     checkpoint: a checkpoint-N folder, a run folder (its newest one), or a folder with a PEFT adapter alone; None: the
-    recipe's weights as they are. config: the recipe; by default the one beside the checkpoint, else the embedded one.
+    recipe's weights as they are. config: the recipe; by default the checkpoint's, else the embedded one. It and the
+    overrides may change anything but what a student was trained to be (`OF_STUDENT`).
     precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps, sampler: how the student is to be
     sampled (sampler empty: its own). Raises ValueError in one line; for steps that the student does not support, before
     anything is loaded.
@@ -107,10 +109,11 @@ def load_sampling_model(
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
-    beside = None if folder is None else folder.parent / RECIPE
-    path = config or (beside if beside is not None and beside.is_file() else DEFAULT_RECIPE)
-    recipe = load_recipe(path, overrides)
+    own = None if folder is None else recipe_of(folder)
+    recipe = load_recipe(config or own or DEFAULT_RECIPE, overrides)
     has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
+    if own is not None and has_student and (config or overrides):
+        _require_same_student(own, recipe, is_certain=own.parent == folder)
     for steps in student_steps if has_student else ():
         recipe.student.require_steps(steps, "student steps", sampler)
     model = make_model(recipe.model, recipe.seed)
@@ -118,8 +121,23 @@ def load_sampling_model(
         load_partial_weights(model, [folder / MODEL_WEIGHTS])
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
     wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
-    run_dir = folder.parent if folder is not None and beside is not None and beside.is_file() else None
+    run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
     return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind)
+
+
+def _require_same_student(file: Path, recipe: Recipe, is_certain: bool) -> None:
+    """Raises ValueError where `recipe` describes another student than `file`, the recipe that it was trained with.
+
+    is_certain: False for a run's recipe, which a later command may have replaced; the differences are only printed.
+    """
+    found = learned_differences(recipe_values(load_recipe(file)), recipe_values(recipe))
+    changed = [d for d in found if is_in(d.key, OF_STUDENT) and not d.is_moved]
+    if not changed:
+        return
+    line = f"{file}: this student was trained with another recipe: {'; '.join(map(str, changed))}"
+    if is_certain:
+        raise ValueError(f"{line}; leave out what changes that")
+    print(f"warning: {line}", flush=True)
 
 
 def data_sources(given: Sequence[Path], model: SamplingModel) -> list[Path]:
@@ -170,6 +188,7 @@ def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[
     """
     samples: list[Sample] = []
     skipped: Counter[str] = Counter()
+    last = ""
     for index in indices:
         if not 0 <= index < len(dataset):
             raise ValueError(f"sample index {index}: the dataset has {len(dataset)} samples, 0 to {len(dataset) - 1}")
@@ -177,8 +196,9 @@ def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[
             samples.append(dataset.sample(index, 0))
         except SampleError as error:
             skipped[error.reason] += 1
+            last = str(error)
     if not samples:
-        raise ValueError(f"no chosen sample can be read ({dict(skipped)}); is data_root where the images are?")
+        raise ValueError(f"no chosen sample can be read ({dict(skipped)}); is data_root where the images are? {last}")
     return samples, skipped
 
 

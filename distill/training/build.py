@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import EMA, STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
-from distill.adapters.warm_start import load_warm_start, read_warm_start
-from distill.checkpoint.run_folder import RUN_INFO
+from distill.adapters.warm_start import WarmStart, load_warm_start, read_warm_start
+from distill.checkpoint.run_folder import RECIPE, RUN_INFO, keep_recipes
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
 from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import BatchSampler
-from distill.data.build import build_dataset
+from distill.data.build import DRAWN, build_dataset, must_draw
 from distill.data.latents import LatentSource
 from distill.data.loader import BatchSizes
 from distill.data.splits import make_batch_sampler
@@ -38,17 +39,18 @@ from distill.objectives.teacher import StudentConfig
 from distill.runtime.signals import StopRequests
 from distill.runtime.world import World, on_main
 from distill.tracking.tracker import Tracker, environment
-from distill.training.checkpointing import Checkpoints, restore, resume_from
+from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs
 from distill.training.metrics import Gauge, MetricsLog, MetricsWindow
 from distill.training.null_objects import NullTracker, NullWatchdog, NullWriter, RunTracker, RunWatchdog, RunWriter
 from distill.training.previews import NullPreviews, Previews, SamplePreviews
+from distill.training.resume import check_resume, check_samples, mark_best, restore, resume_from
 from distill.training.sample_log import JournalSampleLog, NullSampleLog
 from distill.training.state import Progress, Restored
 from distill.training.step_guard import StepGuard
 from distill.training.trainer import Trainer, TrainingStep
-from distill.training.validation import make_validation
+from distill.training.validation import HELD_OUT, Validation, draws_held_out, make_validation, open_ocr
 
 
 def make_objective(recipe: Recipe, schedule: NoiseSchedule) -> Objective:
@@ -83,16 +85,30 @@ def check_adapter(recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The network under the engine, its objective and its data."""
+class _Network:
+    """What is trained: the network under the engine, and its objective."""
 
     objective: Objective
-    schedule: NoiseSchedule
     roles: AdapterRoles
     engine: Engine
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What it is trained and validated on."""
+
     dataset: AnyWordDataset
     sampler: BatchSampler
-    info: dict[str, Any]
+    validation: Validation
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins. resume: the checkpoint to go on from. draws: its pictures are not drawn yet."""
+
+    resume: Path | None
+    draws: bool
 
 
 def make_trainer(
@@ -102,76 +118,151 @@ def make_trainer(
     stop: StopRequests | None = None,
     watchdog: RunWatchdog | None = None,
 ) -> Trainer:
-    """Builds every part of a run and resumes where there is something to resume. Collective."""
+    """Builds every part of a run and resumes where there is something to resume. Collective.
+
+    Nothing is written before everything is checked: a run that is refused, with a ValueError, leaves its folder as it
+    was, or makes none.
+    """
     require_recognizer(recipe)
     plan = BatchSizes(recipe.train.effective_batch, recipe.train.micro_batch, world.size)
-    on_main(world, lambda: check_adapter(recipe))
-    locks: list[RunLock] = []  # rank 0's
-    resume = on_main(world, lambda: _take_folder(recipe, locks))
-    parts = _build_parts(recipe, ds_config, plan, world, warm_start=resume is None)
-    restored = Restored(Progress())
-    if resume is not None:
-        restored = restore(resume, recipe, parts.engine, parts.sampler.length)
-        if world.is_main:
-            print(f"resuming from {resume} at update {restored.progress.updates}", flush=True)
-    if isinstance(parts.roles.wrapped, PeftModel):
-        parts.engine.copy_ema_to([p for _, p in adapter_parameters(parts.roles.wrapped, EMA)])
-    if world.is_main:
-        _announce(recipe, parts)
-    return _assemble(recipe, parts, restored, stop or StopRequests(), watchdog or NullWatchdog(), locks)
-
-
-def _build_parts(recipe: Recipe, ds_config: dict[str, Any], plan: BatchSizes, world: World, warm_start: bool) -> _Parts:
-    """warm_start: `lora.weights` are loaded where the recipe names some. Collective."""
     schedule = make_schedule(load_model_config(recipe.model.config))
-    objective = make_objective(recipe, schedule)  # before the model: options that fit nothing cost no loading
-    model = make_model(recipe.model, recipe.seed)
-    dataset = build_dataset(recipe, world, model)
-    sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
-    if dataset.read_latents and not objective.needs_latents:
+    objective = make_objective(recipe, schedule)
+    watchdog = watchdog or NullWatchdog()
+    heartbeat = watchdog.heartbeat
+    locks: list[RunLock] = []  # rank 0's
+    made: list[Path] = []
+    try:
+        start = on_main(world, lambda: _check_start(recipe, objective, locks))
+        ocr = open_ocr(recipe)
+        early = None if start.draws or _needs_model(recipe) else build_dataset(recipe, world)
+        network, restored = _build_network(recipe, objective, ds_config, plan, world, start.resume)
+        roles, engine = network.roles, network.engine
+
+        def read_data() -> _Data:
+            dataset = build_dataset(recipe, world, roles.model) if early is None else early
+            sampler = make_batch_sampler(dataset, recipe.data, recipe.seed)
+            return _Data(dataset, sampler, make_validation(recipe, ocr, dataset, roles, schedule, engine, heartbeat))
+
+        data = None if start.draws or draws_held_out(recipe) else read_data()
+        on_main(world, lambda: _take_folder(recipe, locks[0], made))
+        data = data or read_data()
+        on_main(world, lambda: _write_recipe(recipe, network.info))
+    except ValueError:
+        _leave_folder(locks, made)
+        raise
+    if world.is_main:
+        _announce(network)
+        if start.resume is not None:
+            check_samples(start.resume, restored, data.sampler.length)
+            mark_best(start.resume, recipe, restored.progress)
+    return _assemble(recipe, network, schedule, data, restored, stop or StopRequests(), watchdog, locks)
+
+
+def _check_start(recipe: Recipe, objective: Objective, locks: list[RunLock]) -> _Start:
+    """What can be checked without the network. Takes the lock of a folder that has one. Rank 0 only."""
+    check_adapter(recipe)
+    if recipe.data.latents == "cache" and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
+    locks.append(RunLock(recipe.run_dir))
+    resume = resume_from(recipe)
+    if resume is not None:
+        check_resume(resume, recipe)
+    elif recipe.lora.weights and objective.trains != "lora":
+        raise ValueError(f"lora.weights: objective {recipe.objective['name']} trains no LoRA; leave it empty")
+    return _Start(resume, must_draw(recipe))
+
+
+def _take_folder(recipe: Recipe, lock: RunLock, made: list[Path]) -> None:
+    """From here on the folder is this run's. made: takes what may be drawn into it, and is not there. Rank 0 only."""
+    made += [folder for name in (DRAWN, HELD_OUT) if not (folder := recipe.run_dir / name).exists()]
+    lock.take()
+
+
+def _leave_folder(locks: Sequence[RunLock], made: Sequence[Path]) -> None:
+    """Removes what a run that is refused after all has made. Rank 0 has a lock."""
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+    for lock in locks:
+        lock.discard()
+
+
+def _write_recipe(recipe: Recipe, info: dict[str, Any]) -> None:
+    """Writes recipe.yaml and run.json. Rank 0 only."""
+    try:
+        keep_recipes(recipe.run_dir)
+        dump_recipe(recipe, recipe.run_dir / RECIPE)
+        (recipe.run_dir / RUN_INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{recipe.run_dir}: cannot be written ({error.strerror}); make room or change it") from error
+
+
+def _build_network(
+    recipe: Recipe,
+    objective: Objective,
+    ds_config: dict[str, Any],
+    plan: BatchSizes,
+    world: World,
+    resume: Path | None,
+) -> tuple[_Network, Restored]:
+    """The network with its first weights: the checkpoint's, or those of `lora.weights` or fresh ones. Collective."""
+    warm = read_warm_start(Path(recipe.lora.weights), recipe.lora) if recipe.lora.weights and not resume else None
+    model = make_model(recipe.model, recipe.seed)
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
-    if recipe.lora.weights and warm_start:
-        _start_warm(recipe, objective, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
+    if warm is not None:
+        _start_warm(warm, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
+    restored = Restored(Progress())
+    if resume is not None:
+        restored = restore(resume, recipe, engine)
+        if world.is_main:
+            print(f"resuming from {resume} at update {restored.progress.updates}", flush=True)
+    if isinstance(roles.wrapped, PeftModel):
+        engine.copy_ema_to([p for _, p in adapter_parameters(roles.wrapped, EMA)])
     info = run_info(engine, params, isinstance(roles.wrapped, PeftModel))
-    return _Parts(objective, schedule, roles, engine, dataset, sampler, info)
+    return _Network(objective, roles, engine, info), restored
 
 
 def _assemble(
-    recipe: Recipe, parts: _Parts, restored: Restored, stop: StopRequests, watchdog: RunWatchdog, locks: list[RunLock]
+    recipe: Recipe,
+    network: _Network,
+    schedule: NoiseSchedule,
+    data: _Data,
+    restored: Restored,
+    stop: StopRequests,
+    watchdog: RunWatchdog,
+    locks: list[RunLock],
 ) -> Trainer:
     """The trainer around its parts. Rank 0 alone tracks, writes and draws. Collective."""
-    objective, roles, engine, dataset = parts.objective, parts.roles, parts.engine, parts.dataset
+    objective, roles, engine, dataset = network.objective, network.roles, network.engine, data.dataset
     progress, world = restored.progress, engine.world
     tracker: RunTracker = NullTracker()
     writer: RunWriter = NullWriter()
     previews: Previews = NullPreviews()
     gauges: list[Gauge] = []
     if world.is_main:
-        parameters = mlflow_parameters(recipe, engine, parts.info)
+        parameters = mlflow_parameters(recipe, engine, network.info)
         tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id)
         main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:
-            previews = SamplePreviews(recipe, objective, roles, parts.schedule, dataset, world.device, tracker)
+            previews = SamplePreviews(recipe, objective, roles, schedule, dataset, world.device, tracker)
     latents = LatentSource(roles.model, keep_in_memory=recipe.data.latents == "memory")
     return Trainer(
         recipe=recipe,
         engine=engine,
         objective=objective,
         roles=roles,
-        batches=MicroBatches(dataset, parts.sampler, engine.plan, world, recipe.data.workers),
+        batches=MicroBatches(dataset, data.sampler, engine.plan, world, recipe.data.workers),
         inputs=StepInputs(
             recipe.seed, world.device, latents if objective.needs_latents else None, _negative_contexts(recipe, roles)
         ),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
         metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
-        checkpoints=Checkpoints(recipe, engine, roles, writer, parts.sampler.length, tracker.run_id),
-        validation=make_validation(recipe, dataset, roles, parts.schedule, engine, watchdog.heartbeat),
+        checkpoints=Checkpoints(recipe, engine, roles, writer, data.sampler.length, tracker.run_id),
+        validation=data.validation,
         previews=previews,
         samples=JournalSampleLog(recipe.run_dir, engine, progress.batches) if recipe.log.samples else NullSampleLog(),
         tracker=tracker,
@@ -190,11 +281,10 @@ def _negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Cont
     return lambda: roles.model.negative_contexts(prompt)
 
 
-def _announce(recipe: Recipe, parts: _Parts) -> None:
-    """Writes run.json and says what is trained. Rank 0 only."""
-    info = parts.info
-    (recipe.run_dir / RUN_INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    if parts.objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
+def _announce(network: _Network) -> None:
+    """Says what is trained. Rank 0 only."""
+    info = network.info
+    if network.objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
         print(
             f"warning: train.effective_batch={info['effective_batch']} is outside 32-64, where distillation is known "
             "to work",
@@ -208,25 +298,16 @@ def _announce(recipe: Recipe, parts: _Parts) -> None:
     )
 
 
-def _take_folder(recipe: Recipe, locks: list[RunLock]) -> Path | None:
-    """Locks the run folder, writes the recipe into it, and says which checkpoint to go on from. Rank 0 only."""
-    locks.append(RunLock(recipe.run_dir))
-    resume = resume_from(recipe)
-    try:
-        dump_recipe(recipe, recipe.run_dir / "recipe.yaml")
-    except OSError as error:
-        raise ValueError(f"{recipe.run_dir}: cannot be written ({error.strerror}); make room or change it") from error
-    return resume
-
-
-def _start_warm(recipe: Recipe, objective: Objective, params: list[tuple[str, nn.Parameter]], world: World) -> None:
-    if objective.trains != "lora":
-        raise ValueError(f"lora.weights: objective {recipe.objective['name']} trains no LoRA; leave it empty")
-    start = read_warm_start(Path(recipe.lora.weights), recipe.lora)
+def _start_warm(start: WarmStart, params: list[tuple[str, nn.Parameter]], world: World) -> None:
     load_warm_start(start, params)
     if world.is_main:
         after = "" if start.step is None else f", trained for {start.step} updates before"
         print(f"the student starts from {start.path}: {len(start.tensors)} tensors{after}", flush=True)
+
+
+def _needs_model(recipe: Recipe) -> bool:
+    """Whether the feature cache must fit the network's own weights."""
+    return "cache" in (recipe.data.latents, recipe.data.captions)
 
 
 def _refuse_stale_contexts(recipe: Recipe, trained: list[str]) -> None:

@@ -1,10 +1,11 @@
-"""Saves a training run as checkpoints, and restores it.
+"""Saves a training run as checkpoints; resume.py goes on from them.
 
+    checkpoint-N/recipe.yaml         what it was trained with
     checkpoint-N/adapter_*           the student, in PEFT format (where a LoRA is trained)
     checkpoint-N/model.safetensors   the trained weights by official name (where the weights themselves are trained)
     checkpoint-N/optimizer.safetensors, trainer_state.json   what resume needs
 
-Where an average of the weights is kept (train.ema_decay), the first two hold the average.
+Where an average of the weights is kept (train.ema_decay), adapter and weights hold the average.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from torch import nn
 
 from distill.adapters.lora import adapter_of, lora_config
 from distill.adapters.roles import STUDENT, AdapterRoles
-from distill.adapters.warm_start import is_adapter_folder, require_same_adapter
 from distill.checkpoint import formats, store
 from distill.checkpoint.formats import MODEL_WEIGHTS
+from distill.checkpoint.run_folder import RECIPE
+from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
 from distill.training.null_objects import RunWriter
-from distill.training.state import Progress, Restored, from_trainer_state, to_trainer_state
+from distill.training.state import Progress, to_trainer_state
 
 State = dict[str, dict[str, torch.Tensor]]
 
@@ -88,6 +90,7 @@ class Checkpoints:
         statistics = {} if isinstance(wrapped, PeftModel) else _batch_norm_statistics(self._roles.model, weights)
 
         def write(folder: Path) -> None:
+            dump_recipe(self._recipe, folder / RECIPE)
             if isinstance(wrapped, PeftModel):
                 formats.write_adapter(folder, weights, lora_config(wrapped), config)
             else:
@@ -144,108 +147,3 @@ def _batch_norm_statistics(model: nn.Module, weights: Iterable[str]) -> dict[str
         for name, value in model.named_buffers()
         if name.startswith(parts) and "running_" in name
     }
-
-
-def _load_batch_norm_statistics(module: nn.Module, weights: Path) -> None:
-    """Running statistics are trained without being parameters."""
-    if not weights.is_file():
-        return
-    buffers = dict(module.named_buffers())
-    for name, value in formats.read_tensors(weights).items():
-        if "running_" in name:
-            buffers[f"net.{name}"].copy_(value)
-
-
-def resume_from(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start.
-
-    A run that was started from another one's checkpoint goes on from its own as soon as it has any: the same command
-    continues it. Raises ValueError where the run folder holds checkpoints that `checkpoint.resume: never` would
-    overwrite.
-    """
-    resume, run_dir = recipe.checkpoint.resume, recipe.run_dir
-    has_own = any(run_dir.glob("checkpoint-*"))
-    if resume == "never":
-        if has_own:
-            raise ValueError(
-                f"{run_dir}: holds checkpoints and checkpoint.resume=never; "
-                "choose another name=... or remove the folder"
-            )
-        return None
-    if resume == "auto":
-        return store.find_checkpoint(run_dir) if has_own else None
-    if has_own and not _is_own(Path(resume), run_dir):
-        print(f"{run_dir} has checkpoints of its own: checkpoint.resume={resume} was only its start", flush=True)
-        return store.find_checkpoint(run_dir)
-    try:
-        return store.find_checkpoint(Path(resume))
-    except store.CheckpointError as error:
-        if is_adapter_folder(Path(resume)):
-            raise ValueError(f"{error}; to start from the adapter in it give lora.weights={resume}") from error
-        raise
-
-
-def _is_own(folder: Path, run_dir: Path) -> bool:
-    return folder.resolve().is_relative_to(run_dir.resolve())
-
-
-def restore(folder: Path, recipe: Recipe, engine: Engine, n_samples: int) -> Restored:
-    """Puts the checkpoint into the engine; returns everything of it that is no tensor. Collective.
-
-    Raises ValueError where seed, effective batch, adapter or optimizer differ from the recipe's.
-    """
-    state = formats.read_trainer_state(folder)
-    for key, found, expected in (
-        ("seed", state.seed, recipe.seed),
-        ("train.effective_batch", state.effective_batch, recipe.train.effective_batch),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"{folder}: made with {key}={found}, the recipe says {expected}; the order of samples would change"
-            )
-    if state.extra.get("n_samples") != n_samples and engine.world.is_main:
-        print(
-            f"warning: {folder} was made on {state.extra.get('n_samples')} samples, there are {n_samples} now: "
-            "the order of samples changes from here on",
-            flush=True,
-        )
-    reset, restart = _optimizer_restart(folder, recipe, state)
-    tensors = formats.read_optimizer(folder, {name: p.shape for name, p in engine.params})
-    if (folder / formats.ADAPTER_CONFIG).is_file():
-        require_same_adapter(folder / formats.ADAPTER_CONFIG, recipe.lora)
-    if not reset:
-        _require_same_optimizer(folder, recipe, engine, tensors)
-    engine.load_full_state(tensors, moments=not reset)
-    _load_batch_norm_statistics(engine.module, folder / MODEL_WEIGHTS)
-    if not reset:
-        engine.load_scaler_state(state.loss_scaler)
-    if restart is not None and engine.world.is_main:
-        since = "starts afresh" if reset else f"goes on, after its fresh start at update {restart}"
-        print(f"checkpoint.resume_optimizer=false: the optimizer {since}", flush=True)
-    restored = from_trainer_state(state)
-    progress = restored.progress
-    progress.optimizer_restart = restart
-    if engine.world.is_main and progress.is_best and _is_own(folder, recipe.run_dir):
-        assert progress.best_score is not None
-        store.mark_best(recipe.run_dir, folder.name, progress.best_score)  # killed just before it was marked
-    return restored
-
-
-def _require_same_optimizer(folder: Path, recipe: Recipe, engine: Engine, state: State) -> None:
-    found = set(next(iter(state.values()))) - {"master", "ema"}
-    if found != engine.optimizer_slots:
-        raise store.CheckpointError(
-            f"{folder}: made with another train.optimizer than {recipe.train.optimizer} (it holds "
-            f"{', '.join(sorted(found))}); set that, or checkpoint.resume_optimizer=false"
-        )
-
-
-def _optimizer_restart(folder: Path, recipe: Recipe, state: formats.TrainerState) -> tuple[bool, int | None]:
-    """Whether the optimizer is reset now, and at which update `checkpoint.resume_optimizer: false` reset it.
-
-    Once only: the same command, given again after an interruption, must not forget the moments every time.
-    """
-    if recipe.checkpoint.resume_optimizer:
-        return False, None
-    before: int | None = state.extra.get("optimizer_restart") if _is_own(folder, recipe.run_dir) else None
-    return before is None, state.step if before is None else before

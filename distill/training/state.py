@@ -56,6 +56,7 @@ class Restored:
     progress: Progress
     tracking_run_id: str = ""
     metrics: tuple[dict[str, Any], ...] = ()
+    n_samples: int | None = None
 
 
 def to_trainer_state(
@@ -97,4 +98,4 @@ def from_trainer_state(state: TrainerState) -> Restored:
         checkpoint_failures=extra.get("checkpoint_failures", 0),
         **{name: extra[name] for name in CARRIED if name in extra},
     )
-    return Restored(progress, state.tracking_run_id, tuple(extra.get("open_window", ())))
+    return Restored(progress, state.tracking_run_id, tuple(extra.get("open_window", ())), extra.get("n_samples"))

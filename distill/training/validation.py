@@ -140,29 +140,43 @@ def _scores(sums: Mapping[str, float]) -> dict[str, float]:
     return {name: sums[over] / sums[under] for name, (over, under) in ratios.items() if sums[under]}
 
 
+def open_ocr(recipe: Recipe) -> RapidOcr | None:
+    """The OCR engine of the validation; None where the recipe asks for none.
+
+    Raises ValueError where no student is trained or there is no engine. Reads nothing of the run's.
+    """
+    if not recipe.eval.every:
+        return None
+    if recipe.objective_config.student is None:
+        raise ValueError(
+            f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
+        )
+    try:
+        return RapidOcr()
+    except OcrNotInstalled as error:
+        raise ValueError(f"eval.every={recipe.eval.every}: {error}") from error
+
+
+def draws_held_out(recipe: Recipe) -> bool:
+    """Whether `make_validation` draws the held-out pictures into the run folder."""
+    return recipe.eval.every > 0 and not recipe.eval.data and not recipe.data.sources
+
+
 def make_validation(
     recipe: Recipe,
+    ocr: OcrEngine | None,
     trained_on: AnyWordDataset,
     roles: AdapterRoles,
     schedule: NoiseSchedule,
     engine: Engine,
     heartbeat: Heartbeat,
 ) -> Validation:
-    """The validation that the recipe asks for. Collective.
+    """The validation that the recipe asks for; ocr: from `open_ocr`. Collective.
 
-    Raises ValueError where no student is trained, no pictures are held out, none of them has a line, or there is no OCR
-    engine.
+    Raises ValueError where no pictures are held out, or none of them has a line.
     """
-    if not recipe.eval.every:
+    if ocr is None:
         return NullValidation()
-    if recipe.objective_config.student is None:
-        raise ValueError(
-            f"eval.every={recipe.eval.every}: objective {recipe.objective['name']} trains no student to read"
-        )
-    try:
-        ocr = RapidOcr()
-    except OcrNotInstalled as error:
-        raise ValueError(f"eval.every={recipe.eval.every}: {error}") from error
     world = engine.world
     dataset, indices = _held_out(recipe, world, trained_on)
     samples, unreadable = [], 0

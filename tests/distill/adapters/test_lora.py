@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,7 @@ def write_student(folder: Path, section: AdapterConfig = LORA) -> PeftModel:
     student = add_student(filled_model(), section, seed=0)
     perturb(student)
     tensors = {portable_name(n, STUDENT): p.detach() for n, p in lora_parameters(student)}
-    write_adapter(folder, tensors, student.peft_config[STUDENT])  # type: ignore[arg-type]
+    write_adapter(folder, tensors, student.peft_config[STUDENT], "mini")  # type: ignore[arg-type]
     return student
 
 
@@ -235,7 +236,9 @@ def test_a_saved_adapter_computes_as_before_and_is_frozen(tmp_path: Path, kind: 
     expected = write_student(tmp_path, replace(LORA, kind=kind, targets=targets))
     model = filled_model()
     bare = prediction(model)
-    roles = AdapterRoles(load_student(model, tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT's, that the model has another name than the adapter says
+        roles = AdapterRoles(load_student(model, tmp_path))
     assert isinstance(roles.wrapped, PeftModel) and not any(p.requires_grad for p in roles.wrapped.parameters())
     assert torch.equal(prediction(roles.model), prediction(AdapterRoles(expected).model))
     with roles.teacher() as teacher:
@@ -253,10 +256,11 @@ def test_peft_reads_and_merges_a_saved_adapter(tmp_path: Path, kind: str) -> Non
     untouched = prediction(bare)
     loaded = PeftModel.from_pretrained(bare, str(tmp_path))  # type: ignore[arg-type]
     assert keys == {PEFT_PREFIX + portable_name(n, "default") for n, _ in lora_parameters(loaded)}
-    assert torch.equal(prediction(loaded.get_base_model()), wanted)  # type: ignore[arg-type]
+    scale = (wanted - untouched).abs().max()
+    # PEFT's own layers add the two branches in another order.
+    assert (prediction(loaded.get_base_model()) - wanted).abs().max() < 1e-5 * scale  # type: ignore[arg-type]
     merged = loaded.merge_and_unload()
     assert not [n for n, _ in merged.named_parameters() if "lora_" in n]
-    scale = (wanted - untouched).abs().max()
     assert scale > 1e-2 and (prediction(merged) - wanted).abs().max() < 1e-4 * scale
 
 

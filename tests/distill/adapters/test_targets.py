@@ -126,6 +126,9 @@ def test_a_file_names_modules_parts_and_patterns(mini: AnyText2, tmp_path: Path)
         (b"model.diffusion_model.out.0\n", ["line 1", "matches no Linear or Conv2d"]),  # a GroupNorm
         (b"\n\na(\n", ["line 3, 'a('", "neither a module's path nor a pattern"]),
         (b"text_predictor\n", ["convolutions in groups", "first text_predictor."]),
+        (b"control_model\ncond_stage_model\n", ["outside of UNet and WriteNet", "first cond_stage_model.tower."]),
+        (b"first_stage_model.decoder\n", ["outside of UNet and WriteNet", "first first_stage_model.decoder."]),
+        (rb"\.mlp\.c_fc$", ["outside of UNet and WriteNet", "begin with model.diffusion_model. or control_model."]),
     ],
 )
 def test_a_file_that_cannot_be_used(mini: AnyText2, tmp_path: Path, content: bytes | None, words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import anytext2  # noqa: F401  declares the torchvision operators that peft's imports need
 from distill.checkpoint.formats import (
+    CONFIG_KEYS,
     TrainerState,
     portable_name,
     read_adapter,
@@ -17,6 +19,7 @@ from distill.checkpoint.formats import (
     read_trainer_state,
     write_adapter,
     write_optimizer,
+    write_tensors,
     write_trainer_state,
 )
 from distill.checkpoint.store import CheckpointError
@@ -36,6 +39,34 @@ def test_peft_loads_the_adapter_on_the_reference_model(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 3 and config["inference_mode"] is True
     assert config["target_modules"] == ["body.to_q", "body.zero_conv"] and config["base_model_name_or_path"] == "tiny"
+
+
+@pytest.mark.parametrize("switch", [None, "use_dora", "use_rslora"])
+def test_the_adapter_s_configuration_is_what_every_release_of_peft_knows(tmp_path: Path, switch: str | None) -> None:
+    _, wrapped = small_student()
+    given = wrapped.peft_config["student"]  # type: ignore[index]
+    given.target_modules = {"to_q", "zero_conv"}  # as PEFT shortens a long list
+    if switch:
+        setattr(given, switch, True)
+    write_adapter(tmp_path, adapter_tensors(wrapped), given)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert set(config) == {*CONFIG_KEYS, *([switch] if switch else [])} and config.get(switch or "", True) is True
+    assert config["target_modules"] == ["body.to_q", "body.zero_conv"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_readable_by_whom_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    _, wrapped = small_student()
+    before = os.umask(umask)
+    try:
+        write_adapter(tmp_path, adapter_tensors(wrapped), wrapped.peft_config["student"])  # type: ignore[index]
+        write_optimizer(tmp_path, {"a": {"master": torch.zeros(2)}})
+        write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+        write_trainer_state(tmp_path, TrainerState(1, 1, 1, 1))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert len(files) == 5 and {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_adapter_returns_as_it_was_written(tmp_path: Path) -> None:

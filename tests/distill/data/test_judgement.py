@@ -261,13 +261,13 @@ def test_a_sample_of_the_pictures_is_looked_at_and_missing_ones_are_not_judged(
 ) -> None:
     monkeypatch.setattr("distill.data.judgement.PROBED_PICTURES", 4)
     opened: list[str] = []
-    monkeypatch.setattr("distill.data.judgement.image_file_size", lambda path: opened.append(path.name) or (120, 160))
+    monkeypatch.setattr("distill.data.judgement._size_of", lambda record, _: opened.append(record.name) or (160, 120))
     items = good_items()
     moved(lambda x, y: [x + 2 * WIDTH, y])(items)
     with pytest.raises(ValueError, match="0 of 17 lines"):
         judged(write(folder, items))
     assert sorted(opened) == ["0.png", "2.png", "5.png", "7.png"] and PROBED_PICTURES == 200
-    monkeypatch.setattr("distill.data.judgement.image_file_size", lambda path: None)
+    monkeypatch.setattr("distill.data.judgement._size_of", lambda record, exif: None)
     assert judged(write(folder, items)) == ""
 
 
@@ -293,7 +293,7 @@ def test_where_a_box_lies() -> None:
 
 
 def test_every_count_of_the_check_has_a_limit_or_says_why_it_has_none() -> None:
-    described = {"source", "error", "problem", "items", "usable", "checked", "readable", "faulty", "lines"}
+    described = {"source", "error", "problem", "items", "usable", "checked", "readable", "faulty", "lines", "exif"}
     by_reason = {"left_out", "polygons", "undrawable", "notes"}  # their reasons have entries of their own
     assert {field.name for field in fields(SourceCheck)} - described - by_reason <= set(LIMITS)
     for kind in (PARTLY_OUTSIDE, MOSTLY_OUTSIDE, WHOLLY_OUTSIDE):
@@ -330,10 +330,8 @@ def test_the_check_counts_what_the_run_counts(folder: Path) -> None:
     items[1]["annotations"][0]["polygon"] = box(400, 10, 460, 30)
     path = write(folder, items)
     found = check_source(path, DatasetConfig(resolution=64))
-    assert (
-        found.notes == {"lines: language missing (inferred from the script)": 3}
-        and found.polygons[WHOLLY_OUTSIDE].count == 1
-    )
+    assert found.notes["lines: language missing (inferred from the script)"].count == 3
+    assert found.polygons[WHOLLY_OUTSIDE].count == 1
     (why,) = reasons_unusable(found, 1.0, 1.0)
     with pytest.raises(ValueError) as error:
         judged(path)

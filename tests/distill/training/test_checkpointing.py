@@ -15,10 +15,11 @@ from distill.adapters.roles import AdapterRoles
 from distill.checkpoint.store import save_checkpoint
 from distill.config.schema import CheckpointConfig, Recipe
 from distill.data.loader import BatchSizes
-from distill.training.checkpointing import Checkpoints, resume_from
+from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine
 from distill.training.metrics import MetricsWindow
 from distill.training.null_objects import NullWriter
+from distill.training.resume import resume_from
 from distill.training.state import Progress
 
 # --- where it goes on ---

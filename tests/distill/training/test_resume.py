@@ -182,7 +182,8 @@ def test_a_training_goes_on_without_room_and_says_so_at_its_end(runs: TrainingFo
 
 
 def test_a_second_run_in_the_folder_is_refused_on_all_its_ranks(runs: TrainingFolder) -> None:
-    lock = RunLock(runs.run_dir("shared"))  # as a run of this process would hold it
+    lock = RunLock(runs.run_dir("shared"))
+    lock.take()  # as a run of this process would hold it
     argv = runs.argv("shared", *SHORT, "train.max_steps=1")
     results = run_ranks(2, train_command, argv)
     assert_one_error(results, f"{runs.run_dir('shared')}: in use by process {os.getpid()} on ")

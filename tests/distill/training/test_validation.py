@@ -163,7 +163,7 @@ def make(recipe: Recipe) -> validation.Validation:
     """Without a model: what is asked for is checked before anything is sampled."""
     engine: Any = SimpleNamespace(world=World(0, 0, 1, torch.device("cpu")))
     nothing: Any = None
-    return validation.make_validation(recipe, nothing, nothing, nothing, engine, nothing)
+    return validation.make_validation(recipe, validation.open_ocr(recipe), nothing, nothing, nothing, engine, nothing)
 
 
 def judged(patience: int) -> validation.SpellingValidation:
