@@ -178,4 +178,4 @@ def test_buckets_have_a_store_for_each_size(
             for name in ("glyph", "glyph_line", "position"):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name))
     with pytest.raises(ValueError, match="buckets: the store has"):
-        build_dataset(recipe_of(wide, out, "data.buckets=[64]", buckets[1]), WORLD, model)
+        build_dataset(recipe_of(wide, out, "data.buckets=[64]", *buckets[1:]), WORLD, model)
