@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import torch
 
-from distill.config.ds_config import choose_config
+from distill.config.ds_config import choose_config, read_ds_config
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.loader import UnreadableError
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = load_recipe(args.config or DEFAULT_RECIPE, args.overrides)
         if args.config is None and main_rank:
             print(f"No --config: running the embedded default, {DEFAULT_RECIPE.name}", flush=True)
+        read_ds_config(args.deepspeed)  # a fault is reported before the ranks wait for each other
         world = init_world(args.local_rank, recipe.train.threads)
         watchdog = start_watchdog(recipe, world, stop)
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
