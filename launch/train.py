@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
         finish_tracking(trainer, "FAILED")
-        if watchdog is None or not is_communication_error(error):
+        if not is_communication_error(error):
             raise
-        # A rank of this host that has ended is named by the watchdog, which also ends this one.
-        time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
+        if watchdog is not None:
+            # A rank of this host that has ended is named by the watchdog, which also ends this one.
+            time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-        signals.exit_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+        what = "has not met" if watchdog is None else "has lost the connection to"
+        signals.exit_now(signals.FAILED, f"error: rank {rank} {what} another rank: {cause}")
     except Exception:
         finish_tracking(trainer, "FAILED")
         raise

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 JOURNALS = ("params", "metrics", "system", "status", "artifacts")
 """In the order in which they are sent. Files come last: they take longest and fail most often."""
 _LINES_AT_ONCE = 200
-_LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries in a long outage."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Uploader:
             self._report_failure(error)
             self._failures += 1
             self._mlflow = None  # connect again: the run may be gone
-            self._pause = min(2 * max(self._pause, self._timing.send), _LONGEST_PAUSE)
+            self._pause = min(2 * max(self._pause, self._timing.send), LONGEST_PAUSE)
             self._next_try = time.monotonic() + self._pause
             return False
         if self._pause:
