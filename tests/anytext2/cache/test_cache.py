@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import random
-import resource
-import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anytext2.cache.build import _StoreWriter, build_cache, estimate_cache_bytes
+from anytext2.cache.build import build_cache, estimate_cache_bytes
 from anytext2.cache.encoders import make_image_encoder
 from anytext2.cache.header import CacheHeader, CacheMismatchError, header_for
 from anytext2.cache.store import FeatureCache, read_header
@@ -29,37 +24,10 @@ from anytext2.core.batch import Sample, collate
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.features import StoredLatents
-from anytext2.data.options import DatasetConfig
-from anytext2.glyphs.fonts import FontTable, load_font_table
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from anytext2.glyphs.fonts import FontTable
+from tests.helpers.stored_features import CONFIG, FONTS, content, dataset_of, in_child
 
 pytestmark = pytest.mark.process
-
-CONFIG = DatasetConfig(resolution=64, max_lines=2, glyph_scale=2, font_hint_randaug=False)
-FONTS = load_font_table()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, 40, SyntheticConfig(size=160, line_weights=(1, 2, 2, 2)), seed=3)
-    return folder / "data.json"
-
-
-def dataset_of(source: Path, config: DatasetConfig = CONFIG, cache: FeatureCache | None = None, latents: bool = False):
-    return AnyWordDataset(load_records(source)[0], config, 7, FONTS, cache, latents)
-
-
-def content(path: Path) -> dict[bytes, bytes]:
-    """All keys and values, read from a copy: a process opens one store once."""
-    copy = path.with_name("copy")
-    shutil.copyfile(path, copy)
-    environment = lmdb.open(str(copy), subdir=False, readonly=True, lock=False)
-    with environment.begin() as transaction:
-        found = dict(transaction.cursor())
-    environment.close()
-    copy.unlink()
-    return found
 
 
 def same(one: Sample, other: Sample) -> list[str]:
@@ -76,15 +44,6 @@ def same(one: Sample, other: Sample) -> list[str]:
         if not equal:
             differ.append(field.name)
     return differ
-
-
-@pytest.fixture(scope="module")
-def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "features.lmdb"
-    report = build_cache(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=2, chunk=8)
-    assert (report.stored, report.added, report.skipped.total()) == (40, 40, 0)
-    assert not path.with_name(path.name + ".partial").exists() and report.bytes == path.stat().st_size
-    return path
 
 
 @pytest.mark.parametrize("rand_font", [True, False])
@@ -187,7 +146,7 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
     path, header = tmp_path / "killed.lmdb", header_for(CONFIG, FONTS, [source])
     rng, kills, unfinished = random.Random(1), 0, 0
     while kills < 20:
-        child = _in_child(partial(build_cache, path, dataset_of(source), header, workers=kills % 3, chunk=3))
+        child = in_child(partial(build_cache, path, dataset_of(source), header, workers=kills % 3, chunk=3))
         time.sleep(rng.uniform(0.0, 0.25))
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -201,19 +160,6 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
     assert report.stored == 40 and content(path) == content(store)
     assert unfinished >= 5, "most kills must fall into the building"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.lmdb"]
-
-
-def _in_child(work: Callable[[], object]) -> int:
-    """`work` in a forked process that leads its own group; its pid."""
-    pid = os.fork()
-    with contextlib.suppress(OSError):  # whichever of the two comes first
-        os.setpgid(pid, pid)
-    if pid:
-        return pid
-    try:
-        work()
-    finally:
-        os._exit(0)
 
 
 def test_what_is_there_is_not_drawn_again(source: Path, tmp_path: Path) -> None:
@@ -283,96 +229,6 @@ def _build_in(path: Path, source: Path, header: CacheHeader, max_bytes: int) -> 
     build_cache(path, dataset_of(source), header, workers=0, max_bytes=max_bytes)
 
 
-# --- a build that the disk stops ---
-
-
-def test_a_limit_on_the_size_of_files_stops_the_build_and_it_goes_on_without(
-    source: Path, store: Path, tmp_path: Path
-) -> None:
-    path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [source])
-    read, write = os.pipe()
-
-    def build() -> None:
-        limit = store.stat().st_size // 2
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        try:
-            build_cache(path, dataset_of(source), header, workers=1, chunk=4)
-        except ValueError as error:
-            os.write(write, str(error).encode())
-
-    child = _in_child(build)
-    os.close(write)
-    with os.fdopen(read) as told:
-        line = told.read()
-    os.waitpid(child, 0)
-    partial_path = path.with_name("features.lmdb.partial")
-    assert line == f"{partial_path}: a limit on the size of files is reached; raise it (`ulimit -f`), or build on " + (
-        "another disk; what is done stays, and the same command goes on"
-    )
-    report = build_cache(path, dataset_of(source), header, workers=0)
-    assert 4 <= report.added < 40 and content(path) == content(store)
-
-
-def test_a_full_disk_stops_the_build_and_it_goes_on_when_there_is_room(
-    source: Path, store: Path, small_disk: Path
-) -> None:
-    path, header = small_disk / "features.lmdb", header_for(CONFIG, FONTS, [source])
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - store.stat().st_size // 2))
-    build = partial(build_cache, path, dataset_of(source), header, 0, max_bytes=1 << 24, chunk=4)
-    for _ in range(2):  # the second time it is full when the store is opened
-        with pytest.raises(ValueError, match=r"features\.lmdb\.partial: the disk is full; free .*goes on$"):
-            build()
-    filler.unlink()
-    assert 4 <= build().added < 40 and content(path) == content(store)
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (lmdb.Error("mdb_txn_commit: Disk quota exceeded"), "the disk quota is used up"),
-        (lmdb.Error("mdb_txn_commit: File too large"), "a limit on the size of files is reached"),
-        (lmdb.DiskError("mdb_put: No space left on device"), "the disk is full"),
-        (lmdb.Error("mdb_txn_commit: Input/output error"), r"cannot be written \(mdb_txn_commit: Input/output error\)"),
-        (OSError(errno.EROFS, "Read-only file system", "x.lmdb"), r"cannot be written \(.*Read-only file system: 'x"),
-        (lmdb.PanicError("update of meta page failed"), "cannot be written"),
-        (lmdb.CorruptedError("mdb_get"), r"damaged \(mdb_get\); remove it"),
-    ],
-)
-def test_every_fault_of_the_storage_is_one_line(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
-) -> None:
-    def refuse(self: object, items: object) -> None:
-        raise fault
-
-    path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [source])
-    dataset = AnyWordDataset(load_records(source)[0][:2], CONFIG, 7, FONTS)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(ValueError, match=rf"features\.lmdb\.partial: {words}") as caught,
-    ):
-        patch.setattr(_StoreWriter, "put", refuse)
-        build_cache(path, dataset, header, workers=0)
-    assert "\n" not in str(caught.value)
-    assert build_cache(path, dataset, header, workers=0).added == 2
-
-
-def test_a_partial_store_outlives_a_disk_that_refuses_to_open_it(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A quota can be used up when LMDB opens the file; only a file that is no store may be begun anew."""
-    partial_path = tmp_path / "features.lmdb.partial"
-    partial_path.write_bytes(b"records")
-
-    def refuse(*args: object, **options: object) -> None:
-        raise lmdb.Error(f"{partial_path}: Disk quota exceeded")
-
-    monkeypatch.setattr(lmdb, "open", refuse)
-    with pytest.raises(ValueError, match="the disk quota is used up"):
-        build_cache(tmp_path / "features.lmdb", dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=0)
-    assert partial_path.read_bytes() == b"records"
-
-
 def test_one_builder_at_a_time(source: Path, tmp_path: Path) -> None:
     path, header = tmp_path / "features.lmdb", header_for(CONFIG, FONTS, [source])
 
@@ -429,7 +285,7 @@ def test_every_process_opens_the_store_for_itself(source: Path, store: Path) -> 
     record = load_records(source)[0][0]
     assert cache.entry(record) is not None
     read, write = os.pipe()
-    child = _in_child(lambda: os.write(write, b"y" if cache.entry(record) is not None else b"n"))
+    child = in_child(lambda: os.write(write, b"y" if cache.entry(record) is not None else b"n"))
     os.close(write)
     os.waitpid(child, 0)
     assert os.read(read, 1) == b"y"
