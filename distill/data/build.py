@@ -22,6 +22,7 @@ from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
+from distill.data.picture_files import probe_pictures
 from distill.data.splits import image_sizes
 from distill.runtime.world import World
 
@@ -51,6 +52,8 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
+        if recipe.data.latents != "cache":  # which needs no picture
+            print("".join(f"warning: {line}\n" for line in probe_pictures(records, options.exif)), end="", flush=True)
         count = min(len(records), GLYPH_CHECK_PICTURES)
         probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))
