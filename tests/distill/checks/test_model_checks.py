@@ -84,9 +84,7 @@ def test_untrained_teacher_passes_too(batch: Batch) -> None:
 def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
     """embed_text_captions with the lines of the batch in another order."""
 
-    def embed_text_captions(
-        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
-    ) -> torch.Tensor:
+    def embed_text_captions(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
         lines = lines_ND[order(list(range(len(lines_ND))))]
         return type(self).embed_text_captions(self, captions, lines, n_lines, names)
 
@@ -115,9 +113,7 @@ def test_only_the_first_placeholder_replaced_is_found(
 ) -> None:
     """The forerunner's tokens: only one placeholder was found, the other lines' embeddings were lost."""
 
-    def embed_text_captions(
-        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
-    ) -> torch.Tensor:
+    def embed_text_captions(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
         firsts = [sum(n_lines[:row]) for row in range(len(n_lines))]
         single = [caption.replace("* , ", ", ", count - 1) for caption, count in zip(captions, n_lines, strict=True)]
         return type(self).embed_text_captions(self, single, lines_ND[firsts], [1] * len(n_lines), names)
