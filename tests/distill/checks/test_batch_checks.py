@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,18 @@ def batch(dataset: AnyWordDataset) -> Batch:
 def test_real_batches_pass(dataset: AnyWordDataset) -> None:
     for epoch in range(3):
         assert check_batch(collate([dataset.sample(i, epoch) for i in range(len(dataset))]).normalized()) == []
+
+
+def test_text_from_top_to_bottom_may_leave_its_box_like_the_reference(batch: Batch) -> None:
+    column = np.array([(4, 4), (24, 4), (24, 100), (4, 100)], np.float32)
+    polygons = ((column,), *batch.polygons[1:])
+    glyph = _changed(batch.glyph, (0, 0, slice(110, 120), slice(8, 20)), 1)
+    lower = replace(batch, polygons=polygons, glyph=glyph)
+    assert any(found.check == "glyph page" and "outside" in found.message for found in check_batch(lower))
+    assert not any("outside the text boxes" in found.message for found in check_batch(lower, like_reference=True))
+    row = (np.array([(4, 4), (100, 4), (100, 24), (4, 24)], np.float32),)
+    found = check_batch(replace(lower, polygons=(row, *polygons[1:])), like_reference=True)
+    assert any("outside the text boxes" in finding.message for finding in found)
 
 
 def _changed(tensor: torch.Tensor, at: Any, value: Any) -> torch.Tensor:
