@@ -5,7 +5,8 @@ Stores what is drawn once for each picture (glyph pages in every font, glyph lin
 was stopped or killed goes on where it was when the same command runs again. A run uses the store with
 `data.cache=features.lmdb`, its latents with `data.latents=cache` and its contexts with `data.captions=cache`. For a run
 with `data.buckets=[512,768x512]` name the same buckets here: each size gets a store of its own, as
-features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit.
+features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit: on the
+disk, in the quota, or under a limit on the size of files.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import torch
 
-from distill.config.ds_config import choose_config
+from distill.config.ds_config import choose_config, read_ds_config
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.loader import UnreadableError
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = load_recipe(args.config or DEFAULT_RECIPE, args.overrides)
         if args.config is None and main_rank:
             print(f"No --config: running the embedded default, {DEFAULT_RECIPE.name}", flush=True)
+        read_ds_config(args.deepspeed)  # a fault is reported before the ranks wait for each other
         world = init_world(args.local_rank, recipe.train.threads)
         watchdog = start_watchdog(recipe, world, stop)
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
@@ -75,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
         finish_tracking(trainer, "FAILED")
-        if watchdog is None or not is_communication_error(error):
+        if not is_communication_error(error):
             raise
-        # A rank of this host that has ended is named by the watchdog, which also ends this one.
-        time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
+        if watchdog is not None:
+            # A rank of this host that has ended is named by the watchdog, which also ends this one.
+            time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-        signals.exit_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+        what = "has not met" if watchdog is None else "has lost the connection to"
+        signals.exit_now(signals.FAILED, f"error: rank {rank} {what} another rank: {cause}")
     except Exception:
         finish_tracking(trainer, "FAILED")
         raise

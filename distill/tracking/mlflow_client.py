@@ -25,6 +25,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import one_line
+from distill.tracking.refusals import RefusedError
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
 _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
@@ -69,18 +70,19 @@ class MlflowRun:
             return False
 
     def create(self, experiment: str, began: Any, parent: str) -> str:
-        """Creates a run, named after the folder, and returns its id.
+        """Creates a run, named after the folder, and returns its id. Raises RefusedError for a deleted experiment.
 
         began: seconds since 1970, anything else for now. parent: id of the run that it belongs below, or ''.
         """
-        return str(
-            self._client.create_run(
-                self._experiment_id(experiment),
-                start_time=_milliseconds(began) if isinstance(began, float | int) else None,
-                run_name=self._run_dir.name,
-                tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
-            ).info.run_id
-        )
+        run_id = self._client.create_run(
+            self._experiment_id(experiment),
+            start_time=_milliseconds(began) if isinstance(began, float | int) else None,
+            run_name=self._run_dir.name,
+            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
+        ).info.run_id
+        if not run_id:  # a server that answers everything with {}: records would be lost there
+            raise RefusedError("what answers there is no MLflow; check host, port and path of tracking.uri")
+        return str(run_id)
 
     def send(self, journal: str, records: list[Record]) -> None:
         """Sends records of one journal, in order. Records that MLflow refuses for good are counted and left out."""
@@ -129,6 +131,11 @@ class MlflowRun:
                 found = self._client.get_experiment_by_name(name)  # another run may have been faster
                 if found is None:
                     raise error
+        if found.lifecycle_stage == "deleted":
+            raise RefusedError(
+                f"its experiment {name!r} is deleted; `mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}` brings it back, or set tracking.experiment to another name"
+            )
         return str(found.experiment_id)
 
     def _log(self, kind: str, entries: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ Every value is first appended to a journal in the run folder:
     artifacts.jsonl  {"time", "path", "folder"}; paths in the run folder are relative to it
 
 `uploader.Uploader` sends what is new in the background. Only one process of a run (rank 0) has a Tracker. `finish`
-writes tracking_report.json: what was sent, and what tracking cost.
+writes tracking_report.json: what was sent, and what tracking cost. A process that only adds to a run leaves that alone.
 """
 
 from __future__ import annotations
@@ -134,12 +134,16 @@ class Tracker:
         self._state.release()
         counts = dict(+Counter({**report.counts, "repeated": self._repeated, "unwritten": unwritten}))
         report = replace(report, counts=counts, call_seconds=self._call_seconds, wall_seconds=wall)
+        if self._owns:
+            self._write_report(report)
+        return report
+
+    def _write_report(self, report: SendReport) -> None:
         content = asdict(report) | {"uri": self.uri, "cost": round(report.cost, 6)}
         try:
             (self.run_dir / REPORT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             self._say(f"tracking: {self.run_dir / REPORT} cannot be written ({error.strerror})")
-        return report
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:

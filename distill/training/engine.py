@@ -23,6 +23,7 @@ from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
+from distill.runtime.arrival import report_missing_ranks
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
 from distill.training.zero_shards import Shards
@@ -60,7 +61,8 @@ def init_world(local_rank: int, threads: int) -> World:
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     os.environ.update(here.variables() | {"LOCAL_RANK": str(index)})  # DeepSpeed takes LOCAL_RANK for the GPU's number
     try:
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        with report_missing_ranks(here):
+            deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise

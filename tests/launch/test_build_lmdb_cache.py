@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,21 @@ def test_what_cannot_be_built_is_said_in_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
     assert not (tmp_path / "x.lmdb").exists()
+
+
+def test_a_build_without_room_ends_with_2_and_goes_on(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(source), "--out", str(tmp_path / "x.lmdb"), "--workers", "0", "resolution=64"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        assert build_lmdb_cache.main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "x.lmdb.partial: a limit on the size of files is reached" in error
+    assert build_lmdb_cache.main(command) == 0 and (tmp_path / "x.lmdb").is_file()
 
 
 @pytest.mark.heavy
