@@ -18,11 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launch.common.cli import is_command, run_command
+from launch.common.parsers import parse_evaluate as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 import torch
 
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.store import write_text_atomically
-from distill.evaluation.benchmark import PROTOCOL, Benchmark, benchmark_rows, format_benchmark
+from distill.evaluation import PROTOCOL
+from distill.evaluation.benchmark import Benchmark, benchmark_rows, format_benchmark
 from distill.evaluation.benchmark_data import SEED, find_annotation_files, load_prompts
 from distill.evaluation.evaluate import evaluate, evaluation_mode
 from distill.evaluation.image_networks import UNMEASURED_NETWORKS_NOTE, ImageNetworks, ImageNetworkScores
@@ -39,8 +46,7 @@ from distill.inference.loading import (
 from distill.inference.model import make_schedule
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
-from launch.common.cli import run_command
-from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config, parse_options
+from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -216,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_options(argv)
+    args = parse(argv)
     return run_command(lambda: run(args), (ValueError, OSError, OcrNotInstalled))
 
 

@@ -1,6 +1,6 @@
 """Samples pictures: `python launch/infer.py --checkpoint runs/demo --data data.json --sample-index 0 --out DIR`.
 
-Takes a sample of a dataset (caption, texts, boxes), a checkpoint and 1, 2, 4 or 8 steps of the student's sampler;
+Takes a sample of a dataset (caption, texts, boxes), a checkpoint and numbers of steps of the student's sampler;
 --teacher adds the undistilled model with guided DDIM from the same noise. Without --checkpoint only the teacher is
 sampled. Writes PNGs and a side-by-side grid. Exit code 0: done; 2: the command, a file or a value is wrong.
 """
@@ -9,35 +9,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from launch.common.cli import is_command, require_at_least, require_output_folder, run_command
+from launch.common.parsers import parse_infer as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
 
 from PIL import Image
 
 from anytext2.core.batch import Batch, collate
-from distill.diffusion.samplers import SAMPLERS
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
-from launch.common.cli import add_model_options, add_sampling_options, require_at_least, run_command
-
-STEPS = (1, 2, 4, 8)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Sample pictures with a few-step student and its teacher.")
-    add_model_options(parser)
-    add_sampling_options(parser, batch=4)
-    add = parser.add_argument
-    add("--data", type=Path, action="append", default=[], metavar="JSON", help="default: the recipe's data")
-    add("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
-    add("--steps", type=int, action="append", choices=STEPS, help="of the student; may be repeated")
-    add("--sampler", choices=SAMPLERS, help="of the student; default: its objective's own")
-    add("--teacher", action="store_true", help="sample the teacher beside the student")
-    add("--teacher-steps", type=int, default=50, metavar="N")
-    add("--out", type=Path, default=Path("runs/infer"), metavar="DIR")
-    return parser.parse_intermixed_args(argv)
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -53,7 +38,8 @@ def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[Samp
 
 def infer(args: argparse.Namespace) -> None:
     """Samples, writes one PNG for each picture and the grid, and prints where they are."""
-    require_at_least(args, 1, "count", "batch")
+    require_at_least(args, 1, "count", "batch", "steps", "teacher-steps")
+    require_output_folder(args.out, "--out")
     steps, sampler = args.steps or (), args.sampler or ""
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler

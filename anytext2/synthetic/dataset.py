@@ -16,7 +16,8 @@ from typing import Any
 
 import cv2
 
-from anytext2.synthetic.picture import SyntheticConfig, draw_picture
+from anytext2.synthetic.options import SyntheticConfig
+from anytext2.synthetic.picture import draw_picture
 
 __all__ = ["SyntheticConfig", "write_dataset"]
 
