@@ -37,6 +37,8 @@ def resolve_data(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[li
     config = _config(args)
     options = [item for item in args.items if "=" in item and not Path(item).is_file()]
     recipe = resolve_recipe(config, [_full_key(item) for item in (*options, *more)])
+    if args.recipe is not None:
+        print("--recipe is now --config", file=sys.stderr, flush=True)
     print(recipe_line(recipe, config), flush=True)
     sources = [Path(item) for item in args.items if item not in options] or [Path(s) for s in recipe.data.sources]
     if not sources:
@@ -52,7 +54,6 @@ def _config(args: argparse.Namespace) -> Path | None:
         return args.config  # type: ignore[no-any-return]
     if args.config is not None:
         raise ValueError("--recipe is the old name of --config; give one of them")
-    print("--recipe is now --config", file=sys.stderr, flush=True)
     return args.recipe  # type: ignore[no-any-return]
 
 
