@@ -26,6 +26,7 @@ if is_command(__name__):
 
 import torch
 
+from anytext2.core.files import whole_file
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.store import write_text_atomically
 from distill.evaluation import PROTOCOL
@@ -46,6 +47,7 @@ from distill.inference.loading import (
 from distill.inference.model import make_schedule
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
+from launch.common.data_options import recipe_line
 from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config
 
 DEFAULT_COUNT = 128
@@ -88,7 +90,8 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
     columns = [(spec.key, spec.label) for spec in config.rows()]
     out.mkdir(parents=True, exist_ok=True)
     grid = out / "grid.png"
-    sample_grid(evaluation.examples, columns).save(grid)
+    with whole_file(grid) as file:
+        sample_grid(evaluation.examples, columns).save(file)
     summary = {
         "data": [str(source) for source in sources],
         "unreadable_samples": dict(skipped),
@@ -177,7 +180,8 @@ def _write_results(
     results: for summary.json, after the facts of command and checkpoint. columns: of the sheet, (row key, label).
     """
     out.mkdir(parents=True, exist_ok=True)
-    reading_sheet(examples, columns).save(out / "sheet.png")
+    with whole_file(out / "sheet.png") as file:
+        reading_sheet(examples, columns).save(file)
     facts = model.run_info()
     summary = {
         "command": " ".join(sys.argv),
@@ -218,6 +222,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
     )
+    print(recipe_line(model.recipe, model.recipe_file), flush=True)
     (evaluate_benchmark if args.protocol == PROTOCOL else evaluate_held_out)(args, model, networks)
 
 

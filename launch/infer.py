@@ -19,10 +19,12 @@ if is_command(__name__):
 from PIL import Image
 
 from anytext2.core.batch import Batch, collate
+from anytext2.core.files import whole_file
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
+from launch.common.data_options import recipe_line
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -44,6 +46,7 @@ def infer(args: argparse.Namespace) -> None:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
     )
+    print(recipe_line(model.recipe, model.recipe_file), flush=True)
     dataset, report = load_dataset(data_sources(args.data, model), model.recipe)
     samples, skipped = read_samples(dataset, range(args.sample_index, args.sample_index + args.count))
     print(report)
@@ -56,7 +59,8 @@ def infer(args: argparse.Namespace) -> None:
         batch = collate(samples[first : first + args.batch]).to(model.device).normalized()
         examples += sample_images(args, model, batch, specs)
     grid = args.out / "grid.png"
-    sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(grid)
+    with whole_file(grid) as file:
+        sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(file)
     print(f"wrote {len(samples) * len(specs)} pictures and {grid}")
 
 
@@ -73,7 +77,8 @@ def sample_images(
     for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):
         for b, image in enumerate(to_uint8(sampled.image)):
             examples[b].sampled[sampled.spec.key] = image
-            Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png")
+            with whole_file(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png") as file:
+                Image.fromarray(image).save(file)
         seconds = sampled.seconds / batch.size
         print(f"{sampled.spec.label}: {sampled.nfe} UNet calls, {seconds:.2f} s a picture", flush=True)
     return examples

@@ -35,6 +35,7 @@ from distill.training.build import make_trainer
 from distill.training.engine import init_world
 from distill.training.trainer import Trainer
 from launch.common.data_options import recipe_line, resolve_recipe
+from launch.common.next_steps import closing_lines
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""
@@ -96,8 +97,8 @@ def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> 
 def end(trainer: Trainer, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
     """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
     finish_tracking(trainer, "KILLED" if stopped else "FINISHED")
-    if stopped and trainer.engine.world.is_main:
-        print(stopped, flush=True)
+    if trainer.engine.world.is_main:
+        print(stopped or "\n".join(closing_lines(trainer)), flush=True)
     watchdog.finish()
     trainer.engine.barrier()
     return signals.STOPPED if stopped else signals.FINISHED

@@ -1,8 +1,10 @@
-"""Durable file writes."""
+"""File writes that leave nothing half written."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,3 +15,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a hidden name beside `path` to write to. It becomes `path` at the end, and is removed after an error."""
+    hidden = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield hidden
+        os.replace(hidden, path)
+    except BaseException:  # Ctrl-C too
+        hidden.unlink(missing_ok=True)
+        raise

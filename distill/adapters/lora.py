@@ -129,6 +129,7 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
+        config.base_model_name_or_path = None  # PEFT warns that it sets this
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
         student.requires_grad_(False)  # PEFT leaves DoRA's magnitudes of convolutions trainable
     except (ValueError, TypeError, KeyError) as error:  # PEFT's message is long: it names every target module

@@ -7,6 +7,7 @@ the recipe is given.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from distill.diffusion.samplers import SamplerOptions
 from distill.inference.model import make_model
 
 DEFAULT_GUIDANCE = 7.5
+_CUDA = re.compile(r"cuda(?::(\d+))?")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -41,7 +43,8 @@ class SamplingModel:
     """A model ready to sample.
 
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
-    run_dir: the folder of the run that the checkpoint belongs to, None where there is none.
+    run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
+    overrides were laid over.
     """
 
     recipe: Recipe
@@ -51,6 +54,7 @@ class SamplingModel:
     run_dir: Path | None
     device: torch.device
     precision: str
+    recipe_file: Path
 
     @property
     def sampler_options(self) -> SamplerOptions:
@@ -118,7 +122,7 @@ def load_sampling_model(
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
     wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
     run_dir = folder.parent if folder is not None and beside is not None and beside.is_file() else None
-    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind)
+    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind, path)
 
 
 def data_sources(given: Sequence[Path], model: SamplingModel) -> list[Path]:
@@ -198,7 +202,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` becomes cuda where there is a GPU, else cpu."""
-    if name != "auto":
+    """`auto` becomes cuda where there is a GPU, else cpu. Raises ValueError for a device that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    if name == "cpu":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    number = _CUDA.fullmatch(name)
+    if number is None:
+        raise ValueError(f"--device {name}: write auto, cpu, cuda, or cuda:1 for the second GPU")
+    if not gpus:
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU here"
+        raise ValueError(f"--device {name}: {why}; use --device cpu")
+    if int(number[1] or 0) >= gpus:
+        raise ValueError(f"--device {name}: torch sees {gpus} GPU(s) here, cuda:0 to cuda:{gpus - 1}")
+    return name

@@ -19,10 +19,10 @@ def resolve_recipe(config: Path | None, overrides: Sequence[str] = ()) -> Recipe
     return load_recipe(config or DEFAULT_RECIPE, overrides)
 
 
-def recipe_line(recipe: Recipe, config: Path | None) -> str:
-    """Says which recipe a command uses, and what it says of samples."""
+def recipe_line(recipe: Recipe, file: Path | None) -> str:
+    """Says which recipe a command uses (file: None for the embedded one), and what it says of samples."""
     options = recipe.data.options
-    which = f"--config {config}" if config else f"the embedded {DEFAULT_RECIPE.name} (no --config)"
+    which = f"{DEFAULT_RECIPE.name}, the embedded default" if file in (None, DEFAULT_RECIPE) else str(file)
     drawn = f"{options.resolution} px, {options.max_lines} lines, ink_threshold {options.ink_threshold:g}"
     return f"recipe: {which}; {drawn}"
 

@@ -68,7 +68,10 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
         ("nam: x", [": nam: no such key, nearest is name", "known there: name, run_root"]),
         ("train: {stepz: 3}", ["train.stepz", "nearest is train.max_steps", "known there: max_steps"]),
         ("data: {options: {resolutoin: 128}}", ["data.options.resolutoin", "known there: resolution"]),
-        ("objective: {name: consistency, wmin: 3}", ["objective", "wmin", "nearest is objective.w_min", "known there: name, loss,", "w_min, w_max"]),
+        (
+            "objective: {name: consistency, wmin: 3}",
+            ["objective.wmin", "nearest is objective.w_min", "known there: name, loss,", "w_min, w_max"],
+        ),
         (
             "objective: {name: nope}",
             ["objective.name='nope'", "consistency, phased, trajectory, distribution_matching, x0_regression"],
