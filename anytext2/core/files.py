@@ -27,3 +27,31 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:  # Ctrl-C too
         hidden.unlink(missing_ok=True)
         raise
+
+
+def not_weights(path: Path) -> str:
+    """What a file is that was named as weights but holds none, and what would help; empty where it may hold some."""
+    if path.is_dir():
+        return "a folder; name the weights file in it"
+    with path.open("rb") as file:
+        start = file.read(512)
+    for sign, kind in _NOT_WEIGHTS:
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(sign):
+            return kind
+    if start.startswith(b"PK") and path.suffix == ".safetensors":
+        return "a torch file; give it the suffix .ckpt"
+    if start[8:9] == b"{" and path.suffix != ".safetensors":
+        return "a safetensors file; give it the suffix .safetensors"
+    if not start.translate(None, _TEXT):
+        return "text" if start else "an empty file; copy or download it again"
+    return ""
+
+
+_TEXT = bytes([*range(32, 127), *b"\t\n\r"])
+_PAGE = "an HTML page, as a refused download leaves; download the file itself"
+_NOT_WEIGHTS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; `git lfs pull` brings it"),
+    (b"<!doctype html", _PAGE),
+    (b"<html", _PAGE),
+    (b"gguf", "a GGUF file, which is not read; a safetensors or torch file is needed"),
+)

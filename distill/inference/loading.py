@@ -165,8 +165,10 @@ def load_dataset(sources: Sequence[Path], recipe: Recipe) -> tuple[AnyWordDatase
 def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[Sample], Counter[str]]:
     """The samples of the first epoch at `indices`, and a count, by reason, of those that cannot be read.
 
-    Raises ValueError for an index beyond the dataset, or where no sample is left.
+    Raises ValueError for an empty dataset, an index beyond it, or where no sample is left.
     """
+    if not len(dataset):
+        raise ValueError("the data has no picture that can be used; launch/check_dataset.py says why")
     samples: list[Sample] = []
     skipped: Counter[str] = Counter()
     for index in indices:

@@ -43,7 +43,8 @@ def run_command(
 
     Ctrl-C becomes the line `interrupted`, and exit code 130.
     """
-    if signal.getsignal(signal.SIGINT) is _interrupted_early:
+    alone = signal.getsignal(signal.SIGINT) is _interrupted_early
+    if alone:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return work() or 0
@@ -51,6 +52,8 @@ def run_command(
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return USAGE_ERROR
     except KeyboardInterrupt:
+        if alone:  # an impatient second Ctrl-C ends what is left to do at once
+            signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
         print(interrupted, file=sys.stderr, flush=True)
         return INTERRUPTED
 

@@ -26,7 +26,7 @@ def closing_lines(trainer: Trainer) -> list[str]:
 
 def _results(recipe: Recipe, progress: Progress) -> list[str]:
     folder = recipe.run_dir
-    found = {f"checkpoint-{progress.updates}": folder / f"checkpoint-{progress.updates}"}
+    found = {"checkpoint": folder / f"checkpoint-{progress.updates}"}
     if progress.best_update not in (None, progress.updates):
         found["best"] = folder / f"checkpoint-{progress.best_update}"
     found |= {"curves": folder / "metrics.jsonl", "previews": folder / "previews", "inputs": folder / "audit.png"}
