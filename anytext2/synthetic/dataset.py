@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def _map(function: Any, indices: Sequence[int], workers: int) -> Iterator[tuple[
         yield from map(function, indices)
         return
     # Workers are born with SIGINT blocked: Ctrl-C reaches this process alone, which then ends them.
+    resource_tracker.ensure_running()  # a process of the pool, which would unblock it again when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         pool = multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,))
