@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -164,6 +164,13 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
+class Contexts(NamedTuple):
+    """Encoded captions: of the image for the UNet, [B, T, D], and of the text for the WriteNet, [B, 77, D]."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Inputs of the UNet and the WriteNet, apart from the noisy latent and the timestep.
@@ -178,6 +185,11 @@ class Conditions:
     glyph: torch.Tensor
     position: torch.Tensor
     masked_latent: torch.Tensor
+
+    def with_contexts(self, contexts: Contexts) -> Conditions:
+        """The conditions with other captions in all rows. contexts: one row."""
+        image, text = (context.expand(len(self.glyph), -1, -1) for context in contexts)
+        return dataclass_replace(self, image_context=image, text_context=text)
 
     def map(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
         """The conditions with `fn` applied to every tensor."""

@@ -10,13 +10,12 @@ z latent channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anytext2.core.batch import Batch, Conditions, Control
+from anytext2.core.batch import Batch, Conditions, Contexts, Control
 from anytext2.model.config import AnyText2Config, ScheduleConfig, load_model_config
 from anytext2.model.layers import initialise
 from anytext2.model.recognizer import Recognizer
@@ -188,34 +187,30 @@ class AnyText2(nn.Module):
         """
         text_captions = batch.text_caption if text_captions is None else text_captions
         lines_ND = self.embedding_manager(batch, self.text_predictor)
-        encoder = self.cond_stage_model
-        if image_captions is None:
-            image_context = encoder.encode_image_captions(
-                batch.image_caption, batch.image_context, batch.context_chunks
-            )
+        encoder, lines = self.cond_stage_model, (lines_ND, batch.n_lines, batch.name)
+        if image_captions is None and batch.image_context is not None:
+            image = encoder.encode_image_captions(batch.image_caption, batch.image_context, batch.context_chunks)
+            contexts = Contexts(image, encoder.encode_text_captions(text_captions, *lines))
         else:
-            image_context = encoder.encode_image_captions(image_captions)
+            contexts = encoder.encode_both(image_captions or batch.image_caption, text_captions, *lines)
         return Conditions(
-            image_context=image_context,
-            text_context=encoder.encode_text_captions(text_captions, lines_ND, batch.n_lines, batch.name),
+            image_context=contexts.image,
+            text_context=contexts.text,
             glyph=batch.glyph.to(self.dtype),
             position=batch.position.sum(dim=1, keepdim=True).to(self.dtype),
             masked_latent=masked_latent.to(self.dtype),
         )
 
-    def unconditional(self, conditions: Conditions, batch: Batch, negative_prompt: str = "") -> Conditions:
-        """The conditions of the unconditional branch of classifier-free guidance, as in official AnyText2.
+    def negative_contexts(self, negative_prompt: str = "") -> Contexts:
+        """The contexts of the unconditional branch of classifier-free guidance, one row, as in official AnyText2.
 
-        The image captions are the negative prompt and the text captions are empty; the other conditions stay.
+        The image caption is the negative prompt and the text caption is empty.
         """
         encoder = self.cond_stage_model
-        none_ND = conditions.text_context.new_zeros(0, conditions.text_context.shape[2])
-        image_context = encoder.encode_image_captions([negative_prompt])
-        text_context = encoder.encode_text_captions([""], none_ND, [0], ["negative prompt"])
-        return replace(
-            conditions,
-            image_context=image_context.expand(batch.size, -1, -1),
-            text_context=text_context.expand(batch.size, -1, -1),
+        no_lines = encoder.tower.positional_embedding.new_zeros(0, encoder.cfg.width)
+        return Contexts(
+            encoder.encode_image_captions([negative_prompt]),
+            encoder.encode_text_captions([""], no_lines, [0], ["negative prompt"]),
         )
 
     # --- denoising ---------------------------------------------------------------------------------------------------

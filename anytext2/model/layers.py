@@ -91,7 +91,7 @@ def tokens_to_map(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention with projections; without a context, self-attention."""
+    """Multi-head attention with projections. If the context is the input itself, it is self-attention."""
 
     def __init__(self, width: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -102,9 +102,17 @@ class CrossAttention(nn.Module):
         # A Sequential, because the official keys are `to_out.0.*`.
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x_BTD: Tensor, context_BSD: Tensor | None = None) -> Tensor:
-        source = x_BTD if context_BSD is None else context_BSD
-        return self.to_out(attention(self.to_q(x_BTD), self.to_k(source), self.to_v(source), self.heads))
+    def forward(self, x_ND: Tensor, context_MD: Tensor, batch: int) -> Tensor:
+        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B -> [B*T, D].
+
+        Tokens of a batch are rows of one matrix, so that a linear layer is one product without changes of shape.
+        """
+        query, key, value = (
+            tokens.view(batch, -1, self.heads, tokens.shape[1] // self.heads).transpose(1, 2)
+            for tokens in (self.to_q(x_ND), self.to_k(context_MD), self.to_v(context_MD))
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.to_out(mixed.transpose(1, 2).reshape(len(x_ND), -1))
 
 
 class GEGLU(nn.Module):
@@ -148,12 +156,15 @@ class TransformerBlock(nn.Module):
         self.attn1x = CrossAttention(width, width, heads) if attnx else None
         self.attn2x = CrossAttention(width, context_dim, heads) if attnx else None
 
-    def forward(self, x_BTD: Tensor, context_BSD: Tensor, attnx_scale: float) -> Tensor:
-        x = x_BTD + self.attn1(self.norm1(x_BTD))
-        x = x + self.attn2(self.norm2(x), context_BSD)
+    def forward(self, x_ND: Tensor, context_MD: Tensor, batch: int, attnx_scale: float) -> Tensor:
+        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B -> [B*T, D]."""
+        normed = self.norm1(x_ND)
+        x = x_ND + self.attn1(normed, normed, batch)
+        x = x + self.attn2(self.norm2(x), context_MD, batch)
         if self.attn1x is not None and self.attn2x is not None and attnx_scale != 0:
-            x = x + self.attn1x(self.norm1(x)) * attnx_scale
-            x = x + self.attn2x(self.norm2(x), context_BSD) * attnx_scale
+            normed = self.norm1(x)
+            x = torch.add(x, self.attn1x(normed, normed, batch), alpha=attnx_scale)
+            x = torch.add(x, self.attn2x(self.norm2(x), context_MD, batch), alpha=attnx_scale)
         return x + self.ff(self.norm3(x))
 
 
@@ -167,19 +178,23 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, context_dim, heads, attnx)])
         self.proj_out = with_init_scale(nn.Conv2d(width, width, 1), 0.0)
 
-    def forward(self, x_BChw: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:
-        """[B, C, h, w] and [B, S, D] -> [B, C, h, w]."""
-        tokens = map_to_tokens(self.proj_in(self.norm(x_BChw)))
+    def forward(self, x_BChw: Tensor, context_MD: Tensor, attnx_scale: float = 1.0) -> Tensor:
+        """[B, C, h, w] and context tokens [B*S, D] -> [B, C, h, w]."""
+        batch, width, h, w = x_BChw.shape
+        tokens = self.proj_in(self.norm(x_BChw)).permute(0, 2, 3, 1).reshape(-1, width)
         for block in self.transformer_blocks:
-            tokens = block(tokens, context_BSD, attnx_scale)
-        return x_BChw + self.proj_out(tokens_to_map(tokens, *x_BChw.shape[2:]))
+            tokens = block(tokens, context_MD, batch, attnx_scale)
+        return x_BChw + self.proj_out(tokens.view(batch, h, w, width).permute(0, 3, 1, 2))
 
 
 # --- convolutional blocks of the UNet --------------------------------------------------------------------------------
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep embedding added between them, and a residual connection around both."""
+    """Two convolutions with the timestep embedding added between them, and a residual connection around both.
+
+    The caller applies the SiLU at index 0 of emb_layers, once for all blocks: see `activate_embedding`.
+    """
 
     def __init__(self, width_in: int, width_out: int, embedding_width: int, norm_groups: int) -> None:
         super().__init__()
@@ -196,8 +211,8 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
-    def forward(self, x_BChw: Tensor, embedding_BD: Tensor) -> Tensor:
-        branch = self.in_layers(x_BChw) + self.emb_layers(embedding_BD)[:, :, None, None]
+    def forward(self, x_BChw: Tensor, activated_BD: Tensor) -> Tensor:
+        branch = self.in_layers(x_BChw) + self.emb_layers[1](activated_BD).unflatten(1, (-1, 1, 1))
         return self.skip_connection(x_BChw) + self.out_layers(branch)
 
 
@@ -226,15 +241,20 @@ class Upsample(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """A numbered block of the UNet: passes the embedding to ResBlocks and the context to SpatialTransformers."""
 
-    def forward(self, x: Tensor, embedding_BD: Tensor, context_BSD: Tensor, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, activated_BD: Tensor, context_MD: Tensor, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, embedding_BD)
+                x = layer(x, activated_BD)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context_BSD, attnx_scale)
+                x = layer(x, context_MD, attnx_scale)
             else:
                 x = layer(x)
         return x
+
+
+def activate_embedding(time_embed: nn.Module, t_B: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """The timestep embedding [B, D] as ResBlocks take it: of `timestep_embedding` by the MLP, after their SiLU."""
+    return F.silu(time_embed(timestep_embedding(t_B, width).to(dtype)))
 
 
 def timestep_embedding(t_B: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

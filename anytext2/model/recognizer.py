@@ -91,14 +91,14 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         assert self.momentum is not None
-        mean, var = self.running_mean, self.running_var
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        if not self.training and all(tensor.dtype == x.dtype for tensor in tensors):
+            return F.batch_norm(x, *tensors, False, self.momentum, self.eps)
         dtype = torch.promote_types(x.dtype, torch.float32)
         if self.training:
-            assert mean.dtype == dtype, "train a recogniser with statistics in float32"
+            assert self.running_mean.dtype == dtype, "train a recogniser with statistics in float32"
             self.num_batches_tracked.add_(1)
-        else:
-            mean, var = mean.to(dtype), var.to(dtype)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        mean, var, weight, bias = (tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors)
         return F.batch_norm(x.to(dtype), mean, var, weight, bias, self.training, self.momentum, self.eps).to(x.dtype)
 
 

@@ -18,6 +18,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from anytext2.core.batch import Contexts
+
 VOCABULARY_SIZE = 49408
 CONTEXT_LENGTH = 77
 """Tokens of a chunk: START_TOKEN, 75 tokens, END_TOKEN."""
@@ -141,7 +143,29 @@ class TextEncoder(nn.Module):
     def encode_text_captions(
         self, captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
     ) -> Tensor:
-        """Contexts [B, 77, D] of text captions; the k-th placeholder is replaced by its sample's k-th line embedding.
+        """Contexts [B, 77, D] of text captions; arguments and errors as in `embed_text_captions`."""
+        return self._encode(self.embed_text_captions(captions, lines_ND, n_lines, names))
+
+    def encode_both(
+        self,
+        image_captions: Sequence[str],
+        text_captions: Sequence[str],
+        lines_ND: Tensor,
+        n_lines: Sequence[int],
+        names: Sequence[str],
+    ) -> Contexts:
+        """Contexts of image captions and text captions, by one call of the tower."""
+        ids_BKT = tokenize_image_captions(image_captions, self.cfg.image_chunks)
+        image_NTD = self.tower.token_embedding(ids_BKT.flatten(0, 1).to(self._device))
+        text_BTD = self.embed_text_captions(text_captions, lines_ND, n_lines, names)
+        encoded = self._encode(torch.cat([image_NTD, text_BTD]))
+        image, text = encoded.split([len(image_NTD), len(text_BTD)])
+        return Contexts(image.unflatten(0, ids_BKT.shape[:2]).flatten(1, 2), text)
+
+    def embed_text_captions(
+        self, captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
+    ) -> Tensor:
+        """Token embeddings [B, 77, D]; the k-th placeholder is replaced by its sample's k-th line embedding.
 
         Args:
             captions: one for each sample. An empty caption uses none of its sample's lines.
@@ -159,7 +183,7 @@ class TextEncoder(nn.Module):
         if rows:
             chosen = lines_ND[torch.tensor(rows).to(lines_ND.device)].to(embedded.dtype)
             embedded = embedded.index_put((sample.to(embedded.device), token.to(embedded.device)), chosen)
-        return self._encode(embedded)
+        return embedded
 
     def _encode(self, embedded_BTD: Tensor) -> Tensor:
         """The tower after the token embedding: position embeddings, causal transformer, final norm."""

@@ -21,7 +21,7 @@ from anytext2.model.layers import (
     SpatialTransformer,
     TimestepEmbedSequential,
     Upsample,
-    timestep_embedding,
+    activate_embedding,
     with_init_scale,
 )
 
@@ -210,8 +210,8 @@ class UNet(nn.Module):
         """
         self._check(x_BChw, control)
         recompute = self.activation_checkpointing
-        context = context_BTD.to(self.dtype)
-        embedding = self.time_embed(timestep_embedding(t_B, self.cfg.model_channels).to(self.dtype))
+        context = context_BTD.to(self.dtype).flatten(0, 1)
+        embedding = activate_embedding(self.time_embed, t_B, self.cfg.model_channels, self.dtype)
         hidden = x_BChw.to(self.dtype)
         skips: list[Tensor] = []
         for block in self.input_blocks:

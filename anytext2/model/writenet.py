@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.core.batch import Control
-from anytext2.model.layers import SILU_GAIN, timestep_embedding, with_init_scale
+from anytext2.model.layers import SILU_GAIN, activate_embedding, with_init_scale
 from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_block
 
 HINT_DOWNSAMPLING = 8
@@ -133,10 +133,10 @@ class WriteNet(nn.Module):
         """
         recompute = self.activation_checkpointing
         hint = self.fuse_hints(glyph_B1HW, position_B1HW, masked_latent_BChw)
-        context = text_context_BTD.to(self.dtype)
+        context = text_context_BTD.to(self.dtype).flatten(0, 1)
         # fast_control: timestep 0 and a zero latent for every sample. One row is enough, because it broadcasts.
         time = torch.zeros(1, device=hint.device) if t_B is None else t_B
-        embedding = self.time_embed(timestep_embedding(time, self.unet_cfg.model_channels).to(self.dtype))
+        embedding = activate_embedding(self.time_embed, time, self.unet_cfg.model_channels, self.dtype)
         latent = hint.new_zeros(1, self.unet_cfg.in_channels, *hint.shape[2:]) if x_BChw is None else x_BChw
         hidden = hint + self.input_blocks[0](latent.to(hint.dtype), embedding, context)
         maps = [self.zero_convs[0](hidden)]

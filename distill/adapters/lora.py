@@ -13,6 +13,7 @@ from torch import nn
 
 from anytext2.core.rng import seed_for
 from anytext2.model.anytext2 import AnyText2
+from distill.adapters.fused_linear import fuse_linear_layers
 from distill.adapters.roles import STUDENT
 from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
@@ -67,7 +68,9 @@ def add_student(model: AnyText2, config: AdapterConfig, seed: int) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 0, 0, "lora"))
-        return get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
+        student = get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
+    fuse_linear_layers(student)
+    return student
 
 
 def add_adapter(student: PeftModel, adapter: str, trained: bool, seed: int) -> None:
@@ -131,6 +134,7 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
         config.inference_mode = True
         config.base_model_name_or_path = None  # PEFT warns that it sets this
         student = get_peft_model(model, config, adapter_name=STUDENT)  # type: ignore[arg-type]
+        fuse_linear_layers(student)
         student.requires_grad_(False)  # PEFT leaves DoRA's magnitudes of convolutions trainable
     except (ValueError, TypeError, KeyError) as error:  # PEFT's message is long: it names every target module
         reason = " ".join(str(error).split())[:200]

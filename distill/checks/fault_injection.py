@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytext2.core.batch import Batch, Conditions
+from anytext2.core.batch import Batch, Conditions, Control
 from anytext2.model.anytext2 import AnyText2
 
 FAINT_INK = 1.0 / 255.0
@@ -45,29 +45,30 @@ def placeholders_lost(model: AnyText2) -> None:
     """Placeholders were joined with a comma right behind them, which is another token: only the last one was found,
     and it took the first line's embedding."""
     encoder = model.cond_stage_model
-    encode = encoder.encode_text_captions
+    embed = encoder.embed_text_captions
 
-    def encode_text_captions(
+    def embed_text_captions(
         captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
     ) -> Tensor:
         firsts = [first for first, n in zip(accumulate([0, *n_lines]), n_lines, strict=False) if n]
         joined = [caption.replace("* ,", "*,") for caption in captions]
-        return encode(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
+        return embed(joined, lines_ND[firsts], [min(n, 1) for n in n_lines], names)
 
-    encoder.encode_text_captions = encode_text_captions  # type: ignore[method-assign]
+    encoder.embed_text_captions = embed_text_captions  # type: ignore[method-assign]
 
 
 def writenet_sees_noise(model: AnyText2) -> None:
     """The WriteNet was fed the noisy latent and the time, although it is trained with zeros for both."""
-    predict = model.predict_noise
+    model.__class__ = _WriteNetSeesNoise  # a class, because teacher and student have a WriteNet each
 
-    def control_maps(conditions: Conditions) -> tuple[Tensor, ...]:
+
+class _WriteNetSeesNoise(AnyText2):
+    def control_maps(self, conditions: Conditions) -> Control:
         return conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
 
-    def predict_noise(x: Tensor, t: Tensor, context: Tensor, control: tuple[Tensor, ...], *more: Any) -> Tensor:
-        return predict(x, t, context, model.control_model(*control, x, t), *more)
-
-    model.control_maps, model.predict_noise = control_maps, predict_noise  # type: ignore[method-assign, assignment]
+    def predict_noise(self, x: Tensor, t: Tensor, context: Tensor, control: Control | None, *more: Any) -> Tensor:
+        assert control is not None
+        return super().predict_noise(x, t, context, self.control_model(*control, x, t), *more)
 
 
 FAULT_INJECTIONS: dict[str, Callable[[AnyText2], None]] = {

@@ -189,18 +189,6 @@ def sample_consistency(
     return x
 
 
-def guided(predict_cond: Predict, predict_uncond: Predict, scale: float) -> Predict:
-    """Classifier-free guidance (Ho and Salimans 2022): ``u + scale (c - u)``; scale 1 never calls the unconditional."""
-    if scale == 1.0:
-        return predict_cond
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = predict_cond(x, t), predict_uncond(x, t)
-        return unconditional + scale * (conditional - unconditional)
-
-    return predict
-
-
 SAMPLERS: dict[str, Sampler] = {
     "ddim": sample_ddim,
     "consistency": sample_consistency,

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from anytext2.core.batch import Batch, Conditions, Control
+from anytext2.core.batch import Batch, Conditions, Contexts, Control
 from anytext2.core.rng import Draws
+from anytext2.model.anytext2 import AnyText2
 from distill.adapters.roles import Roles, predict_noise
-from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, Predict, SamplerOptions, guided
+from distill.diffusion.guidance import predict_guided, with_negative
+from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule
 from distill.viz.grids import to_unit_range
 
@@ -69,14 +72,15 @@ class SamplingInputs:
     draws: Draws
     latent_shape: tuple[int, ...]
     conditions: Conditions
-    unconditional: Conditions | None
+    negative: Contexts | None
 
 
 @dataclass(frozen=True)
 class SampledBatch:
     """The result of one way of sampling for a batch: latent [B, z, h, w] float32, image [B, 3, H, W] float32 in [0, 1].
 
-    nfe: UNet calls; seconds: of WriteNet, UNet and decoder for the whole batch.
+    nfe: evaluations of the UNet for each picture, two for a guided one. seconds: of WriteNet, UNet and decoder for the
+    whole batch.
     """
 
     spec: SamplingSpec
@@ -93,13 +97,12 @@ def prepare_sampling(
 
     negative_prompt: None if no row is guided; then nothing unconditional is computed.
     """
-    model = roles.model
-    with roles.teacher():
+    with roles.teacher() as model:
         masked = model.masked_latents(batch)
         conditions = model.encode_conditions(batch, masked)
-        unconditional = None if negative_prompt is None else model.unconditional(conditions, batch, negative_prompt)
+        negative = None if negative_prompt is None else model.negative_contexts(negative_prompt)
     draws = Draws(seed, (epoch,) * batch.size, batch.index)
-    return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, unconditional)
+    return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, negative)
 
 
 def sample_batch(
@@ -119,45 +122,54 @@ def sample_batch(
     def noise(step: int) -> torch.Tensor:
         return inputs.draws.normal(f"sampler_noise_{step}", inputs.latent_shape, device)
 
-    maps: dict[tuple[str, bool], tuple[Control, float]] = {}
-
-    def control(role: str, conditions: Conditions, with_text: bool) -> tuple[Control, float]:
-        key = (role, with_text)
-        if key not in maps:
-            began = _now(device)
-            value = roles.model.control_maps(conditions)
-            maps[key] = value, _now(device) - began
-        return maps[key]
-
+    networks: dict[tuple[str, bool], _Network] = {}
     for spec in specs:
-        adapters = "student" if spec.role == "student" else "teacher"
-        with roles.teacher() if adapters == "teacher" else torch.inference_mode():
-            conditional, seconds = control(adapters, inputs.conditions, True)
-            counted = _Counted(roles.model, inputs.conditions, conditional)
-            predict: Predict = counted
-            calls = [counted]
-            if spec.guidance != 1.0:
-                assert inputs.unconditional is not None, "prepare_sampling needs a negative prompt for guided rows"
-                without, more = control(adapters, inputs.unconditional, False)
-                calls.append(_Counted(roles.model, inputs.unconditional, without))
-                predict, seconds = guided(counted, calls[1], spec.guidance), seconds + more
+        role, is_guided = "student" if spec.role == "student" else "teacher", spec.guidance != 1.0
+        with roles.teacher() if role == "teacher" else nullcontext(roles.model) as model, torch.inference_mode():
+            if (role, is_guided) not in networks:
+                networks[role, is_guided] = _prepare(model, inputs, is_guided)
+            predict = _Predict(model, networks[role, is_guided], spec.guidance if is_guided else None)
             began = _now(device)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
-            image = to_unit_range(roles.model.decode(latent))
-            seconds += _now(device) - began
-        yield SampledBatch(spec, latent, image, sum(c.calls for c in calls), seconds)
+            image = to_unit_range(model.decode(latent))
+            seconds = predict.network.seconds + _now(device) - began
+        yield SampledBatch(spec, latent, image, predict.evaluations, seconds)
 
 
-class _Counted:
-    """predict(x, t) -> eps of fixed conditions, counting its calls."""
+class _Network(NamedTuple):
+    """Conditions and control maps of a role, of 2B rows with guidance, and the WriteNet's seconds."""
 
-    def __init__(self, model: Any, conditions: Conditions, control: Control) -> None:
-        self.model, self.conditions, self.control, self.calls = model, conditions, control, 0
+    conditions: Conditions
+    control: Control
+    seconds: float
+
+
+def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Network:
+    conditions = inputs.conditions
+    if is_guided:
+        assert inputs.negative is not None, "prepare_sampling needs a negative prompt for guided rows"
+        conditions = with_negative(conditions, inputs.negative)
+    device = conditions.image_context.device
+    began = _now(device)
+    control = model.control_maps(conditions)
+    return _Network(conditions, control, _now(device) - began)
+
+
+@dataclass
+class _Predict:
+    """The sampler's ``predict(x, t)``. scale: of guidance, None without; evaluations: of the UNet so far."""
+
+    model: AnyText2
+    network: _Network
+    scale: float | None
+    evaluations: int = 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return predict_noise(self.model, x, t, self.conditions, self.control)
+        self.evaluations += 1 if self.scale is None else 2
+        if self.scale is None:
+            return predict_noise(self.model, x, t, self.network.conditions, self.network.control)
+        return predict_guided(self.model, x, t, self.network.conditions, self.network.control, self.scale)
 
 
 def _now(device: torch.device) -> float:

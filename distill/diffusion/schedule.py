@@ -10,6 +10,7 @@ Shape legend: B batch, C channels, h/w latent cells, T timesteps of the table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,8 +46,14 @@ class NoiseSchedule:
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) for integer ``t`` [B], shaped [B, 1, ...] to broadcast over ``like`` [B, ...]."""
-        abar = self.alphas_cumprod.to(like.device)[t.to(like.device)]
-        return expand_like(abar.sqrt(), like), expand_like((1.0 - abar).sqrt(), like)
+        t = t.to(like.device)
+        alpha, sigma = (table.to(like.device)[t] for table in self._roots)
+        return expand_like(alpha, like), expand_like(sigma, like)
+
+    @cached_property
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        """The tables of alpha and sigma."""
+        return self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt()
 
     def velocity_weight(self, t: Tensor, cap: float) -> Tensor:
         """min(1 / abar_t, cap), float64 [B]: turns a squared error of eps into one of v = alpha eps - sigma x_0.

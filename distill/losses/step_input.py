@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anytext2.core.batch import Batch
+from anytext2.core.batch import Batch, Contexts
 from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2
 
@@ -22,6 +22,7 @@ class StepInput:
 
     ``latent`` [B,C,h,w] is the scaled latent of the image and ``masked_latent`` that of the masked image; both are None
     for objectives that need no latents. Either may be an inference tensor. ``update``: finished optimizer updates.
+    ``negative``: `AnyText2.negative_contexts` of the objective's negative prompt; None: it is encoded where needed.
     """
 
     batch: Batch
@@ -29,6 +30,7 @@ class StepInput:
     latent: Tensor | None = None
     masked_latent: Tensor | None = None
     update: int = 0
+    negative: Contexts | None = None
 
 
 @dataclass(frozen=True)

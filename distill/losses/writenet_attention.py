@@ -56,8 +56,8 @@ class AttentionRecorder:
     active: bool = False
     recorded: dict[str, WriteAttention] = field(default_factory=dict)
 
-    def write(self, model: AnyText2, conditions: Conditions, role: str) -> Control:
-        """The WriteNet's maps for ``conditions``."""
+    def write(self, model: AnyText2, conditions: Conditions, role: str, rows: int | None = None) -> Control:
+        """The WriteNet's maps for ``conditions``. The attention of the first ``rows`` (None: all) is recorded."""
         if not self.active:
             return model.control_maps(conditions)
         layers = [
@@ -65,10 +65,14 @@ class AttentionRecorder:
             for name, module in model.control_model.named_modules()
             if isinstance(module, CrossAttention) and name.rsplit(".", 1)[-1] in _CROSS
         ]
+
+        def of_batch(tokens_ND: Tensor) -> Tensor:
+            return tokens_ND.unflatten(0, (len(conditions.glyph), -1))[:rows]
+
         with _outputs([projection for layer in layers for projection in (layer.to_q, layer.to_k)]) as outputs:
             control = model.control_maps(conditions)
         self.recorded[role] = tuple(
-            Attention(outputs[layer.to_q], outputs[layer.to_k], layer.heads) for layer in layers
+            Attention(of_batch(outputs[layer.to_q]), of_batch(outputs[layer.to_k]), layer.heads) for layer in layers
         )
         return control
 

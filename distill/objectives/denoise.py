@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anytext2.core.batch import Conditions, Control
 from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.guidance import repeat_tokens
 from distill.diffusion.schedule import NoiseSchedule
 from distill.diffusion.solver import ddim_step
 from distill.losses import distances
@@ -164,24 +165,11 @@ class Denoise(FullWeightObjective):
         dropped = item.draws.uniform("denoise/drop", 0.0, 1.0) < self.config.context_dropout
         if not dropped.any():
             return conditions
-        without = model.unconditional(conditions, item.batch)
         rows = dropped.to(conditions.image_context.device).reshape(-1, 1, 1)
+        image, text = conditions.image_context, conditions.text_context
+        negative = model.negative_contexts()
         return replace(
             conditions,
-            image_context=torch.where(
-                rows, _repeat_tokens(without.image_context, conditions.image_context), conditions.image_context
-            ),
-            text_context=torch.where(
-                rows, _repeat_tokens(without.text_context, conditions.text_context), conditions.text_context
-            ),
+            image_context=torch.where(rows, repeat_tokens(negative.image, image.shape[1]), image),
+            text_context=torch.where(rows, repeat_tokens(negative.text, text.shape[1]), text),
         )
-
-
-def _repeat_tokens(context_BTD: Tensor, like_BTD: Tensor) -> Tensor:
-    """The context repeated to the token count of a longer caption.
-
-    Attention over k copies of the same tokens equals attention over one, so this changes nothing but the shape.
-    """
-    copies, rest = divmod(like_BTD.shape[1], context_BTD.shape[1])
-    assert rest == 0, f"{like_BTD.shape[1]} tokens are no multiple of {context_BTD.shape[1]}"
-    return context_BTD.repeat(1, copies, 1)

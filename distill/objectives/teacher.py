@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anytext2.core.batch import Conditions, Control
+from anytext2.core.batch import Control
 from anytext2.core.rng import Draws
 from distill.adapters.roles import Roles, predict_noise
+from distill.diffusion.guidance import predict_guided, with_negative
 from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.schedule import GRIDS, NoiseSchedule, expand_like
 from distill.diffusion.solver import ddim_step, heun_step
@@ -70,17 +71,16 @@ class GuidedTeacher:
     """
 
     def __init__(self, roles: Roles, item: StepInput, config: StudentConfig, schedule: NoiseSchedule) -> None:
-        model = roles.model
         self._roles, self._item, self._schedule = roles, item, schedule
-        self._w = guidance_of(item.draws, config)
+        self._scale = None if config.is_unguided else guidance_of(item.draws, config).double() + 1.0
         self._recorder = AttentionRecorder(active=bool(terms_with_attention(config.terms, item.update)))
-        with roles.teacher():
+        with roles.teacher() as model:
             conditions = model.encode_conditions(item.batch, masked_latent_of(model, item))
-            self._given = conditions, self._recorder.write(model, conditions, "teacher")
-            self._without: tuple[Conditions, Control] | None = None
+            self._given = conditions
             if not config.is_unguided:
-                without = model.unconditional(conditions, item.batch, config.negative_prompt)
-                self._without = without, model.control_maps(without)
+                negative = item.negative or model.negative_contexts(config.negative_prompt)
+                self._given = with_negative(conditions, negative)
+            self._control = self._recorder.write(model, self._given, "teacher", item.batch.size)
         # An inference tensor may not be saved for backward; clones made out here are normal ones.
         self.conditions = conditions.map(torch.clone)
 
@@ -99,18 +99,16 @@ class GuidedTeacher:
     def __call__(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided x0 and eps [B,C,h,w] at (``noisy``, ``t``); normal tensors, free of any graph.
 
-        Both are extrapolated: ``x0_c + w (x0_c - x0_u)`` and likewise eps (Luo et al. 2023, eq. 14, as in the LCM-LoRA
-        script of diffusers).
+        Both are extrapolated: ``eps_c + w (eps_c - eps_u)``, and x0 likewise, because it is linear in eps (Luo et al.
+        2023, eq. 14, as in the LCM-LoRA script of diffusers).
         """
-        model, schedule = self._roles.model, self._schedule
-        with self._roles.teacher():
-            eps = predict_noise(model, noisy, t, *self._given)
-            x0 = schedule.eps_to_x0(noisy, eps, t)
-            if self._without is not None:
-                w = expand_like(self._w, noisy)
-                eps_u = predict_noise(model, noisy, t, *self._without)
-                x0 = x0 + w * (x0 - schedule.eps_to_x0(noisy, eps_u, t))
-                eps = eps + w * (eps - eps_u)
+        with self._roles.teacher() as model:
+            if self._scale is None:
+                eps = predict_noise(model, noisy, t, self._given, self._control)
+            else:
+                scale = expand_like(self._scale, noisy)
+                eps = predict_guided(model, noisy, t, self._given, self._control, scale)
+            x0 = self._schedule.eps_to_x0(noisy, eps, t)
         return x0.clone(), eps.clone()
 
     def solve(self, noisy: Tensor, t: Tensor, s: Tensor, steps: int, solver: str = "ddim") -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from torch import nn
 
+from anytext2.core.batch import Contexts
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
@@ -32,6 +34,7 @@ from distill.diffusion.schedule import NoiseSchedule
 from distill.inference.model import make_model, make_schedule, require_recognizer
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
+from distill.objectives.teacher import StudentConfig
 from distill.runtime.signals import StopRequests
 from distill.runtime.world import World, on_main
 from distill.tracking.tracker import Tracker, environment
@@ -161,7 +164,9 @@ def _assemble(
         objective=objective,
         roles=roles,
         batches=MicroBatches(dataset, parts.sampler, engine.plan, world, recipe.data.workers),
-        inputs=StepInputs(recipe.seed, world.device, latents if objective.needs_latents else None),
+        inputs=StepInputs(
+            recipe.seed, world.device, latents if objective.needs_latents else None, _negative_contexts(recipe, roles)
+        ),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
         metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
@@ -174,6 +179,15 @@ def _assemble(
         stop=stop,
         lock=locks[0] if locks else None,
     )
+
+
+def _negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Contexts | None]:
+    """Encodes the negative prompt of the teacher's guidance, if there is any."""
+    config = recipe.objective_config
+    if not isinstance(config, StudentConfig) or config.is_unguided:
+        return lambda: None
+    prompt = config.negative_prompt
+    return lambda: roles.model.negative_contexts(prompt)
 
 
 def _announce(recipe: Recipe, parts: _Parts) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
 
+from anytext2.core.batch import Contexts
 from anytext2.data.dataset import AnyWordDataset
 from distill.data.batch_sampler import BatchSampler
 from distill.data.latents import LatentSource
@@ -38,9 +40,16 @@ class MicroBatches:
 class StepInputs:
     """Puts a micro-batch on the device, with its latents where the objective needs them."""
 
-    def __init__(self, seed: int, device: torch.device, latents: LatentSource | None) -> None:
-        """latents: None for an objective that needs none."""
+    def __init__(
+        self,
+        seed: int,
+        device: torch.device,
+        latents: LatentSource | None,
+        negative: Callable[[], Contexts | None] = lambda: None,
+    ) -> None:
+        """latents: None for an objective that needs none. negative: see `StepInput`; called once."""
         self._seed, self._device, self._latents = seed, device, latents
+        self._negative = cache(negative)
 
     def __call__(self, loaded: LoadedBatch, updates: int) -> StepInput:
         """updates: finished optimizer updates."""
@@ -49,8 +58,8 @@ class StepInputs:
         if self._latents is None:
             return StepInput(batch, draws, update=updates)
         with torch.no_grad():
-            latent, masked = self._latents(batch, draws), self._latents.masked(batch)
-        return StepInput(batch, draws, latent, masked, updates)
+            latent, masked, negative = self._latents(batch, draws), self._latents.masked(batch), self._negative()
+        return StepInput(batch, draws, latent, masked, updates, negative)
 
 
 @contextmanager

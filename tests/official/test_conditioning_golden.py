@@ -154,7 +154,7 @@ def test_conditional_and_unconditional(official_model: AnyText2, batch: Batch) -
     assert_golden(conditions.image_context, golden, "img_cond")
     assert_golden(conditions.text_context, golden, "text_cond")
 
-    without = official_model.unconditional(conditions, batch, META["uncond"]["n_prompt"])
+    without = conditions.with_contexts(official_model.negative_contexts(META["uncond"]["n_prompt"]))
     golden = read_golden("b_uncond")
     assert_golden(without.image_context, golden, "img_cond")
     assert_golden(without.text_context, golden, "text_cond")

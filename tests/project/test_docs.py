@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 
+from anytext2.data.options import OPTIONS
 from distill.adapters.lora import KINDS
 from distill.adapters.targets import TARGET_PRESETS
 from distill.config.schema import Recipe
@@ -46,3 +47,15 @@ def test_every_recipe_key_that_a_document_names_exists() -> None:
 def test_every_adapter_and_optimizer_is_documented() -> None:
     text = (TESTS.parent / "docs" / "DISTILLATION.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in (*KINDS, *TARGET_PRESETS, *OPTIMIZERS))
+
+
+def test_every_option_of_samples_is_documented() -> None:
+    """docs/DATA.md has the table that the options' own texts make."""
+    rows = ["| key | default | values | effect |", "|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        default = list(option.default) if isinstance(option.default, tuple) else option.default
+        shown = str(default).lower() if isinstance(default, bool) else default
+        values = option.range or {bool: "true, false"}.get(type(option.default), "any number")
+        rows.append(f"| `{name}` | `{shown}` | {values} | {option.help} |")
+    table = "\n".join(rows)
+    assert table in (TESTS.parent / "docs" / "DATA.md").read_text(encoding="utf-8"), f"docs/DATA.md needs:\n{table}"

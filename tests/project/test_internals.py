@@ -242,17 +242,13 @@ def layers(model: PeftModel) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def test_a_layer_looks_at_its_switch_in_every_forward() -> None:
-    """`AdapterRoles.teacher` sets `_disable_adapters`. Read elsewhere, the teacher would be the student, silently."""
-    model, x = adapted(), torch.ones(1, WIDTH)
-    with model.disable_adapter():
-        teacher = model(x)
-    for layer in layers(model):
-        layer._disable_adapters = True
-    assert torch.equal(model(x), teacher)
-    for layer in layers(model):
-        layer._disable_adapters = False
-    assert not torch.equal(model(x), teacher)
+def test_an_adapted_layer_hands_out_the_layer_that_it_wraps() -> None:
+    """`without_adapters` takes `get_base_layer`: the module of before, with its parameters."""
+    model, net = adapted(), Net()
+    found = [layer.get_base_layer() for layer in layers(model)]
+    assert [type(layer) for layer in found] == [type(net.first), type(net.last)]
+    parameters = {id(p) for p in model.parameters()}
+    assert all(id(p) in parameters for layer in found for p in layer.parameters())
 
 
 def test_a_layer_looks_at_its_active_adapter_in_every_forward() -> None:

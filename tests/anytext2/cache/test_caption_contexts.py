@@ -88,8 +88,8 @@ def test_the_model_uses_them_for_the_batch_s_own_captions_only() -> None:
             model.encode_conditions(batch, masked, others).image_context,
             model.cond_stage_model.encode_image_captions(others),
         )
-        negative = model.unconditional(ours, batch, "blurry").image_context
-        assert torch.equal(negative, model.unconditional(theirs, plain, "blurry").image_context)
+        negative = ours.with_contexts(model.negative_contexts("blurry")).image_context
+        assert torch.equal(negative, theirs.with_contexts(model.negative_contexts("blurry")).image_context)
 
 
 def test_a_batch_without_stored_contexts_has_none(encoder: TextEncoder) -> None:

@@ -163,7 +163,7 @@ def test_captions_in_place_of_the_batchs_own(model: AnyText2, conditions: Condit
     captions = (batch.image_caption[0], "", batch.image_caption[2])
     texts = (batch.text_caption[0], "", batch.text_caption[2])
     dropped = model.encode_conditions(batch, conditions.masked_latent, captions, texts)
-    without = model.unconditional(conditions, batch)
+    without = conditions.with_contexts(model.negative_contexts())
     for name in ("image_context", "text_context"):
         ours, kept, none = (getattr(c, name) for c in (dropped, conditions, without))
         torch.testing.assert_close(ours[[0, 2]], kept[[0, 2]])
@@ -171,12 +171,11 @@ def test_captions_in_place_of_the_batchs_own(model: AnyText2, conditions: Condit
 
 
 def test_unconditional_shares_the_hints(model: AnyText2, conditions: Conditions) -> None:
-    batch = mini_batch()
-    without = model.unconditional(conditions, batch, "blurry")
+    without = conditions.with_contexts(model.negative_contexts("blurry"))
     for field in fields(Conditions):
         same = getattr(without, field.name) is getattr(conditions, field.name)
         assert same == (field.name in ("glyph", "position", "masked_latent")), field.name
-    other = model.unconditional(conditions, batch, "sharp")
+    other = conditions.with_contexts(model.negative_contexts("sharp"))
     assert without.image_context.shape == (3, 77, 16)
     assert not torch.allclose(without.image_context, other.image_context)
     torch.testing.assert_close(without.text_context, other.text_context)
@@ -204,7 +203,7 @@ def test_calls_leave_no_trace(model: AnyText2, conditions: Conditions) -> None:
 
     state = {name: value.clone() for name, value in model.state_dict().items()}
     first = predict(conditions)
-    without = predict(model.unconditional(conditions, mini_batch(), "blurry"))
+    without = predict(conditions.with_contexts(model.negative_contexts("blurry")))
     assert torch.equal(predict(conditions), first)
     assert not torch.allclose(without, first)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

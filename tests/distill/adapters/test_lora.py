@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -133,9 +134,9 @@ def test_the_teacher_stays_the_bare_model_whatever_the_adapter_becomes(kind: str
     bare = prediction(model)
     roles = AdapterRoles(add_student(model, replace(LORA, kind=kind, targets=targets), seed=0))
     perturb(roles.wrapped)
-    with roles.teacher():
+    with roles.teacher() as teacher:
         assert torch.is_inference_mode_enabled()
-        assert torch.equal(prediction(roles.model), bare)
+        assert torch.equal(prediction(teacher), bare)
     assert not torch.is_inference_mode_enabled()
     changed = prediction(roles.model)
     assert (changed - bare).abs().max() > 1e-2
@@ -156,12 +157,36 @@ def test_after_an_exception_in_the_teacher_the_student_is_back() -> None:
     assert torch.equal(prediction(roles.model), before) and not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_teacher_has_no_adapters_and_no_weights_of_its_own(kind: str) -> None:
+    roles = AdapterRoles(add_student(filled_model(), replace(LORA, kind=kind, targets="all"), seed=0))
+    names = set(roles.wrapped.state_dict())
+    with roles.teacher() as teacher:
+        pass
+    assert not any(isinstance(module, BaseTunerLayer) for module in teacher.modules())
+    own = {p.data_ptr() for p in roles.wrapped.parameters()}
+    shared = dict(teacher.named_parameters())
+    assert set(shared) == set(dict(filled_model().named_parameters()))
+    assert all(p.data_ptr() in own for p in shared.values())
+    roles.wrapped.to(torch.float64)  # what changes the weights in place, or moves them, reaches both
+    assert all(
+        p.dtype == torch.float64 and p.data_ptr() in {q.data_ptr() for q in roles.wrapped.parameters()}
+        for p in teacher.parameters()
+    )
+    assert teacher.betas is roles.model.betas
+    with torch.no_grad():
+        teacher.control_model.time_embed[0].weight.fill_(0.5)  # type: ignore[operator, union-attr, index]
+    assert bool((roles.model.control_model.time_embed[0].weight == 0.5).all())  # type: ignore[union-attr, index]
+    assert set(roles.wrapped.state_dict()) == names
+
+
 def test_without_a_student_the_model_is_its_own_teacher() -> None:
     model = filled_model()
     roles = AdapterRoles(model)
     bare = prediction(model)
-    with roles.teacher():
-        assert roles.model is model and torch.equal(prediction(roles.model), bare)
+    with roles.teacher() as teacher:
+        assert teacher is model and torch.equal(prediction(teacher), bare)
         assert torch.is_inference_mode_enabled()
 
 
@@ -213,8 +238,8 @@ def test_a_saved_adapter_computes_as_before_and_is_frozen(tmp_path: Path, kind: 
     roles = AdapterRoles(load_student(model, tmp_path))
     assert isinstance(roles.wrapped, PeftModel) and not any(p.requires_grad for p in roles.wrapped.parameters())
     assert torch.equal(prediction(roles.model), prediction(AdapterRoles(expected).model))
-    with roles.teacher():
-        assert torch.equal(prediction(roles.model), bare)
+    with roles.teacher() as teacher:
+        assert torch.equal(prediction(teacher), bare)
 
 
 @pytest.mark.heavy

@@ -110,20 +110,6 @@ def test_ddim_with_the_exact_noise_recovers_the_picture() -> None:
     )
 
 
-def test_guidance_extrapolates_and_scale_one_saves_the_unconditional_call() -> None:
-    def uncond(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return x * 0.5
-
-    x, t = start(), torch.tensor([10, 20])
-    torch.testing.assert_close(samplers.guided(predict, uncond, 7.5)(x, t), 0.5 * x + 7.5 * (predict(x, t) - 0.5 * x))
-    torch.testing.assert_close(samplers.guided(predict, uncond, 0.0)(x, t), 0.5 * x)
-
-    def never(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("called")
-
-    assert torch.equal(samplers.guided(predict, never, 1.0)(x, t), predict(x, t))
-
-
 def test_half_precision_model_is_sampled_in_float32() -> None:
     seen = []
 

@@ -35,7 +35,7 @@ def test_the_second_evaluation_samples_no_teacher(tmp_path: Path) -> None:
     file = tmp_path / "new" / "reference.safetensors"
     rows, calls = run(file)
     again, fewer = run(file)
-    assert calls == 2 * (2 * 8 + 2) and fewer == 2 * 2, "two batches; guided steps cost two calls"
+    assert calls == 2 * (8 + 2) and fewer == 2 * 2, "two batches; a guided step is one call"
     assert again == rows and rows[0]["nfe"] == 16
     # the students may change, the batch size too
     other, _ = run(file, section(batch=3, student_steps=[1]))

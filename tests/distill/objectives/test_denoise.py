@@ -88,7 +88,7 @@ def test_dropped_context_is_the_unconditional_one_for_the_drawn_samples_only() -
     config = DenoiseConfig(context_dropout=0.5)
     conditions = roles.model.encode_conditions(item.batch, roles.model.masked_latents(item.batch))
     mixed = Denoise(config, SCHEDULE)._drop_context(roles.model, conditions, item)
-    without = roles.model.unconditional(conditions, item.batch)
+    without = conditions.with_contexts(roles.model.negative_contexts())
     dropped = (item.draws.uniform("denoise/drop", 0, 1) < 0.5).tolist()
     assert 0 < sum(dropped) < 6, "the seed must drop some and keep some"
     for row, drop in enumerate(dropped):
@@ -101,4 +101,4 @@ def test_dropped_context_is_the_unconditional_one_for_the_drawn_samples_only() -
 def test_nothing_dropped_costs_no_unconditional_encoding() -> None:
     roles = StubRoles()
     Denoise(DenoiseConfig(), SCHEDULE).loss(roles, step_input())
-    assert "unconditional" not in roles.model.calls
+    assert "negative_contexts" not in roles.model.calls

@@ -36,7 +36,7 @@ class AdapterRoles(StubRoles):
         model = self.model
         cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
         if who == "real":
-            uncond = model.unconditional(cond, item.batch)
+            uncond = cond.with_contexts(model.negative_contexts())
             with self.teacher():
                 eps_c = model.predict_noise(z, t, cond.image_context, model.control_maps(cond))
                 eps_u = model.predict_noise(z, t, uncond.image_context, model.control_maps(uncond))

@@ -36,7 +36,7 @@ def plain_solve(
     """The guided teacher's DDIM steps from t down to s, sample-wise constants and all (Luo et al. 2023, eq. 14)."""
     w = item.draws.uniform("guidance", 5.0, 15.0).double().reshape(-1, 1, 1, 1)
     cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
-    uncond = model.unconditional(cond, item.batch)
+    uncond = cond.with_contexts(model.negative_contexts())
     times = [t - (t - s) * hop // hops for hop in range(hops + 1)]
     with torch.no_grad():
         model.adapters = False
@@ -174,7 +174,7 @@ def test_a_phase_taken_whole_needs_no_target(interval: int | str) -> None:
     roles = StubRoles()
     config = PhasedConfig(teacher_interval=interval, teacher_steps=3, edges_only=True)
     Phased(config, SCHEDULE).loss(roles, step_input())
-    assert roles.model.calls.count("unet") == 2 * 3 + 1
+    assert roles.model.calls.count("unet") == 3 + 1
 
 
 @pytest.mark.parametrize(("k", "hops", "name"), [(20, 1, "huber"), (20, 1, "l2"), (100, 1, "huber"), (240, 3, "huber")])
@@ -196,8 +196,8 @@ def test_consistency_computes_the_writer_once_a_role_and_the_conditions_once() -
     roles = StubRoles()
     Consistency(ConsistencyConfig(), SCHEDULE).loss(roles, step_input())
     calls = roles.model.calls
-    counts = {name: calls.count(name) for name in ("encode_conditions", "unconditional", "control_maps", "unet")}
-    assert counts == {"encode_conditions": 1, "unconditional": 1, "control_maps": 3, "unet": 4}
+    counts = {name: calls.count(name) for name in ("encode_conditions", "negative_contexts", "control_maps", "unet")}
+    assert counts == {"encode_conditions": 1, "negative_contexts": 1, "control_maps": 2, "unet": 3}
 
 
 def test_on_the_exact_path_only_the_boundary_is_left() -> None:
@@ -217,7 +217,7 @@ def test_on_the_exact_path_only_the_boundary_is_left() -> None:
     assert ours[~at_edge].max() < 1e-12
     expected = (1 - ABAR[0]) * noise[at_edge].square().mean((1, 2, 3))
     torch.testing.assert_close(ours[at_edge], expected, rtol=1e-3, atol=0)
-    assert "unconditional" not in roles.model.calls
+    assert "negative_contexts" not in roles.model.calls
 
 
 def test_loss_of_a_batch_is_the_mean_over_any_split_of_it() -> None:
@@ -246,7 +246,7 @@ def test_x0_regression_equals_the_formula_in_value_and_gradient() -> None:
     alpha, sigma = coefficients(t)
     z_t = alpha * z0 + sigma * noise
     cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
-    uncond = model.unconditional(cond, item.batch)
+    uncond = cond.with_contexts(model.negative_contexts())
     with torch.no_grad():
         model.adapters = False
         eps_c = model.predict_noise(z_t, t, cond.image_context, model.control_maps(cond))

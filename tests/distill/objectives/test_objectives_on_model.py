@@ -13,6 +13,7 @@ from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from distill.adapters.lora import AdapterConfig, add_student
 from distill.adapters.roles import AdapterRoles, Roles
+from distill.diffusion.guidance import with_negative
 from distill.losses.step_input import StepInput
 from distill.losses.terms import TERMS
 from distill.losses.writenet_attention import AttentionRecorder
@@ -155,8 +156,10 @@ def test_attention_is_taken_with_the_lora_and_leaves_nothing_behind(model: AnyTe
         assert not idle.recorded
         for ours, plain in zip(control, model.control_maps(conditions), strict=True):
             assert torch.equal(ours, plain)
-        with roles.teacher():
-            recorder.write(model, conditions, "teacher")
+        with roles.teacher() as undistilled:
+            recorder.write(
+                undistilled, with_negative(conditions, model.negative_contexts()), "teacher", item.batch.size
+            )
         for parameter in lora.values():
             parameter.zero_()
         recorder.write(model, conditions, "without")

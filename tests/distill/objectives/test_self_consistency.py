@@ -23,7 +23,7 @@ from tests.helpers.models.stub_model import ABAR, SCHEDULE, Stub, StubRoles, coe
 def plain_guided(model: Stub, item: StepInput, z: torch.Tensor, t: torch.Tensor, w: float) -> torch.Tensor:
     """The teacher's guided eps."""
     cond = model.encode_conditions(item.batch, model.masked_latents(item.batch))
-    uncond = model.unconditional(cond, item.batch)
+    uncond = cond.with_contexts(model.negative_contexts())
     model.adapters = False
     with torch.no_grad():
         eps_c = model.predict_noise(z, t, cond.image_context, model.control_maps(cond))

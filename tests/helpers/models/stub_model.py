@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anytext2.core.batch import Batch, Conditions, Sample, collate
+from anytext2.core.batch import Batch, Conditions, Contexts, Sample, collate
 from anytext2.core.rng import Draws
 from distill.diffusion.schedule import NoiseSchedule
 from distill.losses.step_input import StepInput
@@ -54,10 +54,10 @@ class Stub(nn.Module):
             masked_latent=masked_latent,
         )
 
-    def unconditional(self, conditions: Conditions, batch: Batch, negative_prompt: str = "") -> Conditions:
-        self.calls.append("unconditional")
-        nothing = torch.full((batch.size, 1, CHANNELS), -0.3 - len(negative_prompt), dtype=torch.float64)
-        return replace(conditions, image_context=nothing, text_context=nothing)
+    def negative_contexts(self, negative_prompt: str = "") -> Contexts:
+        self.calls.append("negative_contexts")
+        nothing = torch.full((1, 1, CHANNELS), -0.3 - len(negative_prompt), dtype=torch.float64)
+        return Contexts(nothing, nothing)
 
     def masked_latents(self, batch: Batch) -> torch.Tensor:
         return torch.full((batch.size, CHANNELS, CELLS, CELLS), 0.25, dtype=torch.float64)
@@ -82,10 +82,10 @@ class StubRoles:
         self.model: Any = Stub()
 
     @contextmanager
-    def teacher(self) -> Iterator[None]:
+    def teacher(self) -> Iterator[Stub]:
         self.model.adapters = False
         with torch.inference_mode():
-            yield
+            yield self.model
         self.model.adapters = True
 
     @contextmanager

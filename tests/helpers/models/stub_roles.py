@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anytext2.core.batch import Batch, Conditions, Sample
+from anytext2.core.batch import Batch, Conditions, Contexts, Sample
 
 TEACHER_GAIN = 0.3
 
@@ -41,9 +40,9 @@ class StubModel(nn.Module):
         position = batch.position.sum(dim=1, keepdim=True).float()
         return Conditions(context, context, batch.glyph.float(), position, masked)
 
-    def unconditional(self, conditions: Conditions, batch: Batch, negative_prompt: str = "") -> Conditions:
-        value = torch.full_like(conditions.image_context, float(len(negative_prompt)))
-        return replace(conditions, image_context=value, text_context=value)
+    def negative_contexts(self, negative_prompt: str = "") -> Contexts:
+        value = torch.full((1, 1, 1), float(len(negative_prompt)))
+        return Contexts(value, value)
 
     def control_maps(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
         self.writes += 1
@@ -66,11 +65,11 @@ class StubRoles:
         self.model.gain.data.fill_(self.student_gain)
 
     @contextmanager
-    def teacher(self) -> Iterator[None]:
+    def teacher(self) -> Iterator[StubModel]:
         self.model.gain.data.fill_(TEACHER_GAIN)
         try:
             with torch.inference_mode():
-                yield
+                yield self.model
         finally:
             self.model.gain.data.fill_(self.student_gain)
 
