@@ -25,6 +25,8 @@ def build_cache_command(recipe: Recipe, sources: Sequence[Path]) -> str:
     usual = load_recipe(DEFAULT_RECIPE)
     keys = (*_SECTIONS, *_WITH_MODEL) if encoded else _SECTIONS
     changed = [f"{name}={_plain(value)}" for key in keys for name, value in _changed(key, recipe, usual)]
+    if recipe.data.buckets:
+        changed.append("data.latents=encode")  # the embedded recipe keeps them in memory, which is for one size
     return shell_command("launch/build_lmdb_cache.py", *sources, "--out", recipe.data.cache, *encoded, *changed)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,16 @@ def batch(dataset: AnyWordDataset) -> Batch:
 def test_real_batches_pass(dataset: AnyWordDataset) -> None:
     for epoch in range(3):
         assert check_batch(collate([dataset.sample(i, epoch) for i in range(len(dataset))]).normalized()) == []
+
+
+def test_a_page_without_ink_names_the_size_of_its_letters_and_what_would_help(batch: Batch) -> None:
+    side = batch.image.shape[-1]
+    flat = [[np.array([[4, 4], [60, 4], [60, 13], [4, 13]], np.float32)] * len(p) for p in batch.polygons]
+    (small,) = [f for f in check_batch(_no_ink(replace(batch, polygons=flat))) if "no ink" in f.message][:1]
+    remedy = "raise data.options.resolution or lower data.options.ink_threshold"
+    assert small.message.endswith(f"letters are 9 px high at {side} px; {remedy}")
+    (large,) = [f for f in check_batch(_no_ink(batch)) if "no ink" in f.message][:1]
+    assert large.message.endswith("launch/check_dataset.py lists the characters that no font in fonts/ has")
 
 
 def _changed(tensor: torch.Tensor, at: Any, value: Any) -> torch.Tensor:
