@@ -136,7 +136,7 @@ def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
     [
         (["data.options.max_chars=9", "data.latents=encode"], ["data.options.max_chars=9"]),
         (["data.options.resolution=72", "data.captions=cache"], ["--captions", "data.options.resolution=72"]),
-        (["data.buckets=[64,96x64]", "data.latents=encode"], ["data.buckets=[64,96x64]"]),
+        (["data.buckets=[64,128x64]", "data.latents=encode"], ["data.buckets=[64,128x64]"]),
         (["data.latents=cache", "model.weights=scratch", "seed=5"], ["--latents", "model.weights=scratch", "seed=5"]),
     ],
 )
