@@ -50,7 +50,7 @@ def not_weights(path: Path) -> str:
 _TEXT = bytes([*range(32, 127), *b"\t\n\r"])
 _PAGE = "an HTML page, as a refused download leaves; download the file itself"
 _NOT_WEIGHTS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; `git lfs pull` brings it"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; download that, as with `git lfs pull`"),
     (b"<!doctype html", _PAGE),
     (b"<html", _PAGE),
     (b"gguf", "a GGUF file, which is not read; a safetensors or torch file is needed"),
