@@ -129,7 +129,7 @@ def _require_weights(path: Path) -> None:
     if not path.exists():
         raise ValueError(f"{path}: no such weights file")
     if what := not_weights(path):
-        raise ValueError(f"{path}: not a weights file but {what}")
+        raise ValueError(f"{path}: not a readable weights file: {what}")
 
 
 def _not_unpickled(error: pickle.UnpicklingError) -> str:

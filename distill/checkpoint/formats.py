@@ -176,7 +176,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if what := not_weights(path):
-        raise CheckpointError(f"{path}: not a weights file but {what}")
+        raise CheckpointError(f"{path}: not a readable weights file: {what}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
