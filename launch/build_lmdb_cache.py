@@ -40,6 +40,7 @@ from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
 from distill.config.schema import Recipe
 from distill.data.build import cache_header, cache_path, weights_hash
+from distill.data.picture_files import probe_pictures
 from distill.data.splits import records_by_size
 from distill.inference.loading import load_dataset, resolve_device
 from distill.inference.model import make_model
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"data: {report}")
     if not len(dataset):
         raise ValueError(f"{', '.join(map(str, sources))}: no picture to store")
+    for warning in probe_pictures(dataset.records, recipe.data.options.exif):
+        print(f"warning: {warning}")
     encoders = _encoders(args, recipe, device) if args.latents or args.captions else Encoders()
     stores = []
     for size, indices in records_by_size(dataset, recipe.data).items():

@@ -223,7 +223,7 @@ def _render_record(dataset: AnyWordDataset, size: Size, with_picture: bool, inde
     """Draws one record for a picture of size (H, W)."""
     record = dataset.record(index)
     try:
-        pixels = load_image(record.image_path)
+        pixels = load_image(record, dataset.config.exif)
     except SampleError as error:
         return _RenderedRecord(index, None, None, None, error.reason)
     file_size, pixels = pixels.shape[:2], resize_image(pixels, size)

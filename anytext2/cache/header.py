@@ -45,6 +45,7 @@ class CacheHeader:
     latents: str | None = None
     captions: str | None = None
     buckets: list[str] = field(default_factory=list)
+    exif: str = "ignore"  # stores from before this option ignored it
 
     @property
     def size(self) -> Size:
@@ -121,6 +122,7 @@ def header_for(
         latents=latents,
         captions=captions,
         buckets=sorted(buckets),
+        exif=config.exif,
     )
 
 

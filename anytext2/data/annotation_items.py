@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
+from anytext2.data.image_lookup import parts_below
 
 PLACEHOLDER = "*"
 """Marks the place of a line's embedding in the text caption. It is removed from image captions."""
@@ -118,7 +119,8 @@ def _picture_name(item: Any) -> str:
     name = _text("img_name", required_field(item, "img_name", str))
     if not name or "\0" in name:
         raise InvalidFieldError("img_name", f"expected the name of a file, got {_short(name)}")
-    if os.path.isabs(name) or (".." in name and os.path.normpath(name).split(os.sep)[0] == ".."):
+    climbs = ".." in name and os.path.normpath(name).split(os.sep)[0] == ".."
+    if os.path.isabs(name) or climbs or ("\\" in name and parts_below(name) is None):
         raise InvalidFieldError("img_name", f"{_short(name)} is not below data_root", "name outside data_root")
     return name
 

@@ -26,10 +26,13 @@ import numpy as np
 
 from anytext2.core.batch import TextLine
 from anytext2.data.annotation_items import InvalidFieldError, SkippedError, is_valid_unicode, parse_item, required_field
+from anytext2.data.image_formats import SNIFFED_BYTES, format_of
 from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
 from anytext2.data.records import RecordPacker, Records
+from anytext2.data.text_encoding import guess_encoding
 
 _CONFIRM_EVERY = 4096  # items
+_TRIED_BYTES = 4096  # of a file that is not UTF-8, to find its encoding
 _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, most characters of each name
 
 
@@ -145,12 +148,30 @@ def _file_members(path: Path) -> Iterator[Member]:
             yield from iter_members(file)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
-    except NotAnObjectError as error:
-        raise ValueError(f"{path}: expected an object with 'data_root' and 'data_list', {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {_encoding_problem(path, error)}") from error
     except JsonError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+        problem = f"expected an object with 'data_root' and 'data_list', {error}"
+        problem = problem if isinstance(error, NotAnObjectError) else str(error)
+        raise ValueError(f"{path}: {_encoding_problem(path) or problem}") from error
+    except OSError as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error})") from error
+
+
+def _encoding_problem(path: Path, error: UnicodeDecodeError | None = None) -> str:
+    """Which encoding a file seems to have, and what to do; empty if it may be UTF-8. error: of decoding it as UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(SNIFFED_BYTES)
+    guess = guess_encoding(head)
+    if error is not None and not guess:
+        kind = format_of(head)
+        if kind and kind != "JSON text":
+            return f"expected a JSON text, this is: {kind}"
+        if error.reason == "unexpected end of data":
+            return "the file ends within a character; a part of it seems to be missing"
+        begin = error.object.rfind(b'"', 0, error.start) + 1  # of the JSON string that does not decode
+        guess = guess_encoding(head, error.object[begin:][:_TRIED_BYTES]) or "an unknown encoding"
+    return f"not UTF-8, it looks like {guess}; save the file as UTF-8" if guess else ""
 
 
 def _data_root(path: Path, top: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +21,8 @@ from anytext2.core.rng import RandomSource, choice, hash_rng, permutation
 from anytext2.data.captions import fixed_image_caption, image_caption, text_caption
 from anytext2.data.features import FeatureSource, StoredLatents
 from anytext2.data.geometry import Size, fit_record
-from anytext2.data.image_file import ImageError, read_image
+from anytext2.data.image_file import IMAGE_MISSING, ImageError, read_image
+from anytext2.data.image_lookup import describe_missing, find_image
 from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
 from anytext2.glyphs import render
@@ -84,7 +84,7 @@ class AnyWordDataset:
             return self._assemble(record, size, entry.rasters, entry.latents, rngs)
         if self.read_latents:
             raise SampleError("no latents in the feature cache", str(record.image_path))
-        pixels = load_image(record.image_path)
+        pixels = load_image(record, self.config.exif)
         record = fit_record(record, pixels.shape[:2], size)
         pixels = resize_image(pixels, size)
         rasters: LineRasters = self.line_rasters(record, pixels) if entry is None else entry.rasters
@@ -209,12 +209,20 @@ class AnyWordDataset:
         return colors
 
 
-def load_image(path: Path) -> np.ndarray:
-    """`read_image` of a picture: uint8 [H, W, 3]. Raises SampleError instead of ImageError."""
+def load_image(record: Record, exif: str = "ignore") -> np.ndarray:
+    """`read_image` of a record's picture: uint8 [H, W, 3]. Raises SampleError instead of ImageError.
+
+    A missing file is searched under other spellings of its name.
+    """
     try:
-        return read_image(path)
+        return read_image(record.image_path, exif)
     except ImageError as error:
-        raise SampleError(error.reason, str(path), error.details) from error
+        is_missing = error.reason == IMAGE_MISSING
+        found = find_image(record) if is_missing else None
+        if found is None or found.path == record.image_path:
+            details = describe_missing(record) if is_missing else error.details
+            raise SampleError(error.reason, str(record.image_path), details) from error
+    return load_image(replace(record, image_path=found.path), exif)
 
 
 def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:

@@ -37,6 +37,11 @@ class DatasetConfig:
     rand_font: bool = option(
         True, "draw the glyph page in a random font of the language; false: always in the first one"
     )
+    exif: str = option(
+        "ignore",
+        "EXIF orientation: `ignore` it as the reference does; `apply` it if polygons were drawn on turned pictures",
+        choices=("ignore", "apply"),
+    )
     wm_threshold: float = option(1.0, "pictures with a greater watermark score (`wm_score`) are left out")
     cap_watermark: bool = option(
         False, "end captions of pictures with a `wm_score` with ` with watermarks ` (above 0.5) or ` no watermarks `"

@@ -15,22 +15,27 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from anytext2.core.batch import Record, Sample, collate
 from anytext2.data.annotations import LoadReport, load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
 from anytext2.data.geometry import is_outside_image, scale_record
+from anytext2.data.image_file import read_header
+from anytext2.data.image_lookup import find_image
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from distill.checks.batch_checks import Finding, check_batch
 from distill.checks.dataset_report import Colors, CountWithExample, Sizes, SourceCheck, Spread, Uncovered
 from distill.data.loader import limit_threads
+from distill.data.picture_files import orientation_fit
 from distill.viz.contact_sheet import evenly_spaced_indices
 
 DARK, LIGHT = 30, 225
 """A colour counts as black where no channel is above DARK, as white where none is below LIGHT."""
+
+NEARLY_BLACK = 16
+"""A picture without any value above it is counted: it may have 12 bits in a file of 16, or wrong colours."""
 
 SAMPLE_ERROR = "sample"
 """The rule that every readable picture can be made into a sample."""
@@ -84,6 +89,10 @@ class DatasetCounts:
     text_lengths: Counter[int] = field(default_factory=Counter)
     lines_per_picture: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    orientations: Counter[str] = field(default_factory=Counter)
+    orientation_fits: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, other: DatasetCounts) -> None:
@@ -116,8 +125,7 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
         if sample is None:
             continue
         found.pictures["readable"] += 1
-        with Image.open(record.image_path) as image:  # it was decoded a moment ago; this reads the header
-            size = image.size
+        size = _count_picture(found, record, sample, dataset.config.exif)
         found.sizes[size] += 1
         _count_polygons(found, record, size, dataset.config.resolution)
         _count_findings(found, check_batch(collate([sample]).normalized()))
@@ -133,6 +141,23 @@ def _sample(found: DatasetCounts, dataset: AnyWordDataset, index: int, record: R
         # Training would end here with a traceback. The check reports it and continues.
         _count_findings(found, [Finding(SAMPLE_ERROR, record.name, f"cannot be made: {type(error).__name__}: {error}")])
     return None
+
+
+def _count_picture(found: DatasetCounts, record: Record, sample: Sample, exif: str) -> tuple[int, int]:
+    """Counts what is particular about a picture that was read a moment ago; returns its width and height."""
+    file = find_image(record)
+    header = None if file is None else read_header(file.path)
+    assert file is not None and header is not None, f"{record.image_path} was read a moment ago"
+    found.count("formats", header.kind, record.name)
+    if file.spelling:
+        found.count("notes", f"found under another spelling of its name ({file.spelling})", record.name)
+    if header.orientation > 1:
+        found.count("orientations", f"orientation {header.orientation}", record.name)
+        found.count("orientation_fits", orientation_fit(record, header), record.name)
+    if int(sample.image.max()) <= NEARLY_BLACK:
+        found.count("notes", f"nearly black, no value above {NEARLY_BLACK} of 255", f"{record.name}, {header.kind}")
+    height, width = header.size(exif)
+    return width, height
 
 
 def _count_findings(found: DatasetCounts, findings: list[Finding]) -> None:
@@ -242,6 +267,11 @@ def summarize(
         lines_per_picture=_spread(found.lines_per_picture, options.max_lines),
         pictures_without_lines=found.lines_per_picture[0],
         sizes=_sizes(found.sizes),
+        formats=dict(found.formats.most_common()),
+        orientations=found.most_common("orientations"),
+        orientation_fits=found.most_common("orientation_fits"),
+        exif=options.exif,
+        notes=found.most_common("notes"),
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_EXAMPLE = 150  # characters of an example that a table shows; the JSON has all of them
+from anytext2.data.image_formats import readable_formats
+from distill.data.picture_files import exif_advice
+
+_EXAMPLE = 300  # characters of an example that a table shows; the JSON has all of them
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ class SourceCheck:
 
     error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
     kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
-    break a rule of `check_batch`. left_out is about all items, everything else about the checked ones. Mappings are by
-    reason or name.
+    break a rule of `check_batch`. orientations, orientation_fits: pictures with an EXIF orientation, and whether their
+    polygons lie inside the turned or the stored picture. exif: data.options.exif. left_out is about all items,
+    everything else about the checked ones. Mappings are by reason or name.
     """
 
     source: str
@@ -85,6 +89,11 @@ class SourceCheck:
     lines_per_picture: Spread
     pictures_without_lines: int
     sizes: Sizes
+    formats: dict[str, int]
+    orientations: dict[str, CountWithExample]
+    orientation_fits: dict[str, CountWithExample]
+    exif: str
+    notes: dict[str, CountWithExample]
 
 
 def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: float) -> list[str]:
@@ -101,8 +110,8 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
     unreadable = sum(reason.count for reason in check.unreadable.values())
     if unreadable > max_unreadable * check.checked or unreadable == check.checked:
         found.append(
-            f"{check.source}: {unreadable} of {check.checked} pictures cannot be read ({_reasons(check.unreadable)}); "
-            f"--max-unreadable is {max_unreadable:g}"
+            f"{check.source}: {unreadable} of {check.checked} pictures cannot be read ({_reasons(check.unreadable)}), "
+            f"as {next(iter(check.unreadable.values())).example}; --max-unreadable is {max_unreadable:g}"
         )
     if check.faulty > max_findings * check.checked:
         example = next(iter(check.audit.values())).example
@@ -110,7 +119,13 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
             f"{check.source}: {check.faulty} of {check.checked} samples fail the audit ({_reasons(check.audit)}), as "
             f"{example}"
         )
-    return found
+    advice = _exif_advice(check, max_findings * check.checked)
+    return found + ([f"{check.source}: {advice}"] if advice else [])
+
+
+def _exif_advice(check: SourceCheck, most_wrong: float = 0) -> str:
+    fits = {fit: found.count for fit, found in check.orientation_fits.items()}
+    return exif_advice(fits, check.exif, most_wrong)
 
 
 def _reasons(counted: Mapping[str, CountWithExample]) -> str:
@@ -142,6 +157,9 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
         ],
         "left out": _listed(check.left_out),
         "unreadable": _listed(check.unreadable),
+        "formats": _formats(check),
+        "EXIF": _orientations(check),
+        "notes": _listed(check.notes),
         "sizes": [f"{n} pictures of {size}" for size, n in sizes.most_frequent.items()]
         + ([f"{sizes.different} different, from {sizes.smallest} to {sizes.largest}"] if sizes.different > 1 else []),
         "lines": [
@@ -166,6 +184,19 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
         else ["fonts have all characters"],
         "audit": [f"{check.faulty} samples break a rule", *_listed(check.audit)] if check.faulty else ["no findings"],
     }
+
+
+def _formats(check: SourceCheck) -> list[str]:
+    rows = [", ".join(f"{name} {count}" for name, count in check.formats.items()) or "none"]
+    return rows + ([f"read are {readable_formats()}"] if check.unreadable else [])
+
+
+def _orientations(check: SourceCheck) -> list[str]:
+    if not check.orientations:
+        return ["no picture has an orientation"]
+    used = "turned by it" if check.exif == "apply" else "not turned by it, as in the reference"
+    rows = [*_listed(check.orientations), *_listed(check.orientation_fits), f"{used} (data.options.exif={check.exif})"]
+    return rows + [_exif_advice(check) or "launch/show_dataset.py shows where the boxes lie"]
 
 
 def _listed(counted: Mapping[str, CountWithExample], none: str = "none") -> list[str]:

@@ -23,6 +23,7 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
 from distill.data.cache_command import build_cache_command
+from distill.data.picture_files import probe_pictures
 from distill.data.splits import image_sizes
 from distill.runtime.world import World
 
@@ -52,6 +53,8 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     )
     if world.is_main:
         print(f"data: {report}", flush=True)
+        if recipe.data.latents != "cache":  # which needs no picture
+            print("".join(f"warning: {line}\n" for line in probe_pictures(records, options.exif)), end="", flush=True)
         count = min(len(records), GLYPH_CHECK_PICTURES)
         probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))

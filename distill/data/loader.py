@@ -88,23 +88,26 @@ class UnreadableError(ValueError):
     """A sample and all its substitutes are unreadable. Only one rank raises this; other faults of input meet all."""
 
 
-class _SampleReader(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
+class _SampleReader(Dataset[tuple[SampleKey, Sample | str, Counter[str]]]):
     """Reads the sample of a key; an unreadable one is replaced by another, drawn for that key, and counted.
 
-    None where the substitutes cannot be read either: an exception would leave a worker wrapped in its own traceback.
+    The last error in one line where the substitutes cannot be read either: an exception would leave a worker wrapped in
+    its own traceback.
     """
 
     def __init__(self, dataset: AnyWordDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Sample | None, Counter[str]]:
+    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Sample | str, Counter[str]]:
         skipped: Counter[str] = Counter()
+        last = ""
         for index in itertools.chain([key.index], self._substitutes(key)):
             try:
                 return key, self.dataset.sample(index, key.epoch, key.size), skipped
             except SampleError as error:
                 skipped[error.reason] += 1
-        return key, None, skipped
+                last = str(error)
+        return key, last, skipped
 
     def _substitutes(self, key: SampleKey) -> Iterator[int]:
         n = len(self.dataset)
@@ -112,15 +115,15 @@ class _SampleReader(Dataset[tuple[SampleKey, Sample | None, Counter[str]]]):
         yield from rng.choice(n, size=min(n, MAX_SUBSTITUTES), replace=False).tolist()
 
 
-def _collate(rows: Sequence[tuple[SampleKey, Sample | None, Counter[str]]]) -> LoadedBatch | str:
+def _collate(rows: Sequence[tuple[SampleKey, Sample | str, Counter[str]]]) -> LoadedBatch | str:
     """The micro-batch, or why there is none."""
     skipped: Counter[str] = Counter()
     samples = []
     for key, sample, counts in rows:
-        if sample is None:
+        if isinstance(sample, str):
             return (
                 f"data.sources: neither item {key.index} nor {counts.total() - 1} others in its place can be read "
-                f"({dict(counts)}); check that data_root of the annotation file points to the images"
+                f"({dict(counts)}); check that data_root of the annotation file points to the images; {sample}"
             )
         samples.append(sample)
         skipped.update(counts)

@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
+from anytext2.data.image_file import read_header
+from anytext2.data.image_lookup import find_image
 from anytext2.data.records import Records
 from distill.config.schema import DataConfig
 from distill.data.batch_sampler import (
@@ -136,13 +136,8 @@ def _cached_size(dataset: AnyWordDataset, index: int) -> Size:
     """(H, W) of the picture file; a square where it cannot be read, which is counted when the sample is."""
     record = dataset.record(index)
     cached = dataset.cache.file_size(record) if dataset.cache is not None else None
-    return cached or image_file_size(record.image_path) or (1, 1)
-
-
-def image_file_size(path: Path) -> Size | None:
-    """Height and width from the beginning of a picture file; None where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+    if cached is not None:
+        return cached
+    found = find_image(record)
+    header = None if found is None else read_header(found.path)
+    return (1, 1) if header is None else header.size(dataset.config.exif)

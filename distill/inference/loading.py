@@ -171,6 +171,7 @@ def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[
         raise ValueError("the data has no picture that can be used; launch/check_dataset.py says why")
     samples: list[Sample] = []
     skipped: Counter[str] = Counter()
+    last = ""
     for index in indices:
         if not 0 <= index < len(dataset):
             raise ValueError(f"sample index {index}: the dataset has {len(dataset)} samples, 0 to {len(dataset) - 1}")
@@ -178,8 +179,9 @@ def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[
             samples.append(dataset.sample(index, 0))
         except SampleError as error:
             skipped[error.reason] += 1
+            last = str(error)
     if not samples:
-        raise ValueError(f"no chosen sample can be read ({dict(skipped)}); is data_root where the images are?")
+        raise ValueError(f"no chosen sample can be read ({dict(skipped)}); is data_root where the images are? {last}")
     return samples, skipped
 
 

@@ -99,7 +99,7 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, object]:
         return collate([read_sample(dataset, first + row) for row in range(_MICRO_BATCH)])
 
     def decode(number: int) -> object:
-        return load_image(records[number % count].image_path)
+        return load_image(records[number % count])
 
     samples: dict[str, Callable[[int], object]] = {name: partial(read_sample, d) for name, d in datasets.items()}
     batches: dict[str, Callable[[int], object]] = {name: partial(read_batch, d) for name, d in datasets.items()}

@@ -126,6 +126,7 @@ def test_every_field_of_the_header_is_checked_and_named(source: Path, store: Pat
         (header_for(replace(CONFIG, max_chars=9), FONTS, [source]), "max_chars: the store has 20"),
         (header_for(replace(CONFIG, glyph_scale=1), FONTS, [source]), "glyph_scale: the store has 2"),
         (header_for(replace(CONFIG, ink_threshold=0.5), FONTS, [source]), "ink_threshold: the store has 0.1"),
+        (header_for(replace(CONFIG, exif="apply"), FONTS, [source]), "exif: the store has ignore, the run wants apply"),
         (header_for(CONFIG, own_font, [source]), "fonts: .* are not the same"),
         (header_for(CONFIG, FONTS, [other_source]), "sources: data.json is not the same"),
         (replace(wanted, upright_degrees=20.0), "upright_degrees: the store has 10.0"),
@@ -255,6 +256,20 @@ def test_unreadable_pictures_are_counted_and_left_to_the_run(source: Path, tmp_p
     assert served.sample(0, 0).n_lines and served.sample(3, 0).n_lines
     with pytest.raises(SampleError, match="absent.png: image missing"):
         served.sample(2, 0)
+
+
+def test_turned_pictures_are_stored_turned(source: Path, tmp_path: Path) -> None:
+    (record,) = list(load_records(source)[0])[:1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (128, 256), "white").save(tmp_path / "turned.jpg", exif=exif)  # shown 256 wide
+    records, config = [replace(record, image_path=tmp_path / "turned.jpg")], replace(CONFIG, exif="apply")
+    path, header = tmp_path / "features.lmdb", header_for(config, FONTS, [])
+    assert build_cache(path, AnyWordDataset(records, config, 7, FONTS), header, workers=0).stored == 1
+    store = FeatureCache.open(path, header)
+    assert store.file_size(records[0]) == (128, 256)
+    drawn, stored = (AnyWordDataset(records, config, 7, FONTS, cache).sample(0, 3) for cache in (None, store))
+    assert same(drawn, stored) == []
 
 
 def test_lines_outside_the_picture_are_not_in_the_store(source: Path, tmp_path: Path) -> None:

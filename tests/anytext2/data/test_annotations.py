@@ -118,7 +118,8 @@ def test_faults_name_file_and_field(
 
 
 @pytest.mark.parametrize(
-    ("content", "what"), [(b"{]", "not JSON"), (b"\xff\xfe\xfa", "cannot read"), (b"[1]", "expected an object")]
+    ("content", "what"),
+    [(b"{]", "not JSON"), (b"\xff\xfe\xfa", "save the file as UTF-8"), (b"[1]", "expected an object")],
 )
 def test_files_that_are_no_annotations(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "data.json"

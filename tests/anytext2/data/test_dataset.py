@@ -219,6 +219,21 @@ def test_truncated_jpeg_is_corrupt(record: Record, tmp_path: Path) -> None:
         _sample(replace(record, image_path=path))
 
 
+def test_a_turned_picture_is_the_upright_one(record: Record, tmp_path: Path) -> None:
+    """Polygons that were drawn in a viewer lie where they belong once the orientation is applied."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.open(record.image_path).crop((0, 0, 128, 96))
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    expected = _sample(replace(record, image_path=tmp_path / "upright.png"))
+    turned = replace(record, image_path=tmp_path / "turned.png")
+    found = _sample(turned, replace(EXACT, exif="apply"))
+    for field in ("image", "position", "glyph", "glyph_line"):
+        assert torch.equal(getattr(found, field), getattr(expected, field)), field
+    assert not torch.equal(_sample(turned).image, expected.image)
+
+
 def test_gray_and_transparent_pictures_become_colour(record: Record, tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1"):
         path = tmp_path / f"{mode}.png"

@@ -253,10 +253,11 @@ def test_peft_reads_and_merges_a_saved_adapter(tmp_path: Path, kind: str) -> Non
     untouched = prediction(bare)
     loaded = PeftModel.from_pretrained(bare, str(tmp_path))  # type: ignore[arg-type]
     assert keys == {PEFT_PREFIX + portable_name(n, "default") for n, _ in lora_parameters(loaded)}
-    assert torch.equal(prediction(loaded.get_base_model()), wanted)  # type: ignore[arg-type]
+    scale = (wanted - untouched).abs().max()
+    # PEFT's own layers add the two branches in another order.
+    assert (prediction(loaded.get_base_model()) - wanted).abs().max() < 1e-5 * scale  # type: ignore[arg-type]
     merged = loaded.merge_and_unload()
     assert not [n for n, _ in merged.named_parameters() if "lora_" in n]
-    scale = (wanted - untouched).abs().max()
     assert scale > 1e-2 and (prediction(merged) - wanted).abs().max() < 1e-4 * scale
 
 

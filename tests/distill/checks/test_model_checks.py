@@ -82,15 +82,13 @@ def test_untrained_teacher_passes_too(batch: Batch) -> None:
 
 
 def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
-    """encode_text_captions with the lines of the batch in another order."""
+    """embed_text_captions with the lines of the batch in another order."""
 
-    def encode_text_captions(
-        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
-    ) -> torch.Tensor:
+    def embed_text_captions(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
         lines = lines_ND[order(list(range(len(lines_ND))))]
-        return type(self).encode_text_captions(self, captions, lines, n_lines, names)
+        return type(self).embed_text_captions(self, captions, lines, n_lines, names)
 
-    return encode_text_captions
+    return embed_text_captions
 
 
 @pytest.mark.heavy
@@ -105,7 +103,7 @@ def _packed(order: Callable[[list[int]], list[int]]) -> Callable[..., Any]:
 def test_an_embedding_at_the_wrong_line_is_found(
     model: AnyText2, batch: Batch, conditions: Conditions, patched: Any, order: Any, message: str
 ) -> None:
-    patched(model.cond_stage_model, "encode_text_captions", _packed(order))
+    patched(model.cond_stage_model, "embed_text_captions", _packed(order))
     findings = check_conditions(model, batch, conditions)
     assert any(f.check == "line embedding" and message in f.message for f in findings), said(findings)
 
@@ -115,14 +113,12 @@ def test_only_the_first_placeholder_replaced_is_found(
 ) -> None:
     """The forerunner's tokens: only one placeholder was found, the other lines' embeddings were lost."""
 
-    def encode_text_captions(
-        self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any
-    ) -> torch.Tensor:
+    def embed_text_captions(self: Any, captions: Any, lines_ND: torch.Tensor, n_lines: Any, names: Any) -> torch.Tensor:
         firsts = [sum(n_lines[:row]) for row in range(len(n_lines))]
         single = [caption.replace("* , ", ", ", count - 1) for caption, count in zip(captions, n_lines, strict=True)]
-        return type(self).encode_text_captions(self, single, lines_ND[firsts], [1] * len(n_lines), names)
+        return type(self).embed_text_captions(self, single, lines_ND[firsts], [1] * len(n_lines), names)
 
-    patched(model.cond_stage_model, "encode_text_captions", encode_text_captions)
+    patched(model.cond_stage_model, "embed_text_captions", embed_text_captions)
     findings = check_conditions(model, batch, conditions)
     lost = [f for f in findings if f.message == "reaches no token of the text caption"]
     assert len(lost) == sum(batch.n_lines) - batch.size, said(findings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from distill.data.batch_sampler import (
     nearest_aspect_ratio,
 )
 from distill.data.loader import BatchSizes, micro_batches
-from distill.data.splits import bucket_shapes, make_batch_sampler, split_indices
+from distill.data.splits import _cached_size, bucket_shapes, make_batch_sampler, split_indices
 
 
 def epoch(order: ShuffledBatchSampler, number: int) -> list[SampleKey]:
@@ -123,6 +124,20 @@ def test_sources_have_their_weights_and_pictures_their_shape(dataset: AnyWordDat
     assert {key.size for key in keys if key.index >= 30} == {(64, 128)}
     sample = dataset.sample(31, 0, (64, 128))
     assert sample.image.shape == (3, 64, 128)
+
+
+def test_turned_pictures_have_the_shape_that_is_shown(dataset: AnyWordDataset) -> None:
+    """So have pictures that are found under another spelling of their name."""
+    records = list(dataset.records)[30:32]
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (128, 64)).save(records[0].image_path.with_name("turned.jpg"), exif=exif)
+    turned = replace(records[0], image_path=records[0].image_path.with_name("turned.jpg"), name="turned.jpg")
+    spelled = replace(turned, image_path=turned.image_path.with_name(".\\turned.jpg"), name=".\\turned.jpg")
+    for option, size in (("ignore", (64, 128)), ("apply", (128, 64))):
+        config = replace(dataset.config, exif=option)
+        shown = AnyWordDataset([turned, spelled, records[1]], config, 0, dataset.fonts)
+        assert [_cached_size(shown, index) for index in range(3)] == [size, size, (64, 128)]
 
 
 def test_parts_are_disjoint_complete_and_stay_when_data_is_added(dataset: AnyWordDataset) -> None:

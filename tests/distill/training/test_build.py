@@ -112,7 +112,9 @@ def test_characters_without_a_glyph_are_counted(recipe: Recipe, capsys: pytest.C
     items = [{"img_name": "a.png", "annotations": [line]}]
     path.write_text(json.dumps({"data_root": ".", "data_list": items}), encoding="utf-8")
     build_dataset(replace(recipe, data=replace(recipe.data, sources=[str(path)])), world)
-    assert "fonts: 2 characters (1 different) have no glyph" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "fonts: 2 characters (1 different) have no glyph" in output
+    assert "warning: 1 of 1 pictures are missing; the first: no 'a.png' in " in output
 
 
 @pytest.mark.parametrize("term", ["ocr_features", "ocr_ctc"])
