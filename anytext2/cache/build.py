@@ -228,7 +228,7 @@ def _render_record(dataset: AnyWordDataset, size: Size, with_picture: bool, inde
         return _RenderedRecord(index, None, None, None, error.reason)
     file_size, pixels = pixels.shape[:2], resize_image(pixels, size)
     scaled = fit_record(record, file_size, size)
-    item = rasters_item(record, file_size, pack_rasters(dataset.line_rasters(scaled, pixels), len(scaled.lines)))
+    item = rasters_item(record, file_size, pack_rasters(dataset.line_rasters(scaled, pixels)))
     if not with_picture:
         return _RenderedRecord(index, item, None, None)
     masked = pixels.copy()

@@ -46,6 +46,7 @@ class CacheHeader:
     captions: str | None = None
     buckets: list[str] = field(default_factory=list)
     exif: str = "ignore"  # stores from before this option ignored it
+    like_reference: bool = False  # stores without this field were drawn in our own way
 
     @property
     def size(self) -> Size:
@@ -123,6 +124,7 @@ def header_for(
         captions=captions,
         buckets=sorted(buckets),
         exif=config.exif,
+        like_reference=config.like_reference,
     )
 
 

@@ -78,7 +78,7 @@ class FeatureCache:
         if content is None or (with_latents and latents is None):
             return None
         height, width = _SIZE.unpack_from(content, 0)
-        rasters = StoredRasters.unpack(content[_SIZE.size :])
+        rasters = StoredRasters.unpack(content[_SIZE.size :], self.header.like_reference)
         return CacheEntry((height, width), rasters, None if latents is None else StoredLatents.unpack(latents))
 
     def for_size(self, size: Size) -> FeatureCache | None:

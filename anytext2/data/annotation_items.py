@@ -18,7 +18,9 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
+from anytext2.data.geometry import uncrossed
 from anytext2.data.image_lookup import parts_below
+from anytext2.data.text import DECODING_MARK, is_dont_care, normalize_caption, normalize_text, unsupported_features
 
 PLACEHOLDER = "*"
 """Marks the place of a line's embedding in the text caption. It is removed from image captions."""
@@ -50,6 +52,13 @@ class InvalidFieldError(SkippedError):
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a report says of a line that is used: how it was changed, or what of it may not be drawn as written."""
+
+    about: str
+
+
+@dataclass(frozen=True)
 class AnnotationItem:
     """The fields of an item; `annotations` is the raw JSON."""
 
@@ -57,11 +66,11 @@ class AnnotationItem:
     caption: str
     annotations: list[Any]
 
-    def lines(self) -> Iterator[TextLine | SkippedError]:
-        """Yields each annotation as a line, or the error for which it is skipped."""
+    def lines(self) -> Iterator[TextLine | Note | SkippedError]:
+        """Yields each annotation as a line, followed by its notes, or the error for which it is skipped."""
         for number, annotation in enumerate(self.annotations):
             try:
-                yield _line(annotation)
+                yield from _line(annotation)
             except SkippedError as error:
                 if isinstance(error, InvalidFieldError):
                     place = f"annotations[{number}]"
@@ -78,7 +87,7 @@ def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Annotatio
     score = _number(item, "wm_score")
     if score is not None and score > wm_threshold:
         raise SkippedError("watermark score above the threshold")
-    caption = _text("caption", optional_field(item, "caption", str) or "")
+    caption = normalize_caption(_text("caption", optional_field(item, "caption", str) or ""))
     if cap_watermark and score is not None:
         caption += " with watermarks " if score > 0.5 else " no watermarks "
     annotations = optional_field(item, "annotations", list) or []
@@ -125,21 +134,38 @@ def _picture_name(item: Any) -> str:
     return name
 
 
-def _line(annotation: Any) -> TextLine:
-    polygon = _polygon(annotation)
+def _line(annotation: Any) -> list[TextLine | Note]:
+    """The line and what is to be noted of it."""
+    given = _polygon(annotation)
+    polygon = uncrossed(given)
     try:
         if annotation.get("valid") is False:
             raise SkippedError("marked invalid")
-        text = required_field(annotation, "text", str)
-        if not text.strip():
-            raise SkippedError("empty text")
-        if not is_valid_unicode(text):
-            raise SkippedError("text with unpaired surrogates")
+        text, notes = _line_text(annotation)
         language = _text("language", required_field(annotation, "language", str))
-        return TextLine(text, polygon, language, _color(annotation))
+        if polygon is not given:
+            notes.append(Note("polygon with crossing edges (its convex hull is used)"))
+        return [TextLine(text, polygon, language, _color(annotation)), *notes]
     except SkippedError as error:
         error.polygon = polygon
         raise
+
+
+def _line_text(annotation: Any) -> tuple[str, list[Note]]:
+    """The normalised text and what is to be noted of it. Raises SkippedError where there is nothing to teach."""
+    given = required_field(annotation, "text", str)
+    if not is_valid_unicode(given):
+        raise SkippedError("text with unpaired surrogates")
+    normalized = normalize_text(given)
+    if not normalized.text:
+        raise SkippedError("empty text")
+    if is_dont_care(normalized.text):
+        raise SkippedError("text that marks a line as unreadable, such as ###")
+    if DECODING_MARK in normalized.text:
+        raise SkippedError("text with U+FFFD, left by a wrong encoding")
+    if normalized.rows > 1:
+        raise SkippedError("text of several rows")
+    return normalized.text, [Note(about) for about in (*normalized.changes, *unsupported_features(normalized.text))]
 
 
 def _polygon(annotation: Any) -> np.ndarray:

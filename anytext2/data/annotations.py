@@ -25,7 +25,14 @@ from typing import Any
 import numpy as np
 
 from anytext2.core.batch import TextLine
-from anytext2.data.annotation_items import InvalidFieldError, SkippedError, is_valid_unicode, parse_item, required_field
+from anytext2.data.annotation_items import (
+    InvalidFieldError,
+    Note,
+    SkippedError,
+    is_valid_unicode,
+    parse_item,
+    required_field,
+)
 from anytext2.data.image_formats import SNIFFED_BYTES, format_of
 from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
 from anytext2.data.records import RecordPacker, Records
@@ -42,7 +49,8 @@ class LoadReport:
 
     skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a malformed field -> its first case,
     in one line with file, field and value. languages: language -> number of lines. per_source: number of pictures of
-    each file, in order.
+    each file, in order. notes: "lines: ..." -> number of lines that are used, but changed or perhaps not drawn as
+    they are written.
     """
 
     pictures: int
@@ -51,13 +59,15 @@ class LoadReport:
     examples: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
     per_source: tuple[int, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         skipped = "; ".join(self._describe_skipped(reason) for reason in sorted(self.skipped))
         counts = " + ".join(map(str, self.per_source))
         files = f" from {len(self.per_source)} files ({counts})" if len(self.per_source) > 1 else ""
         loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
-        return loaded + (f" (left out: {skipped})" if skipped else "")
+        notes = "; ".join(f"{note}: {self.notes[note]}" for note in sorted(self.notes))
+        return loaded + (f" (left out: {skipped})" if skipped else "") + (f" (used, but {notes})" if notes else "")
 
     def _describe_languages(self) -> str:
         """The most frequent languages with their counts. A file may name any number of languages, of any length."""
@@ -210,6 +220,8 @@ def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, 
         if isinstance(line, TextLine):
             lines.append(line)
             counts.add(number, ("language", line.language))
+        elif isinstance(line, Note):
+            counts.add(number, ("note", f"lines: {line.about}"))
         elif line.polygon is None:
             counts.skip(number, f"lines: {line.reason}", line)
         else:
@@ -272,7 +284,8 @@ class _LoadCounts:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
         languages, kept = self._counts_of("language"), self.count(_KEPT)
         examples = {reason: f"{path}: {text}" for reason, (item, text) in self.examples.items() if item < n_used}
-        return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,))
+        notes = self._counts_of("note")
+        return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,), notes)
 
     def _counts_of(self, category: str) -> Counter[str]:
         return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
@@ -285,10 +298,13 @@ def _printable(text: str) -> str:
 def _total(reports: Sequence[LoadReport]) -> LoadReport:
     skipped: Counter[str] = Counter()
     languages: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for report in reports:
         skipped.update(report.skipped)
+        notes.update(report.notes)
         languages.update(report.languages)
         examples = {**report.examples, **examples}
     per_source = tuple(report.pictures for report in reports)
-    return LoadReport(sum(per_source), languages.total(), dict(skipped), examples, dict(languages), per_source)
+    pictures, lines = sum(per_source), languages.total()
+    return LoadReport(pictures, lines, dict(skipped), examples, dict(languages), per_source, dict(notes))

@@ -6,6 +6,7 @@ from anytext2.core.rng import RandomSource, choice, permutation
 from anytext2.data.annotation_items import PLACEHOLDER
 
 TEXT_PHRASES = ("Text says ", "Image with words ", "The picture reads ", "Captions are ", "Texts are ", "Text: ")
+_REFERENCE_PHRASES = (*TEXT_PHRASES[:-1], "Text:  ")  # the reference lacks a comma there; the tokens are the same
 _MAX_CHARACTERS = 500
 
 
@@ -39,10 +40,10 @@ def _shorten(caption: str, max_words: int, rng: RandomSource) -> str:
     return " ".join(words[:max_words]) + ". "
 
 
-def text_caption(n_lines: int, rng: RandomSource) -> str:
+def text_caption(n_lines: int, rng: RandomSource, like_reference: bool = False) -> str:
     """A random phrase with one placeholder for each line, for example 'Text says * , * . '.
 
     The spaces around a placeholder make it a token of its own.
     """
-    phrase = TEXT_PHRASES[choice(rng, len(TEXT_PHRASES))]
+    phrase = (_REFERENCE_PHRASES if like_reference else TEXT_PHRASES)[choice(rng, len(TEXT_PHRASES))]
     return phrase + " , ".join([PLACEHOLDER] * n_lines) + " . "

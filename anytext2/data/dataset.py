@@ -28,6 +28,7 @@ from anytext2.data.records import Records
 from anytext2.glyphs import render
 from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.rasters import LineRasters, RenderedRasters, glyph_line_font, is_drawable
+from anytext2.glyphs.reference_render import require_raqm
 
 
 class SampleError(Exception):
@@ -57,8 +58,12 @@ class AnyWordDataset:
             read_latents: read latents from the cache instead of picture files. A record without stored latents raises
                 SampleError.
             read_contexts: give samples the stored contexts of their image captions. Samples without one have None.
+        Raises:
+            ValueError: config.like_reference is true, but Pillow cannot lay out text as the reference does.
         """
         assert cache is not None or not (read_latents or read_contexts), "latents and contexts come from a cache"
+        if config.like_reference:
+            require_raqm()
         self.records = records
         self.config = config
         self.seed = seed
@@ -116,8 +121,10 @@ class AnyWordDataset:
 
     def line_rasters(self, record: Record, pixels: np.ndarray) -> RenderedRasters:
         """The rasters of a record's lines. Its polygons and `pixels` (uint8 [H, W, 3]) have the sample's size."""
-        lines = [self._cut(line) for line in record.lines]
-        return RenderedRasters(lines, pixels, self.fonts, self.config.glyph_scale, self.config.ink_threshold)
+        lines, config = [self._cut(line) for line in record.lines], self.config
+        return RenderedRasters(
+            lines, pixels, self.fonts, config.glyph_scale, config.ink_threshold, config.like_reference
+        )
 
     def _cut(self, line: TextLine) -> TextLine:
         return replace(line, text=line.text[: self.config.max_chars])
@@ -135,20 +142,21 @@ class AnyWordDataset:
         ignored = () if editing else (*record.ignored_polygons, *(record.lines[n].polygon for n in rest))
         position = self._position_masks(lines, size, rngs)
         caption = image_caption(record.caption, config.max_caption_words, rngs.rng("caption"))
+        fonts = self._choose_fonts(rasters, selected, rngs)
         return Sample(
             index=rngs.index,
             name=record.name,
             **_picture_fields(picture, position, editing),
-            glyph=torch.from_numpy(self._glyph_page(rasters, selected, size, rngs))[None],
+            glyph=torch.from_numpy(self._glyph_page(rasters, selected, fonts, size))[None],
             position=torch.from_numpy(position),
-            glyph_line=torch.from_numpy(self._glyph_lines(rasters, selected)),
+            glyph_line=torch.from_numpy(self._glyph_lines(rasters, selected, fonts)),
             font_hint=torch.from_numpy(self._font_hint(rasters, selected, lines, size, rngs))[None],
             color=torch.from_numpy(self._colors(lines, rngs)),
             inverse_mask=torch.from_numpy(render.fill_polygons(ignored, size))[None],
             n_lines=len(lines),
             editing=bool(editing),
             image_caption=caption,
-            text_caption=text_caption(len(lines), rngs.rng("phrase")),
+            text_caption=text_caption(len(lines), rngs.rng("phrase"), config.like_reference),
             texts=tuple(line.text for line in lines),
             languages=tuple(line.language for line in lines),
             polygons=tuple(line.polygon for line in lines),
@@ -161,19 +169,26 @@ class AnyWordDataset:
         context = cache.context(caption) if cache is not None else None
         return None if context is None else torch.from_numpy(context.copy())
 
-    def _glyph_page(self, rasters: LineRasters, selected: Sequence[int], size: Size, rngs: _SampleRngs) -> np.ndarray:
+    def _choose_fonts(self, rasters: LineRasters, selected: Sequence[int], rngs: _SampleRngs) -> list[int]:
+        """The number of each line's font."""
+        if not self.config.rand_font:
+            return [0] * len(selected)
+        return [choice(rngs.rng(f"font {number}"), rasters.n_fonts(line)) for number, line in enumerate(selected)]
+
+    def _glyph_page(
+        self, rasters: LineRasters, selected: Sequence[int], fonts: Sequence[int], size: Size
+    ) -> np.ndarray:
         """The union of the lines' glyphs: uint8 [H*g, W*g]."""
         page = np.zeros((size[0] * self.config.glyph_scale, size[1] * self.config.glyph_scale), np.uint8)
-        for number, line in enumerate(selected):
-            font = choice(rngs.rng(f"font {number}"), rasters.n_fonts(line)) if self.config.rand_font else 0
+        for line, font in zip(selected, fonts, strict=True):
             rasters.glyph_page(line, font).paste_onto(page)
         return page
 
-    def _glyph_lines(self, rasters: LineRasters, selected: Sequence[int]) -> np.ndarray:
+    def _glyph_lines(self, rasters: LineRasters, selected: Sequence[int], fonts: Sequence[int]) -> np.ndarray:
         """uint8 [L, 80, 512]."""
         maps = np.zeros((self.config.max_lines, *GLYPH_LINE_SIZE), np.uint8)
-        for number, line in enumerate(selected):
-            rasters.glyph_line(line).paste_onto(maps[number])
+        for number, (line, font) in enumerate(zip(selected, fonts, strict=True)):
+            rasters.glyph_line(line, font).paste_onto(maps[number])
         return maps
 
     def _position_masks(self, lines: Sequence[TextLine], size: Size, rngs: _SampleRngs) -> np.ndarray:

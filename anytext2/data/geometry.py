@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
 from anytext2.core.batch import Record, TextLine
@@ -53,6 +54,27 @@ def clip_polygons(record: Record, size: Size) -> Record:
     """
     limit = np.array([size[1], size[0]], np.float32)
     return _map_polygons(record, lambda polygon: np.clip(polygon, -limit, 2 * limit))
+
+
+def uncrossed(polygon: np.ndarray) -> np.ndarray:
+    """The polygon float32 [P, 2] itself; where its edges cross, as in a bow tie, its convex hull.
+
+    Corners in a wrong order leave a region that is not the line's: a filled bow tie lacks half of it.
+    """
+    if (len(polygon) == 4 and cv2.isContourConvex(polygon)) or not _edges_cross(polygon):
+        return polygon
+    return cv2.convexHull(polygon)[:, 0]
+
+
+def _edges_cross(polygon: np.ndarray) -> bool:
+    """Whether two edges have a common point inside both."""
+    polygon = polygon.astype(np.float64)
+    edges = np.roll(polygon, -1, axis=0) - polygon
+    to_corners = polygon[None] - polygon[:, None]
+    # side[i, j]: positive where corner j is on one side of edge i, negative on the other
+    side = edges[:, None, 0] * to_corners[..., 1] - edges[:, None, 1] * to_corners[..., 0]
+    parts = side * np.roll(side, -1, axis=1) < 0  # edge j goes from one side of edge i's line to the other
+    return bool((parts & parts.T).any())
 
 
 def _map_polygons(record: Record, fn: Callable[[np.ndarray], np.ndarray]) -> Record:

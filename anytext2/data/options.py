@@ -43,12 +43,24 @@ class DatasetConfig:
         choices=("ignore", "apply"),
     )
     wm_threshold: float = option(1.0, "pictures with a greater watermark score (`wm_score`) are left out")
-    cap_watermark: bool = option(
-        False, "end captions of pictures with a `wm_score` with ` with watermarks ` (above 0.5) or ` no watermarks `"
+    cap_watermark: bool | None = option(
+        None,
+        "end captions of pictures with a `wm_score` with ` with watermarks ` (above 0.5) or ` no watermarks `; "
+        "not set: as `like_reference`",
     )
     max_caption_words: int = option(
         128, "words of an image caption; of more, the first sentence and random others are used", 1
     )
+    like_reference: bool = option(
+        False,
+        "draw glyph page and glyph lines as AnyText2's dataset code does, pixel for pixel: the official checkpoint was "
+        "trained on these drawings",
+    )
+
+    @property
+    def tells_watermarks(self) -> bool:
+        """Whether captions tell of watermarks: `cap_watermark`, or what it is by default."""
+        return self.like_reference if self.cap_watermark is None else self.cap_watermark
 
     def __post_init__(self) -> None:
         for name, documented in OPTIONS.items():

@@ -6,6 +6,7 @@ A font reports the characters that it has no glyph for, so that callers can coun
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,9 @@ REFERENCE_SIZE = 50
 
 MAX_FONT_SIZE = 30_000
 """Greatest size in pixels per em. A character without ink fits at any size, but FreeType's limit is 65535."""
+
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: they draw nothing, but change the letters beside them in some scripts."""
 
 _NONCHARACTER = "\U0010fffe"  # no font has it, so that its glyph is the font's "missing glyph" box
 
@@ -80,12 +84,12 @@ class Font:
         return max(1, math.floor(REFERENCE_SIZE * ratio))
 
     def missing_characters(self, text: str) -> tuple[str, ...]:
-        """The distinct characters of `text` that the font has no glyph for, in order."""
-        return tuple(dict.fromkeys(char for char in text if not _has_glyph(self.path, char)))
+        """The distinct characters of `text` for which the font draws nothing, in order. Joiners are not meant to be."""
+        return tuple(dict.fromkeys(char for char in text if char not in JOINERS and not _has_glyph(self.path, char)))
 
-    def supported(self, text: str) -> str:
-        """`text` without the characters that the font has no glyph for."""
-        return "".join(char for char in text if _has_glyph(self.path, char))
+    def supported(self, text: str, joiners: bool = False) -> str:
+        """`text` without the characters for which the font draws nothing. joiners: keep those, for a shaping layout."""
+        return "".join(char for char in text if _has_glyph(self.path, char) or (joiners and char in JOINERS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +178,12 @@ def _reference_box(path: Path, text: str) -> TextBox:
 
 @lru_cache(maxsize=65536)
 def _has_glyph(path: Path, char: str) -> bool:
-    return char.isspace() or _glyph_bitmap(path, char) != _glyph_bitmap(path, _NONCHARACTER)
+    """Whether something is drawn for the character. Of a blank, the font's own width is enough."""
+    if char == " ":
+        return True
+    bitmap = _glyph_bitmap(path, char)
+    is_drawn = any(bitmap[1]) or unicodedata.category(char) == "Zs"
+    return is_drawn and bitmap != _glyph_bitmap(path, _NONCHARACTER)
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """The bitmaps of a record's lines that do not change between epochs: glyph page in each font, glyph line, strokes.
 
-`RenderedRasters` draws them on demand, `StoredRasters` reads them from bytes that `pack_rasters` wrote. The dataset
-makes the random choices (font, part of the strokes, transform).
+`RenderedRasters` draws them on demand, in our way or in the reference's, `StoredRasters` reads them from bytes that
+`pack_rasters` wrote. The dataset makes the random choices (font, part of the strokes, transform).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import TextLine
-from anytext2.glyphs import render
+from anytext2.glyphs import reference_render, render
 from anytext2.glyphs.fonts import Font, FontTable
 from anytext2.glyphs.render import Bitmap, HintTransform
 
@@ -34,8 +34,11 @@ class LineRasters(Protocol):
     def glyph_page(self, line: int, font: int) -> Bitmap:
         """The line drawn into its polygon on the glyph page, in font number `font` < n_fonts."""
 
-    def glyph_line(self, line: int) -> Bitmap:
-        """The line drawn alone on a canvas of GLYPH_LINE_SIZE, for the recogniser."""
+    def glyph_line(self, line: int, font: int) -> Bitmap:
+        """The line drawn alone on a canvas of GLYPH_LINE_SIZE, for the recogniser.
+
+        Its font is always the same one, except as in the reference: there it is that of the glyph page, number `font`.
+        """
 
     def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
         """The strokes of the line in the picture, for the font hint; see `stroke_bitmap`."""
@@ -46,7 +49,7 @@ class RenderedRasters:
     """Draws the bitmaps, without the characters that a font has no glyph for.
 
     lines: all lines of the record; their texts are cut to max_chars, their polygons are in pixels of `pixels`.
-    pixels: the picture, uint8 [H, W, 3]. glyph_scale, ink_threshold: see `DatasetConfig`.
+    pixels: the picture, uint8 [H, W, 3]. glyph_scale, ink_threshold, like_reference: see `DatasetConfig`.
     """
 
     lines: Sequence[TextLine]
@@ -54,23 +57,33 @@ class RenderedRasters:
     fonts: FontTable
     glyph_scale: int
     ink_threshold: float
+    like_reference: bool = False
 
     def n_fonts(self, line: int) -> int:
-        return len(glyph_page_fonts(self.lines[line].text, self.lines[line].language, self.fonts))
+        return len(self._page_fonts(line))
 
     def glyph_page(self, line: int, font: int) -> Bitmap:
-        text, language, polygon = self.lines[line].text, self.lines[line].language, self.lines[line].polygon
-        page_font = glyph_page_fonts(text, language, self.fonts)[font]
-        polygon = polygon * self.glyph_scale
+        text, page_font = self.lines[line].text, self._page_fonts(line)[font]
+        polygon = self.lines[line].polygon * self.glyph_scale
+        if self.like_reference:
+            size = (self.pixels.shape[0] * self.glyph_scale, self.pixels.shape[1] * self.glyph_scale)
+            text, color = page_font.supported(text, joiners=True), self.lines[line].color
+            return reference_render.glyph_page_bitmap(text, polygon, size, page_font, color)
         return render.glyph_page_bitmap(page_font.supported(text), polygon, page_font, self.ink_threshold)
 
-    def glyph_line(self, line: int) -> Bitmap:
+    def glyph_line(self, line: int, font: int) -> Bitmap:
         text = self.lines[line].text
-        font = glyph_line_font(text, self.lines[line].language, self.fonts)
-        return render.glyph_line_bitmap(font.supported(text), font)
+        if self.like_reference:
+            page_font = self._page_fonts(line)[font]
+            return reference_render.glyph_line_bitmap(page_font.supported(text, joiners=True), page_font)
+        line_font = glyph_line_font(text, self.lines[line].language, self.fonts)
+        return render.glyph_line_bitmap(line_font.supported(text), line_font)
 
     def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
         return render.stroke_bitmap(self.pixels, self.lines[line].polygon, transform)
+
+    def _page_fonts(self, line: int) -> tuple[Font, ...]:
+        return glyph_page_fonts(self.lines[line].text, self.lines[line].language, self.fonts)
 
 
 @dataclass(frozen=True)
@@ -78,13 +91,15 @@ class StoredRasters:
     """Reads the bytes that `pack_rasters` wrote. A transform is applied to the stored strokes, not to the picture.
 
     offsets: for each line the byte offsets of its bitmaps: glyph line, strokes, glyph page in each font.
+    like_reference: the glyph lines in the other fonts follow.
     """
 
     content: bytes
     offsets: tuple[tuple[int, ...], ...]
+    like_reference: bool
 
     @classmethod
-    def unpack(cls, content: bytes) -> StoredRasters:
+    def unpack(cls, content: bytes, like_reference: bool = False) -> StoredRasters:
         """Finds the bitmaps in the bytes; they are decoded when they are read."""
         (n_lines,) = _COUNT.unpack_from(content, 0)
         at, lines = _COUNT.size, []
@@ -98,16 +113,17 @@ class StoredRasters:
                 at += _BITMAP.size + (width * height + 7) // 8
             lines.append(tuple(offsets))
         assert at == len(content), f"the bitmaps end at byte {at} of {len(content)}"
-        return cls(content, tuple(lines))
+        return cls(content, tuple(lines), like_reference)
 
     def n_fonts(self, line: int) -> int:
-        return len(self.offsets[line]) - 2
+        return len(self.offsets[line]) // 2 if self.like_reference else len(self.offsets[line]) - 2
 
     def glyph_page(self, line: int, font: int) -> Bitmap:
         return _unpack_bitmap(self.content, self.offsets[line][2 + font])
 
-    def glyph_line(self, line: int) -> Bitmap:
-        return _unpack_bitmap(self.content, self.offsets[line][0])
+    def glyph_line(self, line: int, font: int) -> Bitmap:
+        at = 1 + self.n_fonts(line) + font if self.like_reference and font else 0
+        return _unpack_bitmap(self.content, self.offsets[line][at])
 
     def strokes(self, line: int, transform: HintTransform | None) -> Bitmap:
         bitmap = _unpack_bitmap(self.content, self.offsets[line][1])
@@ -116,13 +132,16 @@ class StoredRasters:
         return Bitmap(transform.apply(bitmap.bits, cv2.INTER_NEAREST), bitmap.left, bitmap.top)
 
 
-def pack_rasters(rasters: LineRasters, n_lines: int) -> bytes:
+def pack_rasters(rasters: RenderedRasters) -> bytes:
     """All bitmaps of all lines as bytes; the strokes without a transform."""
-    chunks = [_COUNT.pack(n_lines)]
-    for line in range(n_lines):
-        pages = [rasters.glyph_page(line, font) for font in range(rasters.n_fonts(line))]
-        chunks.append(_COUNT.pack(2 + len(pages)))
-        chunks.extend(map(_pack_bitmap, (rasters.glyph_line(line), rasters.strokes(line, None), *pages)))
+    chunks = [_COUNT.pack(len(rasters.lines))]
+    for line in range(len(rasters.lines)):
+        fonts = range(rasters.n_fonts(line))
+        bitmaps = [rasters.glyph_line(line, 0), rasters.strokes(line, None)]
+        bitmaps += [rasters.glyph_page(line, font) for font in fonts]
+        bitmaps += [rasters.glyph_line(line, font) for font in fonts[1:] if rasters.like_reference]
+        chunks.append(_COUNT.pack(len(bitmaps)))
+        chunks.extend(map(_pack_bitmap, bitmaps))
     return b"".join(chunks)
 
 

@@ -61,7 +61,7 @@ def check_source(
     fault, as a run takes it; progress: called with how many pictures of how many are done.
     """
     try:
-        records, report = load_records(source, options.wm_threshold, options.cap_watermark, max_faulty=max_faulty)
+        records, report = load_records(source, options.wm_threshold, options.tells_watermarks, max_faulty=max_faulty)
     except ValueError as error:
         return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
@@ -128,7 +128,7 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
         size = _count_picture(found, record, sample, dataset.config.exif)
         found.sizes[size] += 1
         _count_polygons(found, record, size, dataset.config.resolution)
-        _count_findings(found, check_batch(collate([sample]).normalized()))
+        _count_findings(found, check_batch(collate([sample]).normalized(), dataset.config.like_reference))
     return found
 
 
@@ -271,7 +271,7 @@ def summarize(
         orientations=found.most_common("orientations"),
         orientation_fits=found.most_common("orientation_fits"),
         exif=options.exif,
-        notes=found.most_common("notes"),
+        notes={note: CountWithExample(n, "") for note, n in sorted(report.notes.items())} | found.most_common("notes"),
     )
 
 

@@ -66,8 +66,8 @@ class SourceCheck:
     error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
     kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
     break a rule of `check_batch`. orientations, orientation_fits: pictures with an EXIF orientation, and whether their
-    polygons lie inside the turned or the stored picture. exif: data.options.exif. left_out is about all items,
-    everything else about the checked ones. Mappings are by reason or name.
+    polygons lie inside the turned or the stored picture. exif: data.options.exif. left_out, and the
+    notes of lines, are about all items, everything else about the checked ones. Mappings are by reason or name.
     """
 
     source: str

@@ -58,6 +58,11 @@ def _check_pairs(recipe: Recipe) -> None:
         if recipe.model.activation_checkpointing:
             # The backward pass would recompute the fake score's forward with the student's adapter.
             raise ValueError(f"model.activation_checkpointing=true: {two}, which cannot be recomputed; set it to false")
+    if name == "recognize" and recipe.data.options.like_reference:
+        raise ValueError(
+            "data.options.like_reference=true: objective recognize must know each glyph line's font, which is random "
+            "there; set it to false"
+        )
     if recipe.model.fault_injection == "writenet_sees_noise" and (terms := terms_with_attention(recipe.student.terms)):
         raise ValueError(
             f"objective.terms.{terms[0]}: with model.fault_injection=writenet_sees_noise the WriteNet is not called "

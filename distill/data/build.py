@@ -49,7 +49,7 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
             dist.barrier()
     options, fonts = recipe.data.options, load_font_table()
     records, report = load_records(
-        sources, options.wm_threshold, options.cap_watermark, max_faulty=recipe.data.max_faulty
+        sources, options.wm_threshold, options.tells_watermarks, max_faulty=recipe.data.max_faulty
     )
     if world.is_main:
         print(f"data: {report}", flush=True)

@@ -62,6 +62,7 @@ def load_prompts(file: Path, recipe: Recipe, first: int = 0, count: int | None =
         font_hint_prob=0.0,
         color_prob=0.0,
         rand_font=False,
+        like_reference=own.like_reference,
     )
     records = _records(file)
     if not 0 <= first < len(records):

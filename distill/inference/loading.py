@@ -157,7 +157,7 @@ def load_dataset(sources: Sequence[Path], recipe: Recipe) -> tuple[AnyWordDatase
     """The dataset as the recipe's options read it, and a line about what was left out."""
     options = recipe.data.options
     records, report = load_records(
-        sources, options.wm_threshold, options.cap_watermark, max_faulty=recipe.data.max_faulty
+        sources, options.wm_threshold, options.tells_watermarks, max_faulty=recipe.data.max_faulty
     )
     return AnyWordDataset(records, options, recipe.seed, load_font_table()), str(report)
 

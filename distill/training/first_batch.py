@@ -56,7 +56,8 @@ def check_first_batch(
         tracker.artifact(path)
         _draw_samples(recipe, batches.dataset, tracker)
     with without_dropout(roles.wrapped):
-        everywhere = engine.gather(list(_findings(objective, roles, item)))
+        own = list(_findings(objective, roles, item, recipe.data.options.like_reference))
+        everywhere = engine.gather(own)
     findings = [finding for rank in everywhere for finding in rank]
     if recipe.model.fault_injection:
         if engine.world.is_main:
@@ -93,8 +94,10 @@ def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> 
         tracker.artifact(path)
 
 
-def _findings(objective: Objective, roles: AdapterRoles, item: StepInput) -> Iterator[model_checks.Finding]:
-    yield from check_batch(item.batch)
+def _findings(
+    objective: Objective, roles: AdapterRoles, item: StepInput, like_reference: bool
+) -> Iterator[model_checks.Finding]:
+    yield from check_batch(item.batch, like_reference)
     if not objective.needs_latents:
         return
     model = roles.model

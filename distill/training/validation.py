@@ -200,7 +200,7 @@ def _held_out(recipe: Recipe, world: World, trained_on: AnyWordDataset) -> tuple
             dist.barrier()
         sources = [folder / "data.json"]
     options = data.options
-    records, _ = load_records(sources, options.wm_threshold, options.cap_watermark, max_faulty=data.max_faulty)
+    records, _ = load_records(sources, options.wm_threshold, options.tells_watermarks, max_faulty=data.max_faulty)
     return AnyWordDataset(records, options, recipe.seed, trained_on.fonts), evenly_spaced_indices(
         len(records), config.samples
     )

@@ -61,8 +61,9 @@ def test_every_option_of_samples_is_documented() -> None:
     rows = ["| key | default | values | effect |", "|---|---|---|---|"]
     for name, option in OPTIONS.items():
         default = list(option.default) if isinstance(option.default, tuple) else option.default
-        shown = str(default).lower() if isinstance(default, bool) else default
-        values = option.range or {bool: "true, false"}.get(type(option.default), "any number")
+        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        # Where nothing is the default, the option is a switch that follows another one.
+        values = option.range or {bool: "true, false", type(None): "true, false"}.get(type(default), "any number")
         rows.append(f"| `{name}` | `{shown}` | {values} | {option.help} |")
     table = "\n".join(rows)
     assert table in (TESTS.parent / "docs" / "DATA.md").read_text(encoding="utf-8"), f"docs/DATA.md needs:\n{table}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from anytext2.cache.build import build_cache, estimate_cache_bytes
 from anytext2.cache.encoders import make_image_encoder
@@ -134,12 +135,40 @@ def test_every_field_of_the_header_is_checked_and_named(source: Path, store: Pat
         (replace(wanted, captions="abc"), "captions: the store has None, the run wants abc"),
         (replace(wanted, buckets=["64"]), r"buckets: the store has \[\], the run wants \['64'\]"),
         (header_for(CONFIG, FONTS, [source], size=(64, 128)), "resolution: the store has 64, the run wants 128x64"),
+        (
+            header_for(replace(CONFIG, like_reference=True), FONTS, [source]),
+            "like_reference: the store has False, the run wants True",
+        ),
     ]
     named = {line.split(":")[0] for _, line in changed}
     assert named | {"format"} == {field.name for field in fields(CacheHeader)}
     for header, line in changed:
         with pytest.raises(CacheMismatchError, match=line):
             FeatureCache.open(store, header)
+
+
+def test_a_store_without_the_field_was_drawn_in_our_own_way(source: Path, store: Path) -> None:
+    header = header_for(CONFIG, FONTS, [source])
+    written = json.loads(header.to_json())
+    del written["like_reference"]
+    old = CacheHeader.from_json(json.dumps(written).encode(), store)
+    assert old.differences(header) == []
+    (difference,) = old.differences(header_for(replace(CONFIG, like_reference=True), FONTS, [source]))
+    assert difference.startswith("like_reference: the store has False")
+
+
+@pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm layout")
+def test_drawings_like_the_reference_are_stored_in_every_font(source: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, like_reference=True)
+    records = load_records(source)[0].select(np.arange(3))
+    drawn, header = AnyWordDataset(records, config, 7, FONTS), header_for(config, FONTS, [source])
+    build_cache(tmp_path / "like.lmdb", drawn, header, workers=0)
+    stored = AnyWordDataset(records, config, 7, FONTS, FeatureCache.open(tmp_path / "like.lmdb", header))
+    for index in range(3):
+        for epoch in range(4):
+            assert same(drawn.sample(index, epoch), stored.sample(index, epoch)) == []
+    lines = {drawn.sample(0, epoch).glyph_line.numpy().tobytes() for epoch in range(12)}
+    assert len(lines) > 1, "the glyph line is in the font of the glyph page"
 
 
 def test_truncated_and_foreign_files_are_refused_in_one_line(source: Path, store: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -268,3 +269,57 @@ def test_a_file_of_strange_languages_is_still_one_short_line(tmp_path: Path) -> 
     told = str(report)
     assert "7 in 6 other languages" not in told and "6 in 6 other languages" in told
     assert len(told) < 400 and told.isprintable() and "\\x0700xxx" in told
+
+
+# Texts and polygons that are changed, or that nothing can be learned from
+
+
+def test_changed_texts_are_noted_and_not_left_out(tmp_path: Path) -> None:
+    texts = ["OPEN", "OPEN\u200b", "u\u0308ber", "a\t b\n", "\ufeffe\u0301  x", "مفتوح"]
+    item = {"img_name": "a", "caption": "u\u0308ber\n* all", "annotations": [_line(text=text) for text in texts]}
+    (record,), report = load_records(_write(tmp_path, [item]))
+    assert [line.text for line in record.lines] == ["OPEN", "OPEN", "über", "a b", "é x", "مفتوح"]
+    assert record.caption == "über   all"
+    assert dict(report.skipped) == {} and dict(report.notes) == {
+        "lines: text with invisible characters (dropped)": 2,
+        "lines: text not in Unicode's form NFC (composed)": 2,
+        "lines: text with white space other than single blanks (reduced)": 2,
+        "lines: right-to-left text": 1,
+    }
+    assert "(used, but lines: right-to-left text: 1; lines: text not in" in str(report)
+    two = load_records([_write(tmp_path, [item]), _write(tmp_path, [item], "b.json")])[1]
+    assert two.notes["lines: text with invisible characters (dropped)"] == 4
+
+
+def test_notes_count_only_what_is_in_use(tmp_path: Path) -> None:
+    item = {"img_name": "a", "annotations": [_line(text="a  b")]}
+    report = load_records(_write(tmp_path, [item] * 10), fraction=0.3)[1]
+    assert list(report.notes.values()) == [3] and load_records(_write(tmp_path, [{"img_name": "a"}]))[1].notes == {}
+
+
+def test_texts_that_teach_nothing_are_hidden_from_the_loss(tmp_path: Path) -> None:
+    texts = ["###", "*", ".", "#", "OPEN\nSHOP", "a\u2028b", "a\r\nb", "\u200b", "\u3164", "caf\ufffd", "OPEN"]
+    item = {"img_name": "a", "annotations": [_line(text=text) for text in texts]}
+    (record,), report = load_records(_write(tmp_path, [item]))
+    assert [line.text for line in record.lines] == ["OPEN"] and len(record.ignored_polygons) == 10
+    assert dict(report.skipped) == {
+        "lines: text that marks a line as unreadable, such as ### (ignored by the loss)": 4,
+        "lines: text of several rows (ignored by the loss)": 3,
+        "lines: empty text (ignored by the loss)": 2,
+        "lines: text with U+FFFD, left by a wrong encoding (ignored by the loss)": 1,
+    }
+
+
+def test_crossing_polygons_become_their_hull(tmp_path: Path) -> None:
+    bow_tie, concave = [[0, 0], [9, 0], [0, 9], [9, 9]], [[0, 0], [4, 3], [9, 0], [9, 9], [4, 6], [0, 9]]
+    star = [[50, 0], [79, 90], [2, 35], [98, 35], [21, 90]]  # turns one way, and crosses itself all the same
+    lines = [_line(polygon=polygon) for polygon in (bow_tie, concave, star, SQUARE, SQUARE[::-1])]
+    lines.append(_line(polygon=bow_tie, valid=False))
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    polygons = [line.polygon for line in record.lines]
+    assert sorted(map(tuple, polygons[0].tolist())) == sorted(map(tuple, SQUARE))
+    for polygon, given in zip(polygons[1::2], (concave, SQUARE), strict=True):
+        assert polygon.tolist() == given
+    assert cv2.isContourConvex(polygons[0]) and cv2.isContourConvex(polygons[2]) and len(polygons[2]) == 5
+    assert cv2.isContourConvex(record.ignored_polygons[0]) and polygons[0].dtype == np.float32
+    assert report.notes["lines: polygon with crossing edges (its convex hull is used)"] == 2

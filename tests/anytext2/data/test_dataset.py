@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from anytext2.core.batch import Record, Sample, TextLine, collate
+from anytext2.data.annotations import load_records
 from anytext2.data.captions import TEXT_PHRASES, fixed_image_caption, image_caption, text_caption
 from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs, resize_image
 from anytext2.data.geometry import scale_polygons
@@ -18,6 +21,7 @@ from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 
 FONTS = load_font_table()
+needs_raqm = pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm layout")
 EXACT = DatasetConfig(
     resolution=128, max_lines=3, font_hint_prob=0, mask_img_prob=0, rand_font=False, font_hint_randaug=False
 )
@@ -315,6 +319,48 @@ def test_missing_glyphs_are_counted(record: Record) -> None:
     strange = replace(record, lines=(_line("ab\U00012000c\U00012000", 10, language="Others"), _line("药房", 40)))
     assert dict(missing_glyphs([strange, record], FONTS)) == {"\U00012000": 2}
     assert _sample(strange).n_lines == 2
+
+
+@pytest.mark.parametrize("like_reference", [False, pytest.param(True, marks=needs_raqm)])
+@pytest.mark.parametrize(("word", "language"), [("がぎパ", "Japanese"), ("bệnh viện", "Latin"), ("Grüße Öl", "Latin")])
+def test_texts_that_are_equal_when_normalised_make_equal_pictures(
+    record: Record, word: str, language: str, like_reference: bool
+) -> None:
+    config = replace(EXACT, font_hint_prob=1, rand_font=True, like_reference=like_reference)
+    spellings = [word, normalize("NFD", word), f" {word}\n", f"\ufeff{word}\u200b", word.replace(" ", "\u00a0\t")]
+    samples = []
+    for spelling in spellings:
+        line = {"polygon": _box(10, 10, 90, 40).tolist(), "text": spelling, "language": language}
+        content = {"data_root": ".", "data_list": [{"img_name": "a.png", "annotations": [line]}]}
+        path = record.image_path.with_name("data.json")
+        path.write_text(json.dumps(content), encoding="utf-8")
+        samples.append(AnyWordDataset(load_records(path)[0], config, 0, FONTS).sample(0, 0))
+    assert samples[0].glyph.any() and samples[0].glyph_line.any() and samples[0].texts == (word,)
+    for sample in samples[1:]:
+        for name in ("image", "glyph", "glyph_line", "position", "font_hint", "color", "texts", "text_caption"):
+            ours, expected = getattr(sample, name), getattr(samples[0], name)
+            assert torch.equal(ours, expected) if isinstance(ours, torch.Tensor) else ours == expected, name
+
+
+@needs_raqm
+def test_like_reference_the_glyph_line_has_the_glyph_pages_font(record: Record) -> None:
+    config = replace(EXACT, rand_font=True, like_reference=True)
+    latin = replace(record, lines=record.lines[:1])
+    pages, lines = set(), set()
+    for epoch in range(30):
+        sample = _sample(latin, config, epoch=epoch)
+        pages.add(sample.glyph.numpy().tobytes())
+        lines.add((sample.glyph.numpy().tobytes(), sample.glyph_line.numpy().tobytes()))
+    assert len(pages) == len(lines) > 3
+    assert (
+        len({_sample(latin, replace(config, rand_font=False), epoch=n).glyph_line.sum().item() for n in range(5)}) == 1
+    )
+
+
+def test_captions_tell_of_watermarks_like_the_reference() -> None:
+    assert not DatasetConfig().tells_watermarks and DatasetConfig(like_reference=True).tells_watermarks
+    assert DatasetConfig(cap_watermark=True).tells_watermarks
+    assert not DatasetConfig(like_reference=True, cap_watermark=False).tells_watermarks
 
 
 def test_a_sample_can_have_any_size_and_its_polygons_follow(record: Record) -> None:

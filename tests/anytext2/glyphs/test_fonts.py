@@ -35,7 +35,7 @@ def test_chinese_font_covers_gb2312_and_kana(table: FontTable) -> None:
     kana = "".join(map(chr, [*range(0x3041, 0x3095), *range(0x30A1, 0x30F7)]))
     (font,) = table.fonts_for("Chinese")
     assert font.missing_characters(gb2312[::7] + kana) == ()
-    assert font.missing_characters((CONFIGS / "charset_tiny.txt").read_text(encoding="utf-8")) == ()
+    assert font.missing_characters((CONFIGS / "charset_tiny.txt").read_text(encoding="utf-8").replace("\n", "")) == ()
 
 
 def test_latin_fonts_cover_ascii_but_know_their_limits(table: FontTable) -> None:
@@ -76,6 +76,17 @@ def test_spacing_moves_letters_apart_by_exactly_that(table: FontTable) -> None:
 def test_unknown_languages_fall_back(table: FontTable) -> None:
     assert table.fonts_for("Chinese_tra") == table.fonts_for("Chinese")
     assert table.fonts_for("Others") == (table.default,)
+
+
+def test_a_glyph_is_one_that_is_drawn(table: FontTable) -> None:
+    for font in {font for fonts in table.languages.values() for font in fonts}:
+        controls = "".join(map(chr, [*range(32), *range(0x7F, 0xA0)])) + "\u200b\u2028\ufeff"
+        assert font.missing_characters(controls) == tuple(controls), font.path
+        assert font.supported("A" + controls + " B") == "A B"
+    assert table.default.missing_characters("A\u3000\u00a0é℃") == ("℃",)  # in this font's map, but its glyph is blank
+    assert table.default.missing_characters("\u200c\u200d") == ()  # they are not meant to be drawn
+    assert table.default.supported("a\u200cb") == "ab"
+    assert table.default.supported("a\u200cb", joiners=True) == "a\u200cb"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_a_page_without_ink_names_the_size_of_its_letters_and_what_would_help(ba
     assert large.message.endswith("launch/check_dataset.py lists the characters that no font in fonts/ has")
 
 
+def test_text_from_top_to_bottom_may_leave_its_box_like_the_reference(batch: Batch) -> None:
+    column = np.array([(4, 4), (24, 4), (24, 100), (4, 100)], np.float32)
+    polygons = ((column,), *batch.polygons[1:])
+    glyph = _changed(batch.glyph, (0, 0, slice(110, 120), slice(8, 20)), 1)
+    lower = replace(batch, polygons=polygons, glyph=glyph)
+    assert any(found.check == "glyph page" and "outside" in found.message for found in check_batch(lower))
+    assert not any("outside the text boxes" in found.message for found in check_batch(lower, like_reference=True))
+    row = (np.array([(4, 4), (100, 4), (100, 24), (4, 24)], np.float32),)
+    found = check_batch(replace(lower, polygons=(row, *polygons[1:])), like_reference=True)
+    assert any("outside the text boxes" in finding.message for finding in found)
+
+
 def _changed(tensor: torch.Tensor, at: Any, value: Any) -> torch.Tensor:
     copy = tensor.clone()
     copy[at] = value

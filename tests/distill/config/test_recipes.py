@@ -189,6 +189,17 @@ def test_impossible_values_are_named_before_anything_starts(override: str, field
     assert field in fault(DEFAULT_RECIPE, override)
 
 
+def test_the_production_recipes_draw_as_the_official_checkpoint_was_trained() -> None:
+    like = {path.stem for path in RECIPES if load_recipe(path).data.options.like_reference}
+    assert like == {"rtx4090x3", "rtx4090x3_2step"}
+
+
+def test_the_recogniser_is_not_taught_by_the_references_drawings() -> None:
+    (recipe,) = [path for path in RECIPES if path.stem == "tiny_recognizer"]
+    with pytest.raises(ValueError, match="data.options.like_reference=true: objective recognize"):
+        load_recipe(recipe, ["data.options.like_reference=true"])
+
+
 def test_learning_rate_warms_up_and_stays() -> None:
     train = TrainConfig(learning_rate=2.0, warmup_steps=4, max_steps=10)
     rates = [learning_rate(train, update) for update in range(10)]
