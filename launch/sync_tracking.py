@@ -11,28 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from launch.common.cli import is_command, run_command
+from launch.common.tool_parsers import parse_sync_tracking as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 from distill.checkpoint.run_folder import evaluation_folders
-from distill.config.schema import TrackingConfig
 from distill.tracking.sync import BusyError, sync
-from launch.common.cli import run_command
-
-EPILOG = """\
-Exit code 0: everything is in MLflow; 1: something is not, because MLflow does not answer or refuses a record; 2: MLflow
-refuses the run for good (a deleted experiment, a wrong address, no permission), a folder holds no journals, or a run on
-this file system is alive in it, which then sends by itself. A lock on the run folder tells; where the file system has
-no locks it cannot be told, and sending twice at once does no harm.
-"""
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=EPILOG)
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the folder of a run")
-    parser.add_argument("--uri", help="an MLflow's tracking URI; default: the one that the run was told")
-    parser.add_argument(
-        "--experiment", help="default: the one that the run was told, else " + TrackingConfig.experiment
-    )
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for each run; default: 300")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

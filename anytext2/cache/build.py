@@ -333,5 +333,7 @@ def _exclusive_lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{path}: another process is building this feature cache") from error
-        yield
-        Path(file.name).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            Path(file.name).unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class FeatureCache:
         differences = cache.header.differences(wanted)
         if differences:
             raise CacheMismatchError(
-                f"{path}: {'; '.join(differences)}; build it anew, or set data.cache_mismatch=online"
+                f"{path}: {'; '.join(differences)}; build it anew, or draw online with data.cache_mismatch=online"
             )
         return cache
 

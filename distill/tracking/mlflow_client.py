@@ -145,13 +145,21 @@ class MlflowRun:
             self._client.log_batch(self.run_id, **some)
 
     def _send_params(self, params: dict[str, str]) -> None:
-        """A parameter of an MLflow run cannot change. A value that a resume changed becomes a tag `resumed.<name>`."""
+        """A parameter of an MLflow run cannot change. A value that a resume changed becomes a tag `resumed.<name>`.
+
+        It is said of recipe keys: what a person looks up. Others, such as the command, differ at every resume.
+        """
         known = self._client.get_run(self.run_id).data.params
         self._counts["shortened"] += sum(len(value) > _MAX_VALUE for value in params.values())
         values = {_key(name): value[:_MAX_VALUE] for name, value in params.items()}
         changed = {f"resumed.{n}"[:_MAX_KEY]: v[:_MAX_TAG] for n, v in values.items() if known.get(n, v) != v}
         self._log("params", [Param(name, value) for name, value in values.items() if name not in known])
         self._log("tags", [RunTag(name, value) for name, value in changed.items()])
+        if keys := [n.removeprefix("resumed.recipe.") for n in changed if n.startswith("resumed.recipe.")]:
+            self._say(
+                f"tracking: MLflow shows {', '.join(keys)} as it was when this run began; the value of now is a tag, "
+                f"as resumed.recipe.{keys[0]}"
+            )
 
     def _send_status(self, status: str, time: int) -> None:
         if status == "RUNNING":

@@ -5,6 +5,7 @@ What DeepSpeed reads from its JSON is completed here with what the recipe owns: 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -44,6 +45,7 @@ def init_world(local_rank: int, threads: int) -> World:
     Raises ValueError for variables that do not fit together, for a rank without a GPU where there are GPUs, and for a
     port that is taken.
     """
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     import deepspeed
 
     here = find_rendezvous(os.environ, local_rank)
@@ -71,6 +73,11 @@ def init_world(local_rank: int, threads: int) -> World:
             f"deepspeed --master_port {here.master_port + 1} launch/train.py ..."
         ) from error
     return World(dist.get_rank(), here.local_rank, dist.get_world_size(), device)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leaves out DeepSpeed's warning of a machine without a GPU; the command says itself what it runs on."""
+    return not record.getMessage().startswith("Setting accelerator to CPU.")
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,31 @@ def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
         build_dataset(
             recipe_of(source, store, other[1], "data.latents=cache", "data.cache_mismatch=online"), WORLD, model
         )
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.options.max_chars=9", "data.latents=encode"], ["data.options.max_chars=9"]),
+        (["data.options.resolution=72", "data.captions=cache"], ["--captions", "data.options.resolution=72"]),
+        (["data.buckets=[64,128x64]", "data.latents=encode"], ["data.buckets=[64,128x64]"]),
+        (["data.latents=cache", "model.weights=scratch", "seed=5"], ["--latents", "model.weights=scratch", "seed=5"]),
+    ],
+)
+def test_a_store_that_does_not_fit_prints_the_command_that_builds_the_one_wanted(
+    source: Path, store: Path, tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    mine = tmp_path / "my store.lmdb"
+    shutil.copy(store, mine)
+    recipe = recipe_of(source, mine, *overrides)
+    model = make_model(recipe.model, recipe.seed)
+    with pytest.raises(ValueError, match="This builds the one for this run: ") as caught:
+        build_dataset(recipe, WORLD, model)
+    command = shlex.split(str(caught.value).split("for this run: ")[1])
+    assert Path(command[1]).samefile(build_lmdb_cache.__file__) and set(words) <= set(command)
+    assert build_lmdb_cache.main([*command[2:], "--workers", "0"]) == 0
+    assert build_dataset(recipe, WORLD, model).cache is not None
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def test_a_run_that_ended_in_an_outage(run_dir: Path, capsys: pytest.CaptureFixt
     store = run_dir.parent / "mlflow.db"
     assert main([str(run_dir), "--timeout", "3"]) == 1  # the server that the run was told is still away
     out = capsys.readouterr().out
-    assert "7 left" in out and "does not answer" in out and "sync_tracking" not in out
+    assert "8 left" in out and "does not answer" in out and "sync_tracking" not in out
     assert main([str(run_dir), "--uri", f"sqlite:///{store}"]) == 0
     out = capsys.readouterr().out
-    assert "1 params, 3 metrics, 2 status, 1 artifacts sent" in out and "0 left" in out
+    assert "2 params, 3 metrics, 2 status, 1 artifacts sent" in out and "0 left" in out
     run = only_run(store)
     assert run.info.status == "FAILED"
     assert run.info.artifact_uri.startswith((store.parent / "mlartifacts").as_uri()), "not under the present folder"
