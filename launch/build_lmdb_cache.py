@@ -82,10 +82,8 @@ def run(args: argparse.Namespace) -> int:
     require_output_file(args.out, "--out")
     device = resolve_device(args.device)
     sources, recipe = resolve_data(args)
-    dataset, report = load_dataset(sources, recipe)
+    dataset, report = load_dataset(sources, recipe, judge=True)
     print(f"data: {report}")
-    if not len(dataset):
-        raise ValueError(f"{', '.join(map(str, sources))}: no picture to store")
     for warning in probe_pictures(dataset.records, recipe.data.options.exif):
         print(f"warning: {warning}")
     encoders = _encoders(args, recipe, device) if args.latents or args.captions else Encoders()

@@ -44,7 +44,8 @@ def check(args: argparse.Namespace) -> int:
     checks: list[SourceCheck] = []
     for source in sources:
         progress = progress_on_stderr(source)
-        found = check_source(source, options, recipe.seed, args.workers, args.limit, recipe.data.max_faulty, progress)
+        shares = (recipe.data.max_faulty, recipe.data.max_faulty_lines)
+        found = check_source(source, options, recipe.seed, args.workers, args.limit, *shares, progress)
         print(format_report(found), flush=True)
         checks.append(found)
     why_not = [reason for found in checks for reason in reasons_unusable(found, max_unreadable, args.max_findings)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 
 from anytext2.core.batch import UNSET_COLOR, TextLine
-from anytext2.data.geometry import uncrossed
+from anytext2.data.geometry import same_boxes, uncrossed
 from anytext2.data.image_lookup import parts_below
 from anytext2.data.text import DECODING_MARK, is_dont_care, normalize_caption, normalize_text, unsupported_features
+from anytext2.glyphs.languages import infer_language
 
 PLACEHOLDER = "*"
 """Marks the place of a line's embedding in the text caption. It is removed from image captions."""
@@ -28,27 +29,31 @@ PLACEHOLDER = "*"
 MAX_COORDINATE = 1e6
 """Greatest absolute coordinate of a corner in pixels. Greater ones would overflow integers in the drawing code."""
 
+MAX_SHARE = 1.5
+"""A polygon without a greater coordinate would have two pixels at most: its coordinates are shares of the picture."""
+
 
 class SkippedError(Exception):
-    """A valid item or annotation that is not used.
+    """An item or annotation that is not used.
 
-    reason: a short text without details, so that skipped items can be counted by reason. polygon: float32 [P, 2], the
+    reason: a short text without details, by which skipped ones are counted; `limits.LIMITS` says which are faults.
+    path: of the field in the item, '' for the item itself; problem: what was found there. polygon: float32 [P, 2], the
     region of a skipped line; None if it is unknown.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, path: str = "", problem: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.path = path
+        self.problem = problem or reason
         self.polygon: np.ndarray | None = None
 
 
 class InvalidFieldError(SkippedError):
-    """A field that is missing or malformed. path: its path in the item, '' for the item itself; problem: the fault."""
+    """A field that is missing or malformed."""
 
     def __init__(self, field: str, problem: str, reason: str = "") -> None:
-        super().__init__(reason or (f"faulty {field}" if field else "not an object"))
-        self.path = field
-        self.problem = problem
+        super().__init__(reason or (f"faulty {field}" if field else "not an object"), field, problem)
 
 
 @dataclass(frozen=True)
@@ -60,22 +65,21 @@ class Note:
 
 @dataclass(frozen=True)
 class AnnotationItem:
-    """The fields of an item; `annotations` is the raw JSON."""
+    """The fields of an item. annotations: the raw JSON, None where the item has no such field."""
 
     name: str
     caption: str
-    annotations: list[Any]
+    annotations: list[Any] | None
 
-    def lines(self) -> Iterator[TextLine | Note | SkippedError]:
-        """Yields each annotation as a line, followed by its notes, or the error for which it is skipped."""
-        for number, annotation in enumerate(self.annotations):
+    def lines(self) -> Iterator[tuple[TextLine | SkippedError, list[Note]]]:
+        """Yields each annotation as a line with its notes, or the error for which it is skipped."""
+        for number, annotation in enumerate(self.annotations or []):
             try:
-                yield from _line(annotation)
+                yield _line(annotation)
             except SkippedError as error:
-                if isinstance(error, InvalidFieldError):
-                    place = f"annotations[{number}]"
-                    error.path = f"{place}.{error.path}" if error.path else place
-                yield error
+                place = f"annotations[{number}]"
+                error.path = f"{place}.{error.path}" if error.path else place
+                yield error, []
 
 
 def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> AnnotationItem:
@@ -90,8 +94,34 @@ def parse_item(item: Any, wm_threshold: float, cap_watermark: bool) -> Annotatio
     caption = normalize_caption(_text("caption", optional_field(item, "caption", str) or ""))
     if cap_watermark and score is not None:
         caption += " with watermarks " if score > 0.5 else " no watermarks "
-    annotations = optional_field(item, "annotations", list) or []
+    annotations = optional_field(item, "annotations", list)
     return AnnotationItem(_picture_name(item), caption.replace(PLACEHOLDER, " "), annotations)
+
+
+def without_repeats(parsed: Iterable[TextLine | SkippedError]) -> list[TextLine | SkippedError]:
+    """The annotations of a picture in their order, with an error in place of each line whose box occurs twice.
+
+    Label tools write copies. If the texts are the same, the first line is kept. If they differ, it is not known which
+    one is right: none is kept, and the region is ignored by the loss.
+    """
+    annotations = list(parsed)
+    lines = {number: line for number, line in enumerate(annotations) if isinstance(line, TextLine)}
+    for group in same_boxes({number: line.polygon for number, line in lines.items()}):
+        texts = list(dict.fromkeys(lines[number].text for number in group))
+        for number in group[1:] if len(texts) == 1 else group:
+            annotations[number] = _repeated(number, group, texts, lines[number].polygon)
+    return annotations
+
+
+def _repeated(number: int, group: list[int], texts: list[str], polygon: np.ndarray) -> SkippedError:
+    others = ", ".join(f"annotations[{other}]" for other in group[:3] if other != number)
+    if len(texts) == 1:
+        return SkippedError("same box twice", f"annotations[{number}]", f"the box of {others}, with the same text")
+    error = SkippedError(
+        "same box with different texts", f"annotations[{number}]", f"the box of {others}, texts {texts[:3]}"
+    )
+    error.polygon = polygon
+    return error
 
 
 def required_field(item: Any, field: str, kind: type) -> Any:
@@ -134,7 +164,7 @@ def _picture_name(item: Any) -> str:
     return name
 
 
-def _line(annotation: Any) -> list[TextLine | Note]:
+def _line(annotation: Any) -> tuple[TextLine, list[Note]]:
     """The line and what is to be noted of it."""
     given = _polygon(annotation)
     polygon = uncrossed(given)
@@ -142,10 +172,12 @@ def _line(annotation: Any) -> list[TextLine | Note]:
         if annotation.get("valid") is False:
             raise SkippedError("marked invalid")
         text, notes = _line_text(annotation)
-        language = _text("language", required_field(annotation, "language", str))
         if polygon is not given:
             notes.append(Note("polygon with crossing edges (its convex hull is used)"))
-        return [TextLine(text, polygon, language, _color(annotation)), *notes]
+        language = _text("language", optional_field(annotation, "language", str) or "")
+        if not language:
+            notes.append(Note("language missing (inferred from the script)"))
+        return TextLine(text, polygon, language or infer_language(text), _color(annotation)), notes
     except SkippedError as error:
         error.polygon = polygon
         raise
@@ -178,15 +210,29 @@ def _polygon(annotation: Any) -> np.ndarray:
     except (TypeError, ValueError):  # lists of different lengths
         exact = np.empty(0)
     if exact.ndim != 2 or exact.shape[1] != 2 or len(exact) < 3 or exact.dtype.kind not in "iuf":
-        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}")
+        raise InvalidFieldError("polygon", f"expected at least three [x, y] pairs, got {_short(corners)}{_hint(exact)}")
     exact = exact.astype(np.float64)
-    if not np.abs(exact).max() <= MAX_COORDINATE:  # also true for NaN
+    largest = np.abs(exact).max()
+    if not largest <= MAX_COORDINATE:  # also true for NaN
         raise InvalidFieldError("polygon", f"expected pixels up to {MAX_COORDINATE:.0f}, got {_short(corners)}")
     polygon = exact.astype(np.float32)
+    if largest <= MAX_SHARE and np.ptp(exact, axis=0).min() > 0:
+        raise SkippedError("coordinates like shares", "polygon", _short(corners))
     # A self-intersecting polygon can have no net area; its minimum-area rectangle has one.
     if cv2.contourArea(polygon) < 1 and math.prod(cv2.minAreaRect(polygon)[1]) < 1:
-        raise SkippedError("polygon with an area below one pixel")
+        raise SkippedError("polygon with an area below one pixel", "polygon", _short(corners))
     return polygon
+
+
+def _hint(values: np.ndarray) -> str:
+    """What malformed corners look like, where label tools write them so."""
+    if values.dtype.kind not in "iuf":
+        return ""
+    if values.shape == (4,):
+        return "; if it is [x, y, width, height] or [left, top, right, bottom], write its four corners"
+    if values.shape == (2, 2):
+        return "; if these are opposite corners of a box, write all four"
+    return "; write the flat list as pairs" if values.ndim == 1 and len(values) >= 6 and len(values) % 2 == 0 else ""
 
 
 def _color(annotation: dict[str, Any]) -> tuple[int, int, int] | None:

@@ -1,15 +1,16 @@
 """Reads AnyWord annotation files (JSON) as records.
 
-{"data_root": str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
-    {"polygon": [[x, y], ...], "text", "language", "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
+{"data_root"?: str, "data_list": [{"img_name", "caption"?, "wm_score"?, "annotations"?: [
+    {"polygon": [[x, y], ...], "text", "language"?, "valid"?, "color"?: [r, g, b]}, ...]}, ...]}
 
 Fields marked ? are optional, other fields are ignored. The top level's fields may come in any order. If an item repeats
-a field, the last one counts. Polygons are in pixels of the image file. The file is read item by item and the records
-are packed, so that it may be larger than the memory.
+a field, the last one counts. Polygons are in pixels of the image file. A missing `data_root` is the file's folder, a
+missing language is inferred from the text. The file is read item by item and the records are packed, so that it may be
+larger than the memory.
 
 A file that is not an annotation file raises ValueError. An item or line with a missing or malformed field is skipped
-and counted. If the share of such items is above `max_faulty`, the file raises ValueError. A valid item or line that
-cannot be used (watermarked, empty text, ...) is skipped and counted.
+and counted. If the share of such items is above `max_faulty`, the file raises ValueError. Other items and lines that
+cannot be used (watermarked, empty text, ...) are skipped and counted; anytext2/data/limits.py says which are faults.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,19 @@ import numpy as np
 from anytext2.core.batch import TextLine
 from anytext2.data.annotation_items import (
     InvalidFieldError,
-    Note,
     SkippedError,
     is_valid_unicode,
+    optional_field,
     parse_item,
     required_field,
+    without_repeats,
 )
-from anytext2.data.image_formats import SNIFFED_BYTES, format_of
 from anytext2.data.json_stream import JsonError, Member, NotAnObjectError, iter_members
+from anytext2.data.limits import IGNORED, limit_of
 from anytext2.data.records import RecordPacker, Records
-from anytext2.data.text_encoding import guess_encoding
+from anytext2.data.text_encoding import encoding_problem
 
 _CONFIRM_EVERY = 4096  # items
-_TRIED_BYTES = 4096  # of a file that is not UTF-8, to find its encoding
 _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, most characters of each name
 
 
@@ -47,10 +48,11 @@ _LISTED_LANGUAGES, _LANGUAGE_CHARACTERS = 10, 20  # most languages in a report, 
 class LoadReport:
     """Counts of loaded and skipped pictures and lines.
 
-    skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a malformed field -> its first case,
-    in one line with file, field and value. languages: language -> number of lines. per_source: number of pictures of
-    each file, in order. notes: "lines: ..." -> number of lines that are used, but changed or perhaps not drawn as
-    they are written.
+    skipped: reason ("pictures: ..." or "lines: ...") -> count. examples: reason of a fault -> its first case, in one
+    line with file, field and value. languages: language -> number of lines. notes: "lines: ..." -> number of lines that
+    are used, but changed or perhaps not drawn as they are written. textless: pictures without a line. annotated: items
+    with the field annotations. item_fields: the fields of the first item. files: each file and its own report, in
+    order; empty in the report of one file.
     """
 
     pictures: int
@@ -58,21 +60,35 @@ class LoadReport:
     skipped: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
-    per_source: tuple[int, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
+    textless: int = 0
+    annotated: int = 0
+    item_fields: tuple[str, ...] = ()
+    files: tuple[tuple[Path, LoadReport], ...] = ()
 
     def __str__(self) -> str:
         skipped = "; ".join(self._describe_skipped(reason) for reason in sorted(self.skipped))
         counts = " + ".join(map(str, self.per_source))
-        files = f" from {len(self.per_source)} files ({counts})" if len(self.per_source) > 1 else ""
+        files = f" from {len(self.files)} files ({counts})" if len(self.files) > 1 else ""
         loaded = f"{self.pictures} pictures{files} with {self.lines} lines{self._describe_languages()}"
+        loaded += f", {self.textless} pictures without text" if self.textless else ""
         notes = "; ".join(f"{note}: {self.notes[note]}" for note in sorted(self.notes))
         return loaded + (f" (left out: {skipped})" if skipped else "") + (f" (used, but {notes})" if notes else "")
+
+    @property
+    def items(self) -> int:
+        """Number of items in the lists."""
+        return self.pictures + sum(count for reason, count in self.skipped.items() if reason.startswith("pictures: "))
+
+    @property
+    def per_source(self) -> tuple[int, ...]:
+        """Number of pictures of each file."""
+        return tuple(report.pictures for _, report in self.files)
 
     def _describe_languages(self) -> str:
         """The most frequent languages with their counts. A file may name any number of languages, of any length."""
         by_count = sorted(self.languages.items(), key=lambda item: (-item[1], item[0]))
-        listed = [f"{n} {_printable(name)[:_LANGUAGE_CHARACTERS]}" for name, n in by_count[:_LISTED_LANGUAGES]]
+        listed = [f"{n} {escape_unprintable(name)[:_LANGUAGE_CHARACTERS]}" for name, n in by_count[:_LISTED_LANGUAGES]]
         others = sum(count for _, count in by_count[_LISTED_LANGUAGES:])
         listed += [f"{others} in {len(by_count) - _LISTED_LANGUAGES} other languages"] if others else []
         return f" ({', '.join(listed)})" if listed else ""
@@ -91,8 +107,8 @@ def load_records(
 ) -> tuple[Records, LoadReport]:
     """Reads annotation files, in order. Each file is one source of the records.
 
-    A relative `data_root` is relative to the file's folder. Pictures outside `data_root` are skipped. Whether the
-    pictures exist is not checked.
+    A relative `data_root` is relative to the file's folder; without one it is that folder. Pictures outside `data_root`
+    are skipped. Whether the pictures exist is not checked.
 
     Args:
         wm_threshold: pictures with a greater watermark score are skipped.
@@ -109,7 +125,7 @@ def load_records(
     options = _Options(wm_threshold, cap_watermark, fraction, max_faulty)
     packer = RecordPacker()
     files = [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths)
-    reports = [_load_file(path, options, packer) for path in files]
+    reports = tuple((path, _load_file(path, options, packer)) for path in files)
     return packer.records(), _total(reports)
 
 
@@ -159,35 +175,19 @@ def _file_members(path: Path) -> Iterator[Member]:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: annotation file does not exist") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {_encoding_problem(path, error)}") from error
+        raise ValueError(f"{path}: {encoding_problem(path, error)}") from error
     except JsonError as error:
         problem = f"expected an object with 'data_root' and 'data_list', {error}"
         problem = problem if isinstance(error, NotAnObjectError) else str(error)
-        raise ValueError(f"{path}: {_encoding_problem(path) or problem}") from error
+        raise ValueError(f"{path}: {encoding_problem(path) or problem}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot read the annotation file ({error})") from error
 
 
-def _encoding_problem(path: Path, error: UnicodeDecodeError | None = None) -> str:
-    """Which encoding a file seems to have, and what to do; empty if it may be UTF-8. error: of decoding it as UTF-8."""
-    with path.open("rb") as file:
-        head = file.read(SNIFFED_BYTES)
-    guess = guess_encoding(head)
-    if error is not None and not guess:
-        kind = format_of(head)
-        if kind and kind != "JSON text":
-            return f"expected a JSON text, this is: {kind}"
-        if error.reason == "unexpected end of data":
-            return "the file ends within a character; a part of it seems to be missing"
-        begin = error.object.rfind(b'"', 0, error.start) + 1  # of the JSON string that does not decode
-        guess = guess_encoding(head, error.object[begin:][:_TRIED_BYTES]) or "an unknown encoding"
-    return f"not UTF-8, it looks like {guess}; save the file as UTF-8" if guess else ""
-
-
 def _data_root(path: Path, top: dict[str, Any]) -> str:
-    """The field data_root. Raises ValueError unless data_root and data_list are valid."""
+    """The field data_root, '.' if it is missing. Raises ValueError unless data_root and data_list are valid."""
     try:
-        root = required_field(top, "data_root", str)
+        root: str = optional_field(top, "data_root", str) or "."
         required_field(top, "data_list", list)
     except InvalidFieldError as fault:
         raise ValueError(f"{path}: {fault.path}: {fault.problem}") from fault
@@ -200,15 +200,16 @@ def _check_fault_rate(path: Path, counts: _LoadCounts, n_items: int, max_faulty:
     """Raises ValueError, with the first fault, if more than the share `max_faulty` of the items have one."""
     n_faulty = counts.count(_FAULTY)
     if n_faulty > max_faulty * n_items:
-        _, first = min(found for found in counts.examples.values())
         raise ValueError(
-            f"{path}: {first} ({n_faulty} of {n_items} items have a fault; "
+            f"{path}: {counts.first_malformed} ({n_faulty} of {n_items} items have a fault; "
             f"up to max_faulty={max_faulty:g} of them would be left out and counted)"
         )
 
 
 def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, counts: _LoadCounts) -> None:
     """Packs one item as a record and counts what is skipped."""
+    if number == 0 and isinstance(item, dict):
+        counts.item_fields = tuple(item)
     try:
         parsed = parse_item(item, options.wm_threshold, options.cap_watermark)
     except SkippedError as error:
@@ -216,24 +217,31 @@ def _pack_item(item: Any, number: int, options: _Options, packer: RecordPacker, 
         return
     lines: list[TextLine] = []
     ignored: list[np.ndarray] = []
-    for line in parsed.lines():
+    found = list(parsed.lines())
+    for line, (_, notes) in zip(without_repeats(line for line, _ in found), found, strict=True):
         if isinstance(line, TextLine):
             lines.append(line)
             counts.add(number, ("language", line.language))
-        elif isinstance(line, Note):
-            counts.add(number, ("note", f"lines: {line.about}"))
+            for note in notes:
+                counts.note(number, f"lines: {note.about}")
         elif line.polygon is None:
             counts.skip(number, f"lines: {line.reason}", line)
         else:
             ignored.append(line.polygon)
-            counts.skip(number, f"lines: {line.reason} (ignored by the loss)", line)
+            counts.skip(number, f"lines: {line.reason}{IGNORED}", line)
     packer.add(parsed.name, parsed.caption, lines, ignored)
     counts.add(number, _KEPT)
+    if not lines:
+        counts.add(number, _TEXTLESS)
+    if parsed.annotations is not None:
+        counts.add(number, _ANNOTATED)
 
 
 _Kind = tuple[str, str]  # category and name, for example ("language", "Latin")
 _KEPT: _Kind = ("picture", "kept")
 _FAULTY: _Kind = ("picture", "with a fault")
+_ANNOTATED: _Kind = ("picture", "with the field annotations")
+_TEXTLESS: _Kind = ("picture", "without text")
 
 
 class _LoadCounts:
@@ -244,7 +252,9 @@ class _LoadCounts:
     """
 
     def __init__(self) -> None:
-        self.examples: dict[str, tuple[int, str]] = {}
+        self.item_fields: tuple[str, ...] = ()
+        self.first_malformed = ""
+        self._examples: dict[str, tuple[int, str]] = {}
         self._confirmed: Counter[_Kind] = Counter()
         self._ids: dict[_Kind, int] = {}
         self._pending_items, self._pending_kinds = array("Q"), array("I")
@@ -256,14 +266,20 @@ class _LoadCounts:
         self._pending_kinds.append(self._ids.setdefault(kind, len(self._ids)))
 
     def skip(self, item: int, reason: str, cause: SkippedError) -> None:
-        """Counts a skipped item or line. The first malformed field of each reason is kept as an example."""
+        """Counts a skipped item or line. The first one of each fault is kept as an example."""
         self.add(item, ("skipped", reason))
-        if isinstance(cause, InvalidFieldError):
-            place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
-            self.examples.setdefault(reason, (item, f"{place}: {cause.problem}"))
-            if item != self._last_faulty:
-                self._last_faulty = item
-                self.add(item, _FAULTY)
+        place = f"data_list[{item}]" + (f".{cause.path}" if cause.path else "")
+        if limit_of(reason).key and reason not in self._examples:
+            self._examples[reason] = (item, f"{place}: {cause.problem}")
+        if isinstance(cause, InvalidFieldError) and item != self._last_faulty:
+            self._last_faulty = item
+            self.first_malformed = self.first_malformed or f"{place}: {cause.problem}"
+            self.add(item, _FAULTY)
+
+    def note(self, item: int, note: str) -> None:
+        """Counts a line that is used, but changed or perhaps not drawn as it is written."""
+        assert not limit_of(note).key, "what is used is no fault"
+        self.add(item, ("note", note))
 
     def confirm(self, n_used: int) -> None:
         """Adds up the pending counts of the first `n_used` items."""
@@ -283,19 +299,22 @@ class _LoadCounts:
         if n_items > n_used:
             skipped["pictures: beyond the fraction in use"] = n_items - n_used
         languages, kept = self._counts_of("language"), self.count(_KEPT)
-        examples = {reason: f"{path}: {text}" for reason, (item, text) in self.examples.items() if item < n_used}
-        notes = self._counts_of("note")
-        return LoadReport(kept, languages.total(), skipped, examples, languages, (kept,), notes)
+        examples = {reason: f"{path}: {text}" for reason, (item, text) in self._examples.items() if item < n_used}
+        notes, textless, annotated = self._counts_of("note"), self.count(_TEXTLESS), self.count(_ANNOTATED)
+        total = languages.total()
+        return LoadReport(kept, total, skipped, examples, languages, notes, textless, annotated, self.item_fields)
 
     def _counts_of(self, category: str) -> Counter[str]:
         return Counter({name: count for (kind, name), count in self._confirmed.items() if kind == category})
 
 
-def _printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
+    """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _total(reports: Sequence[LoadReport]) -> LoadReport:
+def _total(files: tuple[tuple[Path, LoadReport], ...]) -> LoadReport:
+    reports = [report for _, report in files]
     skipped: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     notes: Counter[str] = Counter()
@@ -305,6 +324,15 @@ def _total(reports: Sequence[LoadReport]) -> LoadReport:
         notes.update(report.notes)
         languages.update(report.languages)
         examples = {**report.examples, **examples}
-    per_source = tuple(report.pictures for report in reports)
-    pictures, lines = sum(per_source), languages.total()
-    return LoadReport(pictures, lines, dict(skipped), examples, dict(languages), per_source, dict(notes))
+    return LoadReport(
+        pictures=sum(report.pictures for report in reports),
+        lines=languages.total(),
+        skipped=dict(skipped),
+        examples=examples,
+        languages=dict(languages),
+        notes=dict(notes),
+        textless=sum(report.textless for report in reports),
+        annotated=sum(report.annotated for report in reports),
+        item_fields=reports[0].item_fields if reports else (),
+        files=files,
+    )

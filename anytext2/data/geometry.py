@@ -17,6 +17,9 @@ from anytext2.glyphs import render
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+SAME_BOX = 1.0
+"""Two boxes are the same if each corner of one has a corner of the other so near, in pixels along both axes."""
+
 
 def fit_record(record: Record, file_size: Size, size: Size) -> Record:
     """`scale_record` without the lines that lie outside the picture.
@@ -86,3 +89,36 @@ def _blank_line(size: Size) -> TextLine:
     """The line of a picture without text: a space in the top left corner."""
     corner = np.array([(10, 10), (100, 10), (100, 100), (10, 100)], np.float32)
     return TextLine(" ", corner * np.array([size[1], size[0]], np.float32) / render.REFERENCE_RESOLUTION, "Latin", None)
+
+
+def same_boxes(polygons: dict[int, np.ndarray]) -> list[list[int]]:
+    """Numbers of the polygons [P, 2] that are the same box, ascending; only groups of two or more."""
+    if len(polygons) < 2:
+        return []
+    groups: list[tuple[_Bounds, list[int]]] = []
+    nearest = 0  # the first group whose left edge is near enough to the current one
+    for bounds, number in sorted((_bounds(polygon), number) for number, polygon in polygons.items()):
+        while nearest < len(groups) and bounds[0] - groups[nearest][0][0] > SAME_BOX:
+            nearest += 1
+        for other, members in groups[nearest:]:
+            near = all(abs(a - b) <= SAME_BOX for a, b in zip(bounds, other, strict=True))
+            if near and _have_same_corners(polygons[number], polygons[members[0]]):
+                members.append(number)
+                break
+        else:
+            groups.append((bounds, [number]))
+    return [sorted(members) for _, members in groups if len(members) > 1]
+
+
+_Bounds = tuple[float, float, float, float]
+
+
+def _bounds(polygon: np.ndarray) -> _Bounds:
+    x, y = zip(*polygon.tolist(), strict=True)  # with few corners faster than NumPy
+    return min(x), min(y), max(x), max(y)
+
+
+def _have_same_corners(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the polygons [P, 2] and [Q, 2] have the same corners to `SAME_BOX`, in any order."""
+    near = np.abs(a[:, None] - b[None]).max(axis=2) <= SAME_BOX
+    return bool(near.any(axis=0).all() and near.any(axis=1).all())

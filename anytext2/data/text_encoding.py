@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from anytext2.data.image_formats import SNIFFED_BYTES, format_of
+
+_TRIED_BYTES = 4096  # of a file that is not UTF-8, to find its encoding
 
 _MARKS = (
     (b"\xff\xfe\0\0", "UTF-32 LE"),
@@ -97,3 +102,19 @@ def _is_frequent(character: str, codec: str) -> bool:
         case "cp949":
             return (0xB0 <= lead <= 0xC8 or lead == 0xA1) and trail >= 0xA1
     return lead in (0xA1, 0xA4, 0xA5) or 0xB0 <= lead <= 0xCF  # euc_jp
+
+
+def encoding_problem(path: Path, error: UnicodeDecodeError | None = None) -> str:
+    """Which encoding a file seems to have, and what to do; empty if it may be UTF-8. error: of decoding it as UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(SNIFFED_BYTES)
+    guess = guess_encoding(head)
+    if error is not None and not guess:
+        kind = format_of(head)
+        if kind and kind != "JSON text":
+            return f"expected a JSON text, this is: {kind}"
+        if error.reason == "unexpected end of data":
+            return "the file ends within a character; a part of it seems to be missing"
+        begin = error.object.rfind(b'"', 0, error.start) + 1  # of the JSON string that does not decode
+        guess = guess_encoding(head, error.object[begin:][:_TRIED_BYTES]) or "an unknown encoding"
+    return f"not UTF-8, it looks like {guess}; save the file as UTF-8" if guess else ""

@@ -40,7 +40,22 @@ class Finding:
 
 
 def check_batch(batch: Batch, like_reference: bool = False) -> list[Finding]:
-    """All findings in a batch, empty if it is sound. Copies the batch to the CPU, so it is called once a run.
+    """All findings in a batch, empty if it is sound: `check_samples`, and that there is any text."""
+    findings = check_samples(batch, like_reference)
+    return findings if has_text(batch) else [*findings, no_text(", ".join(batch.name[:3]))]
+
+
+def has_text(batch: Batch) -> bool:
+    """Whether a sample of the batch has a line of text. A single picture may have none: it gets a blank line."""
+    return any(text.strip() for texts in batch.texts for text in texts)
+
+
+def no_text(where: str) -> Finding:
+    return Finding("texts", where, "no sample has a line of text; see launch/check_dataset.py")
+
+
+def check_samples(batch: Batch, like_reference: bool = False) -> list[Finding]:
+    """The findings in each sample of a batch by itself. Copies the batch to the CPU, so it is called once a run.
 
     like_reference: the glyph page is drawn as AnyText2 draws it, where text from top to bottom leaves its box.
     """

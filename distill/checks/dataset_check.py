@@ -1,4 +1,4 @@
-"""Checks a dataset: every picture is decoded, made into a sample and checked by `check_batch`; everything is counted.
+"""Checks a dataset: every picture is decoded, made into a sample and checked by `check_samples`; everything is counted.
 
 Counts are merged in the order of the pictures, so the report does not depend on the number of processes. No network is
 needed.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from anytext2.core.batch import Record, Sample, collate
-from anytext2.data.annotations import LoadReport, load_records
+from anytext2.data.annotations import LoadReport, escape_unprintable, load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
-from anytext2.data.geometry import is_outside_image, scale_record
 from anytext2.data.image_file import read_header
 from anytext2.data.image_lookup import find_image
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
-from distill.checks.batch_checks import Finding, check_batch
-from distill.checks.dataset_report import Colors, CountWithExample, Sizes, SourceCheck, Spread, Uncovered
+from distill.checks.batch_checks import Finding, check_samples
+from distill.checks.dataset_report import Colors, Sizes, SourceCheck, Spread, Uncovered
+from distill.config.schema import DataConfig
+from distill.data.judgement import CountWithExample, LinesInPictures, problem_of
 from distill.data.loader import limit_threads
 from distill.data.picture_files import orientation_fit
 from distill.viz.contact_sheet import evenly_spaced_indices
@@ -40,10 +40,7 @@ NEARLY_BLACK = 16
 SAMPLE_ERROR = "sample"
 """The rule that every readable picture can be made into a sample."""
 
-PARTLY_OUTSIDE, WHOLLY_OUTSIDE = "partly outside the picture", "wholly outside the picture (line left out)"
-
 _CHUNK = 16  # pictures that a process does at a time
-_EDGE = 1.0  # pixels: a corner on the border, or rounded to just beyond it, is no fault
 
 
 def check_source(
@@ -52,24 +49,28 @@ def check_source(
     seed: int = 0,
     workers: int = 0,
     limit: int | None = None,
-    max_faulty: float = 0.01,
+    max_faulty: float = DataConfig.max_faulty,
+    max_faulty_lines: float = DataConfig.max_faulty_lines,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SourceCheck:
     """Checks the pictures of an annotation file, in `workers` processes (0: this one).
 
-    limit: only so many pictures, spread evenly over the file; max_faulty: share of the file's items that may have a
-    fault, as a run takes it; progress: called with how many pictures of how many are done.
+    limit: only so many pictures, spread evenly over the file; max_faulty, max_faulty_lines: shares of the
+    file's items that may have a fault, and of its lines that may be left out for one, as a run takes them; progress:
+    called with how many pictures of how many are done.
     """
     try:
         records, report = load_records(source, options.wm_threshold, options.tells_watermarks, max_faulty=max_faulty)
     except ValueError as error:
-        return summarize(source, options, DatasetCounts(), LoadReport(0, 0), str(error))
+        return summarize(source, options, DatasetCounts(), LoadReport(0, 0), error=str(error))
     dataset = AnyWordDataset(records, options, seed, load_font_table())
     indices, found = evenly_spaced_indices(len(dataset), len(dataset) if limit is None else limit), DatasetCounts()
     for counts in _count_chunks(dataset, indices, workers):
         found.add(counts)
         progress(found.pictures["checked"], len(indices))
-    return summarize(source, options, found, report)
+    _, own_report = report.files[0]
+    problem = problem_of(source, own_report, found.lines, max_faulty_lines)
+    return summarize(source, options, found, own_report, problem)
 
 
 # --- counting ---
@@ -77,12 +78,11 @@ def check_source(
 
 @dataclass
 class DatasetCounts:
-    """What was counted over some pictures. `examples`: by field and reason, the first place."""
+    """What was counted over some pictures. lines: in the readable ones. examples: by field and reason, the first."""
 
     pictures: Counter[str] = field(default_factory=Counter)  # checked, readable, faulty
     unreadable: Counter[str] = field(default_factory=Counter)
     audit: Counter[str] = field(default_factory=Counter)
-    polygons: Counter[str] = field(default_factory=Counter)
     uncovered: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     colors: Counter[str] = field(default_factory=Counter)  # told (lines), black, white; sums of red, green, blue
@@ -94,12 +94,14 @@ class DatasetCounts:
     orientation_fits: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    lines: LinesInPictures = field(default_factory=LinesInPictures)
 
     def add(self, other: DatasetCounts) -> None:
         """Adds what was counted over the pictures that come next."""
         for one in fields(self):
-            if one.name != "examples":
-                getattr(self, one.name).update(getattr(other, one.name))
+            if isinstance(own := getattr(self, one.name), Counter):
+                own.update(getattr(other, one.name))
+        self.lines.merge(other.lines)
         for key, example in other.examples.items():
             self.examples.setdefault(key, example)
 
@@ -123,12 +125,13 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
         _count_lines(found, record, dataset)
         sample = _sample(found, dataset, index, record)
         if sample is None:
+            found.lines.unread += len(record.lines)
             continue
         found.pictures["readable"] += 1
         size = _count_picture(found, record, sample, dataset.config.exif)
         found.sizes[size] += 1
-        _count_polygons(found, record, size, dataset.config.resolution)
-        _count_findings(found, check_batch(collate([sample]).normalized(), dataset.config.like_reference))
+        found.lines.add(record, size, dataset.config, dataset.fonts)
+        _count_findings(found, check_samples(collate([sample]).normalized(), dataset.config.like_reference))
     return found
 
 
@@ -180,23 +183,6 @@ def _count_lines(found: DatasetCounts, record: Record, dataset: AnyWordDataset) 
         found.count("uncovered", char, f"{record.name}: {text!r}", count)
 
 
-def _count_polygons(found: DatasetCounts, record: Record, size: tuple[int, int], side: int) -> None:
-    """size: width and height of the file; side: of the sample, which has only lines that it shows something of."""
-    scaled = scale_record(record, (size[1], size[0]), (side, side))
-    for line, seen in zip(record.lines, scaled.lines, strict=True):
-        beyond = np.maximum(-line.polygon, line.polygon - np.array(size, np.float32)).max()
-        if beyond > _EDGE:
-            kind = WHOLLY_OUTSIDE if is_outside_image(seen.polygon, (side, side)) else PARTLY_OUTSIDE
-            corners = ", ".join(f"({x:g}, {y:g})" for x, y in line.polygon.tolist())
-            example = f"{record.name}, {size[0]} x {size[1]}: {line.text!r} at {corners}"
-            found.count("polygons", kind, example)
-
-
-def escape_unprintable(text: str) -> str:
-    """The text with everything that is not printable (line breaks, terminal codes, half surrogates) written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 # --- many processes ---
 
 
@@ -237,17 +223,17 @@ def _unchanged(part: Any) -> Any:
 
 
 def summarize(
-    source: Path, options: DatasetConfig, found: DatasetCounts, report: LoadReport, error: str = ""
+    source: Path, options: DatasetConfig, found: DatasetCounts, report: LoadReport, problem: str = "", error: str = ""
 ) -> SourceCheck:
-    """Shares and means of what was counted. error: why the file could not be used at all."""
-    beyond = sum(count for reason, count in report.skipped.items() if reason.startswith("pictures:"))
+    """Shares and means of what was counted. problem: why the file cannot teach; error: why it could not be read."""
     uncovered = {
         f"U+{ord(char):04X} {escape_unprintable(char)}": n for char, n in found.most_common("uncovered").items()
     }
     return SourceCheck(
         source=str(source),
         error=error,
-        items=report.pictures + beyond,
+        problem=escape_unprintable(problem),
+        items=report.items,
         usable=report.pictures,
         checked=found.pictures["checked"],
         readable=found.pictures["readable"],
@@ -259,7 +245,8 @@ def summarize(
         },
         unreadable=found.most_common("unreadable"),
         audit=found.most_common("audit"),
-        polygons=found.most_common("polygons"),
+        polygons=_escaped(found.lines.counts("polygons: ")),
+        undrawable=_escaped(found.lines.counts("texts: ")),
         uncovered=Uncovered(found.uncovered.total(), len(uncovered), dict(list(uncovered.items())[:10])),
         languages={escape_unprintable(language): count for language, count in found.languages.most_common()},
         colors=_colors(found),
@@ -273,6 +260,14 @@ def summarize(
         exif=options.exif,
         notes={note: CountWithExample(n, "") for note, n in sorted(report.notes.items())} | found.most_common("notes"),
     )
+
+
+def _escaped(counts: Mapping[str, CountWithExample]) -> dict[str, CountWithExample]:
+    """By the reason without its prefix, with printable examples."""
+    return {
+        reason.partition(": ")[2]: CountWithExample(one.count, escape_unprintable(one.example))
+        for reason, one in counts.items()
+    }
 
 
 def _colors(found: DatasetCounts) -> Colors:

@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anytext2.data.image_formats import readable_formats
+from distill.data.judgement import CountWithExample
 from distill.data.picture_files import exif_advice
 
 _EXAMPLE = 300  # characters of an example that a table shows; the JSON has all of them
-
-
-@dataclass(frozen=True)
-class CountWithExample:
-    """How often something occurs, and the first place where it does."""
-
-    count: int
-    example: str
 
 
 @dataclass(frozen=True)
@@ -63,15 +56,18 @@ class Uncovered:
 class SourceCheck:
     """What was found in one annotation file.
 
-    error: why the file could not be used at all, else empty. items: entries of its list. usable: items that loading
-    kept. checked: usable items that were checked. readable: checked items that became a sample. faulty: samples that
-    break a rule of `check_batch`. orientations, orientation_fits: pictures with an EXIF orientation, and whether their
-    polygons lie inside the turned or the stored picture. exif: data.options.exif. left_out, and the
-    notes of lines, are about all items, everything else about the checked ones. Mappings are by reason or name.
+    error: why the file could not be read, problem: why it cannot teach; else empty. items: entries of its list. usable:
+    items that loading kept. checked: usable items that were checked. readable: checked items that became a sample.
+    faulty: samples that break a rule of `check_samples`. orientations, orientation_fits: pictures with an EXIF
+    orientation, and whether their polygons lie inside the turned or the stored picture. exif: data.options.exif.
+    left_out and the notes of lines are about all items, the rest about the checked ones; polygons and undrawable about
+    the lines of readable pictures. Mappings are by reason or name. anytext2/data/limits.py says which counts have a
+    limit, and why the others have none.
     """
 
     source: str
     error: str
+    problem: str
     items: int
     usable: int
     checked: int
@@ -82,6 +78,7 @@ class SourceCheck:
     unreadable: dict[str, CountWithExample]
     audit: dict[str, CountWithExample]
     polygons: dict[str, CountWithExample]
+    undrawable: dict[str, CountWithExample]
     uncovered: Uncovered
     languages: dict[str, int]
     colors: Colors
@@ -104,9 +101,9 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
     """
     if check.error:
         return [check.error]
+    found = [check.problem] if check.problem else []
     if not check.checked:
-        return [f"{check.source}: no usable item in its list of {check.items}"]
-    found = []
+        return found
     unreadable = sum(reason.count for reason in check.unreadable.values())
     if unreadable > max_unreadable * check.checked or unreadable == check.checked:
         found.append(
@@ -179,6 +176,7 @@ def _rows(check: SourceCheck) -> dict[str, list[str]]:
         "no glyph": [
             f"{uncovered.total} characters, {uncovered.different} different",
             *_listed(uncovered.most_frequent),
+            *(_listed(check.undrawable) if check.undrawable else []),
         ]
         if uncovered.total
         else ["fonts have all characters"],

@@ -69,8 +69,9 @@ class DataConfig:
 
     sources: the files; weights: how often each one's pictures occur in an epoch (empty: once; 0.5: a random half).
     split: shares of train, val and test, by a hash of the picture's name; part: the one in use, or `all`.
-    max_faulty: share of a file's items that may have a fault; max_unreadable: share of the samples read so far that may
-    have been passed over. buckets: picture sizes ('512' or '768x512', width x height; empty: options.resolution), one
+    max_faulty: share of a file's items that may have a fault; max_faulty_lines: share of its lines that may be left out
+    for a fault (anytext2/data/limits.py), 1: no limit; max_unreadable: share of the samples read so far that may have
+    been passed over. buckets: picture sizes ('512' or '768x512', width x height; empty: options.resolution), one
     for each global batch: a picture goes to the nearest shape, and the sizes of one shape take turns.
     cache: a feature cache of launch/build_lmdb_cache.py; cache_mismatch: `error`, or `online` to draw everything where
     it was made for other data or options. latents: `encode` each picture whenever it is used, keep them in `memory`
@@ -84,6 +85,7 @@ class DataConfig:
     split: list[float] = field(default_factory=lambda: [0.9, 0.05, 0.05])
     part: str = "train"
     max_faulty: float = 0.01
+    max_faulty_lines: float = 0.05
     max_unreadable: float = 0.05
     synthetic: SyntheticDataConfig = field(default_factory=SyntheticDataConfig)
     options: DatasetConfig = field(default_factory=DatasetConfig)
@@ -96,7 +98,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(0, "data", self, "workers")
-        for name in ("max_faulty", "max_unreadable"):
+        for name in ("max_faulty", "max_faulty_lines", "max_unreadable"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be a share, in [0, 1]")
         for name, choices in _CHOICES.items():

@@ -23,9 +23,10 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
 from distill.data.cache_command import build_cache_command
+from distill.data.judgement import judge_records
 from distill.data.picture_files import probe_pictures
 from distill.data.splits import image_sizes
-from distill.runtime.world import World
+from distill.runtime.world import World, on_main
 
 DRAWN = "data"
 """Folder of the drawn pictures in the run folder."""
@@ -40,6 +41,8 @@ all of them."""
 
 def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -> AnyWordDataset:
     """The recipe's dataset; where it names no source, one is drawn into the run folder first. Collective.
+
+    Raises ValueError, on every rank, if a file cannot be read or cannot teach.
 
     model: whose latents and contexts the feature cache must hold, if the recipe takes them from there.
     """
@@ -58,6 +61,10 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
         print(f"data: {report}", flush=True)
         if recipe.data.latents != "cache":  # which needs no picture
             print("".join(f"warning: {line}\n" for line in probe_pictures(records, options.exif)), end="", flush=True)
+    seen = on_main(world, lambda: judge_records(records, report, options, recipe.data.max_faulty_lines, fonts))
+    if world.is_main:
+        if seen:
+            print(f"data: {seen}", flush=True)
         count = min(len(records), GLYPH_CHECK_PICTURES)
         probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))

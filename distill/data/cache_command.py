@@ -10,7 +10,7 @@ from anytext2.core.resources import shell_command
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 
-_SECTIONS = ("data.options", "data.buckets", "data.max_faulty")
+_SECTIONS = ("data.options", "data.buckets", "data.max_faulty", "data.max_faulty_lines")
 _WITH_MODEL = ("model.config", "model.weights", "model.parts", "seed")
 """Keys that decide what is stored; of the model only where latents or contexts are."""
 

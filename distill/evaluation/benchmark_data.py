@@ -90,7 +90,7 @@ def _records(file: Path) -> list[Record]:
             found = parse_item(item, 1.0, False)
         except SkippedError as error:
             raise ValueError(f"{file}: data_list[{number}]: {error}") from error
-        lines = list(found.lines())
+        lines = [line for line, _ in found.lines()]
         ignored = [line.polygon for line in lines if isinstance(line, SkippedError) and line.polygon is not None]
         places = (file.parent / root / found.name, file.parent / "imgs" / Path(found.name).name)
         place = next((path for path in places if path.is_file()), places[1])

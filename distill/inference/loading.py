@@ -31,6 +31,7 @@ from distill.config.differences import OF_STUDENT, is_in, learned_differences, r
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
+from distill.data.judgement import judge_records
 from distill.diffusion.samplers import SamplerOptions
 from distill.inference.model import make_model
 
@@ -172,13 +173,17 @@ def held_out_sources(given: Sequence[Path], model: SamplingModel, count: int, ou
     return [out / "data.json"]
 
 
-def load_dataset(sources: Sequence[Path], recipe: Recipe) -> tuple[AnyWordDataset, str]:
-    """The dataset as the recipe's options read it, and a line about what was left out."""
-    options = recipe.data.options
+def load_dataset(sources: Sequence[Path], recipe: Recipe, judge: bool = False) -> tuple[AnyWordDataset, str]:
+    """The dataset as the recipe's options read it, and a line about what was left out.
+
+    judge: raise ValueError for a file that cannot teach, as a run does.
+    """
+    options, fonts = recipe.data.options, load_font_table()
     records, report = load_records(
         sources, options.wm_threshold, options.tells_watermarks, max_faulty=recipe.data.max_faulty
     )
-    return AnyWordDataset(records, options, recipe.seed, load_font_table()), str(report)
+    seen = judge_records(records, report, options, recipe.data.max_faulty_lines, fonts) if judge else ""
+    return AnyWordDataset(records, options, recipe.seed, fonts), f"{report}{seen and '; ' + seen}"
 
 
 def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[Sample], Counter[str]]:

@@ -14,7 +14,7 @@ from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import BLANK_PIXEL
 from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
-from distill.checks.batch_checks import check_batch
+from distill.checks.batch_checks import check_samples, has_text, no_text
 from distill.config.schema import Recipe
 from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
@@ -29,6 +29,8 @@ from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
 AUDIT_PICTURE = "audit.png"
 SAMPLES_PICTURE = "data_samples.png"
 SHOWN_SAMPLES = 8
+SEARCHED_BATCHES = 8
+"""Global batches in which a text is looked for: a picture without text is no fault, but it tests nothing."""
 
 
 def check_first_batch(
@@ -41,15 +43,16 @@ def check_first_batch(
     tracker: RunTracker,
     progress: Progress,
 ) -> None:
-    """Checks the next micro-batch of every rank. Collective.
+    """Checks the next micro-batch of every rank that has text, if the first ones have none. Collective.
 
     Rank 0 draws its own to `audit.png`, and samples from all over the data to `data_samples.png`. Raises
     FirstBatchError, on every rank, where any rank finds something that cannot be right; with a fault that was put in on
     purpose (model.fault_injection) the findings are only printed.
     """
-    item = inputs(batches.first_of(progress.batches), progress.updates)
+    number, searched = _batch_with_text(batches, progress.batches, engine)
+    item = inputs(batches.first_of(number), progress.updates)
     if batches.dataset.read_latents:
-        item = _with_pictures(item, batches, progress, engine.world.device)
+        item = _with_pictures(item, batches, number, engine.world.device)
     if engine.world.is_main:
         path = recipe.run_dir / AUDIT_PICTURE
         batch_pictures.audit_picture(item.batch.to("cpu")).save(path)
@@ -58,7 +61,7 @@ def check_first_batch(
     with without_dropout(roles.wrapped):
         own = list(_findings(objective, roles, item, recipe.data.options.like_reference))
         everywhere = engine.gather(own)
-    findings = [finding for rank in everywhere for finding in rank]
+    findings = searched + [finding for rank in everywhere for finding in rank]
     if recipe.model.fault_injection:
         if engine.world.is_main:
             found = "; ".join(map(str, findings[:3])) or "nothing"
@@ -76,9 +79,20 @@ def check_first_batch(
         )
 
 
-def _with_pictures(item: StepInput, batches: MicroBatches, progress: Progress, device: torch.device) -> StepInput:
-    """The same item with the pictures that stored latents were made of."""
-    loaded = batches.first_of(progress.batches, from_files(batches.dataset))
+def _batch_with_text(batches: MicroBatches, first: int, engine: Engine) -> tuple[int, list[model_checks.Finding]]:
+    """The next global batch, from `first` on, of which a rank's first micro-batch has text; a finding if none has any.
+
+    Without text a batch cannot show whether text is drawn rightly. Collective.
+    """
+    for number in range(first, first + SEARCHED_BATCHES):
+        if any(engine.gather(has_text(batches.first_of(number).batch))):
+            return number, []
+    return first, [no_text(f"the first micro-batches of {SEARCHED_BATCHES} batches")]
+
+
+def _with_pictures(item: StepInput, batches: MicroBatches, number: int, device: torch.device) -> StepInput:
+    """The same item, of global batch `number`, with the pictures that stored latents were made of."""
+    loaded = batches.first_of(number, from_files(batches.dataset))
     pictures = loaded.batch.normalized().to(device)
     # Fewer pictures are edited with stored latents (those with more lines than a sample holds are not).
     editing = torch.tensor(item.batch.editing, device=device).reshape(-1, 1, 1, 1)
@@ -97,7 +111,7 @@ def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> 
 def _findings(
     objective: Objective, roles: AdapterRoles, item: StepInput, like_reference: bool
 ) -> Iterator[model_checks.Finding]:
-    yield from check_batch(item.batch, like_reference)
+    yield from check_samples(item.batch, like_reference)
     if not objective.needs_latents:
         return
     model = roles.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from anytext2.data import annotation_items
 from anytext2.data.annotations import load_records
+from anytext2.data.limits import LIMITS, limit_of
 
 SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 
@@ -18,6 +21,15 @@ SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
 def _line(**changes: Any) -> dict[str, Any]:
     line = {"polygon": SQUARE, "text": "OPEN", "language": "Latin", "color": [1, 2, 3], "valid": True, **changes}
     return {name: value for name, value in line.items() if value is not ...}
+
+
+def _apart(*lines: Any) -> list[Any]:
+    """The lines with their squares one below the other: the same box twice would be a fault."""
+    moved = [[[x, y + 20 * n] for x, y in SQUARE] for n in range(len(lines))]
+    return [
+        {**line, "polygon": square} if isinstance(line, dict) and line.get("polygon") is SQUARE else line
+        for line, square in zip(lines, moved, strict=True)
+    ]
 
 
 def _write(folder: Path, items: list[Any], name: str = "data.json", **top: Any) -> Path:
@@ -54,13 +66,13 @@ def test_absolute_root_and_several_files(tmp_path: Path) -> None:
 
 
 def test_unusable_lines_are_counted_and_hidden_from_the_loss(tmp_path: Path) -> None:
-    lines = [
+    lines = _apart(
         _line(valid=False, text=..., language=...),
         _line(polygon=[]),
         _line(text="  "),
         _line(valid=None),  # only an explicit false is invalid
         _line(color=[500, 500, 500]),
-    ]
+    )
     (record,), report = load_records(_write(tmp_path, [{"img_name": "x", "annotations": lines}]))
     assert len(record.lines) == 2 and len(record.ignored_polygons) == 2
     assert record.lines[1].color is None
@@ -98,13 +110,16 @@ def test_fraction_is_exact(tmp_path: Path, fraction: float, kept: int) -> None:
         ([{"img_name": "a", "annotations": {}}], {}, "data_list[0].annotations", "expected a list"),
         ([7], {}, "data_list[0]", "expected an object"),
         ([{"img_name": "a", "annotations": [_line(text=...)]}], {}, "annotations[0].text", "missing"),
-        ([{"img_name": "a", "annotations": [_line(language=...)]}], {}, "annotations[0].language", "missing"),
+        ([{"img_name": "a", "annotations": [_line(language=7)]}], {}, "annotations[0].language", "expected a string"),
         ([{"img_name": "a", "annotations": [_line(polygon=...)]}], {}, "annotations[0].polygon", "missing"),
         ([{"img_name": "a", "annotations": [_line(polygon=[[1, 2], [3]])]}], {}, "annotations[0].polygon", "pairs"),
         ([{"img_name": "a", "annotations": [_line(polygon=[[1, 2], [3, 4]])]}], {}, "[0].polygon", "three"),
         ([{"img_name": "a", "annotations": [_line(polygon=[["a", 2]] * 3)]}], {}, "[0].polygon", "pairs"),
         ([{"img_name": "a", "annotations": [_line(color=[1, 2, 300])]}], {}, "annotations[0].color", "0..255"),
-        ([], {"data_root": ...}, "data_root", "missing"),
+        ([{"img_name": "a", "annotations": [_line(polygon=[1, 2, 3, 4])]}], {}, "[0].polygon", "[x, y, width, height]"),
+        ([{"img_name": "a", "annotations": [_line(polygon=[[1, 2], [3, 4]])]}], {}, "[0].polygon", "opposite corners"),
+        ([{"img_name": "a", "annotations": [_line(polygon=[1, 2, 3, 4, 5, 6, 7, 8])]}], {}, "[0].polygon", "as pairs"),
+        ([], {"data_root": 7}, "data_root", "expected a string"),
         ([], {"data_list": "x"}, "data_list", "expected a list"),
     ],
 )
@@ -211,7 +226,8 @@ def test_polygons_without_area(tmp_path: Path) -> None:
     lines = [_line(polygon=bow_tie), _line(polygon=flat), _line(polygon=[[3, 3]] * 4, valid=False)]
     (record,), report = _load(tmp_path, [{"img_name": "a", "annotations": lines}])
     assert len(record.lines) == 1 and record.ignored_polygons == ()
-    assert dict(report.skipped) == {"lines: polygon with an area below one pixel": 2} and not report.examples
+    assert dict(report.skipped) == {"lines: polygon with an area below one pixel": 2}
+    assert "annotations[1].polygon: [[1, 1], [5, 1]" in report.examples["lines: polygon with an area below one pixel"]
 
 
 def test_half_surrogates(tmp_path: Path) -> None:
@@ -254,7 +270,8 @@ def test_faults_of_the_whole_file(tmp_path: Path, text: str, what: str) -> None:
 
 
 def test_sources_and_languages_are_counted(tmp_path: Path) -> None:
-    first = _write(tmp_path, [{"img_name": "1", "annotations": [_line(), _line(language="Chinese")]}, {}], "a.json")
+    lines = _apart(_line(), _line(language="Chinese"))
+    first = _write(tmp_path, [{"img_name": "1", "annotations": lines}, {}], "a.json")
     second = _write(tmp_path, [{"img_name": n, "annotations": [_line()]} for n in "234"] + [3], "b.json")
     records, report = load_records([first, second], max_faulty=0.5)
     assert report.per_source == (1, 3) and records.sources.tolist() == [0, 1, 1, 1]
@@ -264,11 +281,63 @@ def test_sources_and_languages_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_file_of_strange_languages_is_still_one_short_line(tmp_path: Path) -> None:
-    lines = [_line(language=f"{chr(7)}{number:02}" + "x" * 1000) for number in range(15)] + [_line()]
+    lines = _apart(*(_line(language=f"{chr(7)}{number:02}" + "x" * 1000) for number in range(15)), _line())
     report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))[1]
     told = str(report)
     assert "7 in 6 other languages" not in told and "6 in 6 other languages" in told
     assert len(told) < 400 and told.isprintable() and "\\x0700xxx" in told
+
+
+# What need not be there, and what occurs twice
+
+
+def test_a_minimal_annotation_is_polygon_and_text(tmp_path: Path) -> None:
+    lines = _apart(_line(language=..., text="药房"), {"polygon": SQUARE, "text": "OPEN"}, _line(language=None), _line())
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}], data_root=...))
+    assert [line.language for line in record.lines] == ["Chinese", "Latin", "Latin", "Latin"]
+    assert dict(report.notes) == {"lines: language missing (inferred from the script)": 3}
+    assert report.textless == 0 and "without text" not in str(report)
+    assert record.image_path == tmp_path / "a" and dict(report.skipped) == {}
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+@pytest.mark.parametrize("again", [_box(0, 0, 9, 9), _box(0.6, 0.4, 9, 9.9), _box(0, 0, 9, 9)[2:] + SQUARE[:2]])
+def test_a_copy_of_a_box_with_the_same_text_is_left_out(tmp_path: Path, again: Any) -> None:
+    lines = [_line(), _line(polygon=_box(0, 0, 9, 30)), _line(polygon=again), _line(polygon=again)]
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    assert [line.polygon[2].tolist() for line in record.lines] == [[9, 9], [9, 30]] and not record.ignored_polygons
+    assert dict(report.skipped) == {"lines: same box twice": 2}
+    assert "data_list[0].annotations[2]: the box of annotations[0]" in report.examples["lines: same box twice"]
+
+
+def test_a_box_with_two_texts_is_ignored_and_boxes_that_cross_are_kept(tmp_path: Path) -> None:
+    falling, rising = [[0, 0], [4, 0], [40, 36], [36, 40]], [[40, 0], [40, 4], [4, 40], [0, 36]]
+    lines = [_line(text="A"), _line(text="B"), _line(polygon=falling), _line(polygon=rising)]
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    assert len(record.lines) == 2 and len(record.ignored_polygons) == 2
+    reason = "lines: same box with different texts (ignored by the loss)"
+    assert dict(report.skipped) == {reason: 2} and "texts ['A', 'B']" in report.examples[reason]
+
+
+def test_shares_of_the_picture_are_told_from_small_boxes(tmp_path: Path) -> None:
+    lines = [_line(polygon=_box(0.1, 0.2, 0.9, 0.4)), _line(polygon=_box(0, 0, 1, 1)), _line(polygon=_box(0, 0, 4, 4))]
+    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    assert len(record.lines) == 1 and dict(report.skipped) == {"lines: coordinates like shares": 2}
+    assert "annotations[0].polygon: [[0.1, 0.2], " in report.examples["lines: coordinates like shares"]
+
+
+def test_every_reason_has_a_limit_or_says_why_it_has_none() -> None:
+    source = Path(annotation_items.__file__ or "").read_text(encoding="utf-8")
+    reasons = set(re.findall(r'SkippedError\(\s*"([^"]+)"', source))
+    assert {"marked invalid", "same box twice"} <= reasons
+    for reason in reasons:
+        assert f"lines: {reason}" in LIMITS or f"pictures: {reason}" in LIMITS, reason
+    assert all(limit.why for limit in LIMITS.values())
+    with pytest.raises(AssertionError, match="'lines: new' has no entry"):
+        limit_of("lines: new (ignored by the loss)")
 
 
 # Texts and polygons that are changed, or that nothing can be learned from
@@ -276,7 +345,11 @@ def test_a_file_of_strange_languages_is_still_one_short_line(tmp_path: Path) -> 
 
 def test_changed_texts_are_noted_and_not_left_out(tmp_path: Path) -> None:
     texts = ["OPEN", "OPEN\u200b", "u\u0308ber", "a\t b\n", "\ufeffe\u0301  x", "مفتوح"]
-    item = {"img_name": "a", "caption": "u\u0308ber\n* all", "annotations": [_line(text=text) for text in texts]}
+    item = {
+        "img_name": "a",
+        "caption": "u\u0308ber\n* all",
+        "annotations": _apart(*(_line(text=text) for text in texts)),
+    }
     (record,), report = load_records(_write(tmp_path, [item]))
     assert [line.text for line in record.lines] == ["OPEN", "OPEN", "über", "a b", "é x", "مفتوح"]
     assert record.caption == "über   all"
@@ -299,7 +372,7 @@ def test_notes_count_only_what_is_in_use(tmp_path: Path) -> None:
 
 def test_texts_that_teach_nothing_are_hidden_from_the_loss(tmp_path: Path) -> None:
     texts = ["###", "*", ".", "#", "OPEN\nSHOP", "a\u2028b", "a\r\nb", "\u200b", "\u3164", "caf\ufffd", "OPEN"]
-    item = {"img_name": "a", "annotations": [_line(text=text) for text in texts]}
+    item = {"img_name": "a", "annotations": _apart(*(_line(text=text) for text in texts))}
     (record,), report = load_records(_write(tmp_path, [item]))
     assert [line.text for line in record.lines] == ["OPEN"] and len(record.ignored_polygons) == 10
     assert dict(report.skipped) == {
@@ -313,13 +386,16 @@ def test_texts_that_teach_nothing_are_hidden_from_the_loss(tmp_path: Path) -> No
 def test_crossing_polygons_become_their_hull(tmp_path: Path) -> None:
     bow_tie, concave = [[0, 0], [9, 0], [0, 9], [9, 9]], [[0, 0], [4, 3], [9, 0], [9, 9], [4, 6], [0, 9]]
     star = [[50, 0], [79, 90], [2, 35], [98, 35], [21, 90]]  # turns one way, and crosses itself all the same
-    lines = [_line(polygon=polygon) for polygon in (bow_tie, concave, star, SQUARE, SQUARE[::-1])]
+    given = [
+        [[x, y + 100 * n] for x, y in polygon]
+        for n, polygon in enumerate((bow_tie, concave, star, SQUARE, SQUARE[::-1]))
+    ]
+    lines = [_line(polygon=polygon) for polygon in given]
     lines.append(_line(polygon=bow_tie, valid=False))
     (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
     polygons = [line.polygon for line in record.lines]
     assert sorted(map(tuple, polygons[0].tolist())) == sorted(map(tuple, SQUARE))
-    for polygon, given in zip(polygons[1::2], (concave, SQUARE), strict=True):
-        assert polygon.tolist() == given
+    assert [polygon.tolist() for polygon in polygons[1::2]] == given[1::2]
     assert cv2.isContourConvex(polygons[0]) and cv2.isContourConvex(polygons[2]) and len(polygons[2]) == 5
     assert cv2.isContourConvex(record.ignored_polygons[0]) and polygons[0].dtype == np.float32
     assert report.notes["lines: polygon with crossing edges (its convex hull is used)"] == 2

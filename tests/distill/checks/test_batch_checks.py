@@ -13,7 +13,7 @@ import torch
 
 from anytext2.core.batch import Batch, collate
 from anytext2.data.dataset import AnyWordDataset
-from distill.checks.batch_checks import Finding, check_batch
+from distill.checks.batch_checks import Finding, check_batch, check_samples
 from distill.checks.model_checks import FirstBatchError, require_sound
 from tests.helpers.audited import drawn_dataset, lined_batch, said
 
@@ -198,6 +198,16 @@ def test_planted_fault_in_a_batch_is_found(
     with pytest.raises(FirstBatchError, match="^audit: ") as error:
         require_sound(findings)
     assert "\n" not in str(error.value) and any(name in str(error.value) for name in batch.name)
+
+
+def test_a_batch_without_any_text_is_not_sound(dataset: AnyWordDataset, batch: Batch) -> None:
+    """A picture without text is: AnyText2 gives it one blank line."""
+    records = [replace(dataset.records[n], lines=()) for n in range(2)]
+    blank = AnyWordDataset(records, dataset.config, 0, dataset.fonts)
+    empty = collate([blank.sample(n, 0) for n in range(2)]).normalized()
+    assert check_samples(empty) == []
+    assert said(check_batch(empty)).startswith(f"texts: {empty.name[0]}, {empty.name[1]}: no sample has a line of text")
+    assert check_batch(collate([blank.sample(0, 0), dataset.sample(1, 0)]).normalized()) == []
 
 
 def test_require_counts_the_others() -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from anytext2.data.annotations import escape_unprintable
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.options import DatasetConfig
-from distill.checks.dataset_check import PARTLY_OUTSIDE, WHOLLY_OUTSIDE, DatasetCounts, check_source, escape_unprintable
+from distill.checks.dataset_check import DatasetCounts, check_source
 from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
+from distill.data.placement import PARTLY_OUTSIDE, WHOLLY_OUTSIDE
 from launch.check_dataset import main
 from tests.helpers import faulty_data as data
 from tests.helpers.paths import ROOT

@@ -112,6 +112,30 @@ def test_a_sound_batch_passes_and_is_drawn(parts: Parts, capsys: pytest.CaptureF
 
 
 @pytest.mark.heavy
+def test_the_first_batch_with_text_is_checked(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without text would be sound whatever is drawn. If the next ones have none either, the run stops."""
+    first_of, read = MicroBatches.first_of, []
+
+    def blank_before(last: int) -> None:
+        def blank(self: MicroBatches, batch: int, *rest: Any) -> Any:
+            read.append(batch)
+            found = first_of(self, batch, *rest)
+            texts = tuple((" ",) * n for n in found.batch.n_lines)
+            return replace(found, batch=replace(found.batch, texts=texts)) if batch < last else found
+
+        monkeypatch.setattr(MicroBatches, "first_of", blank)
+
+    blank_before(2)
+    parts.check()
+    assert read == [0, 1, 2, 2]
+    blank_before(100)
+    with pytest.raises(
+        FirstBatchError, match="texts: the first micro-batches of 8 batches: no sample has a line of text"
+    ):
+        parts.check()
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
