@@ -5,19 +5,25 @@ Stores what is drawn once for each picture (glyph pages in every font, glyph lin
 was stopped or killed goes on where it was when the same command runs again. A run uses the store with
 `data.cache=features.lmdb`, its latents with `data.latents=cache` and its contexts with `data.captions=cache`. For a run
 with `data.buckets=[512,768x512]` name the same buckets here: each size gets a store of its own, as
-features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit.
+features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit: on the
+disk, in the quota, or under a limit on the size of files.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from launch.common.cli import is_command, require_output_file, run_command
+from launch.common.parsers import parse_build_cache as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
 
 import torch
 from tqdm import tqdm
@@ -39,24 +45,9 @@ from distill.data.picture_files import probe_pictures
 from distill.data.splits import records_by_size
 from distill.inference.loading import load_dataset, resolve_device
 from distill.inference.model import make_model
-from launch.common.cli import add_device_option, run_command
-from launch.common.data_options import add_data_options, resolve_data
+from launch.common.data_options import resolve_data
 
 _GIB = 2**30
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Build a feature cache for training.")
-    add_data_options(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the store, one file (with buckets one for each size)"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
-    parser.add_argument("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
-    parser.add_argument("--latents", action="store_true", help="also the latents of the recipe's model")
-    parser.add_argument("--captions", action="store_true", help="also the contexts of image captions, of that model")
-    add_device_option(parser, "for latents and captions: auto, cpu, cuda, cuda:1, ...")
-    return parser.parse_intermixed_args(argv)
 
 
 @dataclass(frozen=True)
@@ -88,12 +79,14 @@ def run(args: argparse.Namespace) -> int:
     """Builds and says what was built; returns 0. Raises ValueError in one line."""
     if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
         raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
-    sources, recipe = resolve_data(args.items, args.recipe)
+    require_output_file(args.out, "--out")
+    device = resolve_device(args.device)
+    sources, recipe = resolve_data(args)
     dataset, report = load_dataset(sources, recipe, judge=True)
     print(f"data: {report}")
     for warning in probe_pictures(dataset.records, recipe.data.options.exif):
         print(f"warning: {warning}")
-    encoders = _encoders(args, recipe) if args.latents or args.captions else Encoders()
+    encoders = _encoders(args, recipe, device) if args.latents or args.captions else Encoders()
     stores = []
     for size, indices in records_by_size(dataset, recipe.data).items():
         part = dataset.select(indices)
@@ -150,8 +143,8 @@ def _announce(args: argparse.Namespace, stores: Sequence[Store], max_bytes: int)
     sys.stdout.flush()
 
 
-def _encoders(args: argparse.Namespace, recipe: Recipe) -> Encoders:
-    model = make_model(recipe.model, recipe.seed).to(resolve_device(args.device)).eval()
+def _encoders(args: argparse.Namespace, recipe: Recipe, device: str) -> Encoders:
+    model = make_model(recipe.model, recipe.seed).to(device).eval()
     found = Encoders()
     if args.latents:
         found = replace(
@@ -178,7 +171,8 @@ def _existing(path: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return run_command(lambda: run(args))
+    stays = "interrupted; what is stored so far stays beside --out as .partial, and the same command goes on from there"
+    return run_command(lambda: run(args), interrupted=stays)
 
 
 if __name__ == "__main__":

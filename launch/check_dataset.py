@@ -15,35 +15,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from launch.common.cli import is_command, require_at_least, require_output_file, run_command
+from launch.common.parsers import parse_check_dataset as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 from distill.checkpoint.store import write_text_atomically
 from distill.checks.dataset_check import check_source
 from distill.checks.dataset_report import SourceCheck, format_report, reasons_unusable
-from launch.common.cli import require_at_least, run_command
-from launch.common.data_options import add_data_options, resolve_data
+from launch.common.data_options import resolve_data
 
 FOLDER = Path("runs/check")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Check annotation files, their pictures and what is made of them.")
-    add_data_options(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: {FOLDER}/<name of the first file>.json")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes; the result is the same")
-    parser.add_argument("--limit", type=int, metavar="N", help="check only N pictures of each file, spread over it")
-    parser.add_argument(
-        "--max-unreadable", type=float, metavar="SHARE", help="of the pictures; default: data.max_unreadable, 0.05"
-    )
-    parser.add_argument(
-        "--max-findings", type=float, default=0.0, metavar="SHARE", help="of the samples that may fail the audit"
-    )
-    return parser.parse_intermixed_args(argv)
 
 
 def check(args: argparse.Namespace) -> int:
     """Prints the table and writes the JSON; returns 0 where the data is usable. Raises ValueError in one line."""
     require_at_least(args, 0, "workers")
     require_at_least(args, 1, "limit")
-    sources, recipe = resolve_data(args.items, args.recipe)
+    if args.out is not None:
+        require_output_file(args.out, "--out")
+    sources, recipe = resolve_data(args)
     options = recipe.data.options
     max_unreadable = recipe.data.max_unreadable if args.max_unreadable is None else args.max_unreadable
     for name, share in (("max-unreadable", max_unreadable), ("max-findings", args.max_findings)):

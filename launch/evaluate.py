@@ -18,11 +18,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launch.common.cli import is_command, run_command
+from launch.common.parsers import parse_evaluate as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 import torch
 
+from anytext2.core.files import whole_file
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.store import write_text_atomically
-from distill.evaluation.benchmark import PROTOCOL, Benchmark, benchmark_rows, format_benchmark
+from distill.evaluation import PROTOCOL
+from distill.evaluation.benchmark import Benchmark, benchmark_rows, format_benchmark
 from distill.evaluation.benchmark_data import SEED, find_annotation_files, load_prompts
 from distill.evaluation.evaluate import evaluate, evaluation_mode
 from distill.evaluation.image_networks import UNMEASURED_NETWORKS_NOTE, ImageNetworks, ImageNetworkScores
@@ -39,8 +47,8 @@ from distill.inference.loading import (
 from distill.inference.model import make_schedule
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
-from launch.common.cli import run_command
-from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config, parse_options
+from launch.common.data_options import recipe_line
+from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -83,7 +91,8 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
     columns = [(spec.key, spec.label) for spec in config.rows()]
     out.mkdir(parents=True, exist_ok=True)
     grid = out / "grid.png"
-    sample_grid(evaluation.examples, columns).save(grid)
+    with whole_file(grid) as file:
+        sample_grid(evaluation.examples, columns).save(file)
     summary = {
         "data": [str(source) for source in sources],
         "unreadable_samples": dict(skipped),
@@ -177,7 +186,8 @@ def _write_results(
     results: for summary.json, after the facts of command and checkpoint. columns: of the sheet, (row key, label).
     """
     out.mkdir(parents=True, exist_ok=True)
-    reading_sheet(examples, columns).save(out / "sheet.png")
+    with whole_file(out / "sheet.png") as file:
+        reading_sheet(examples, columns).save(file)
     facts = model.run_info()
     summary = {
         "command": " ".join(sys.argv),
@@ -218,11 +228,12 @@ def run(args: argparse.Namespace) -> None:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
     )
+    print(recipe_line(model.recipe, model.recipe_file), flush=True)
     (evaluate_benchmark if args.protocol == PROTOCOL else evaluate_held_out)(args, model, networks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_options(argv)
+    args = parse(argv)
     return run_command(lambda: run(args), (ValueError, OSError, OcrNotInstalled))
 
 

@@ -1,6 +1,6 @@
 """Samples pictures: `python launch/infer.py --checkpoint runs/demo --data data.json --sample-index 0 --out DIR`.
 
-Takes a sample of a dataset (caption, texts, boxes), a checkpoint and 1, 2, 4 or 8 steps of the student's sampler;
+Takes a sample of a dataset (caption, texts, boxes), a checkpoint and numbers of steps of the student's sampler;
 --teacher adds the undistilled model with guided DDIM from the same noise. Without --checkpoint only the teacher is
 sampled. Writes PNGs and a side-by-side grid. Exit code 0: done; 2: the command, a file or a value is wrong.
 """
@@ -9,35 +9,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from launch.common.cli import is_command, require_at_least, require_output_folder, run_command
+from launch.common.parsers import parse_infer as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
 
 from PIL import Image
 
 from anytext2.core.batch import Batch, collate
-from distill.diffusion.samplers import SAMPLERS
+from anytext2.core.files import whole_file
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
-from launch.common.cli import add_model_options, add_sampling_options, require_at_least, run_command
-
-STEPS = (1, 2, 4, 8)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Sample pictures with a few-step student and its teacher.")
-    add_model_options(parser)
-    add_sampling_options(parser, batch=4)
-    add = parser.add_argument
-    add("--data", type=Path, action="append", default=[], metavar="JSON", help="default: the recipe's data")
-    add("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
-    add("--steps", type=int, action="append", choices=STEPS, help="of the student; may be repeated")
-    add("--sampler", choices=SAMPLERS, help="of the student; default: its objective's own")
-    add("--teacher", action="store_true", help="sample the teacher beside the student")
-    add("--teacher-steps", type=int, default=50, metavar="N")
-    add("--out", type=Path, default=Path("runs/infer"), metavar="DIR")
-    return parser.parse_intermixed_args(argv)
+from launch.common.data_options import recipe_line
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -53,11 +40,13 @@ def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[Samp
 
 def infer(args: argparse.Namespace) -> None:
     """Samples, writes one PNG for each picture and the grid, and prints where they are."""
-    require_at_least(args, 1, "count", "batch")
+    require_at_least(args, 1, "count", "batch", "steps", "teacher-steps")
+    require_output_folder(args.out, "--out")
     steps, sampler = args.steps or (), args.sampler or ""
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
     )
+    print(recipe_line(model.recipe, model.recipe_file), flush=True)
     dataset, report = load_dataset(data_sources(args.data, model), model.recipe)
     samples, skipped = read_samples(dataset, range(args.sample_index, args.sample_index + args.count))
     print(report)
@@ -70,7 +59,8 @@ def infer(args: argparse.Namespace) -> None:
         batch = collate(samples[first : first + args.batch]).to(model.device).normalized()
         examples += sample_images(args, model, batch, specs)
     grid = args.out / "grid.png"
-    sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(grid)
+    with whole_file(grid) as file:
+        sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(file)
     print(f"wrote {len(samples) * len(specs)} pictures and {grid}")
 
 
@@ -87,7 +77,8 @@ def sample_images(
     for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):
         for b, image in enumerate(to_uint8(sampled.image)):
             examples[b].sampled[sampled.spec.key] = image
-            Image.fromarray(image).save(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png")
+            with whole_file(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png") as file:
+                Image.fromarray(image).save(file)
         seconds = sampled.seconds / batch.size
         print(f"{sampled.spec.label}: {sampled.nfe} UNet calls, {seconds:.2f} s a picture", flush=True)
     return examples

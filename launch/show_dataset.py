@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from launch.common.cli import is_command, require_at_least, require_output_folder, run_command
+from launch.common.parsers import parse_show_dataset as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
 
 from distill.inference.loading import load_dataset, read_samples
 from distill.viz.contact_sheet import OVERVIEW, evenly_spaced_indices, write_html_page
-from launch.common.cli import require_at_least, run_command
-from launch.common.data_options import add_data_options, resolve_data
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Show samples of a dataset as the model gets them.")
-    add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
-    parser.add_argument("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
-    parser.add_argument(
-        "--resolution", type=int, metavar="PIXELS", help="side of a sample; default: the recipe's, else 512"
-    )
-    return parser.parse_intermixed_args(argv)
+from launch.common.data_options import resolve_data
 
 
 def show(args: argparse.Namespace) -> int:
     """Writes the page and prints its path; returns 0. Raises ValueError in one line."""
     require_at_least(args, 1, "count")
+    require_output_folder(args.out, "--out")
     size = [] if args.resolution is None else [f"resolution={args.resolution}"]
-    sources, recipe = resolve_data([*args.items, *size], args.recipe)
+    sources, recipe = resolve_data(args, size)
     dataset, report = load_dataset(sources, recipe)
     if not len(dataset):
         raise ValueError(f"{', '.join(map(str, sources))}: no picture to show ({report})")

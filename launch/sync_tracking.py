@@ -7,51 +7,38 @@ off, or, with --uri, for another MLflow.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from launch.common.cli import is_command, run_command
+from launch.common.tool_parsers import parse_sync_tracking as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 from distill.checkpoint.run_folder import evaluation_folders
-from distill.config.schema import TrackingConfig
 from distill.tracking.sync import BusyError, sync
-
-EPILOG = """\
-Exit code 0: everything is in MLflow; 1: something is not, because MLflow does not answer or refuses it; 2: a folder
-holds no journals, or a run on this file system is alive in it, which then sends by itself. A lock on the run folder
-tells; where the file system has no locks it cannot be told, and sending twice at once does no harm.
-"""
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=EPILOG)
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the folder of a run")
-    parser.add_argument("--uri", help="an MLflow's tracking URI; default: the one that the run was told")
-    parser.add_argument(
-        "--experiment", help="default: the one that the run was told, else " + TrackingConfig.experiment
-    )
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for each run; default: 300")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    worst = 0
-    for run_dir in (folder for given in args.run_dirs for folder in (given, *evaluation_folders(given))):
-        try:
-            if not args.timeout > 0:
-                raise ValueError(f"--timeout {args.timeout:g} must be positive, in seconds")
-            report = sync(run_dir, args.uri, args.experiment, args.timeout)
-        except (ValueError, BusyError) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            worst = 2
-            continue
-        counts = ", ".join(f"{n} {name}" for name, n in report.counts.items()) or "nothing"
-        left = report.unsent + report.counts.get("refused", 0)
-        print(
-            f"{run_dir}: MLflow run {report.run_id or 'unknown'}: {counts} sent or passed over; {left} left", flush=True
-        )
-        worst = max(worst, 1 if left else 0)
-    return worst
+    folders = (folder for given in args.run_dirs for folder in (given, *evaluation_folders(given)))
+    return max(run_command(partial(send, folder, args), (ValueError, OSError, BusyError)) for folder in folders)
+
+
+def send(run_dir: Path, args: argparse.Namespace) -> int:
+    """Sends one folder's journals: 0, or 1 where something is left. Raises ValueError where MLflow refuses for good."""
+    if not args.timeout > 0:
+        raise ValueError(f"--timeout {args.timeout:g} must be positive, in seconds")
+    report = sync(run_dir, args.uri, args.experiment, args.timeout)
+    if report.refusal:
+        remedy = report.refusal.replace("tracking.uri", "--uri").replace("tracking.experiment", "--experiment")
+        raise ValueError(f"{run_dir}: MLflow cannot be used: {remedy}")
+    counts = ", ".join(f"{n} {name}" for name, n in report.counts.items()) or "nothing"
+    left = report.unsent + report.counts.get("refused", 0)
+    print(f"{run_dir}: MLflow run {report.run_id or 'unknown'}: {counts} sent or passed over; {left} left", flush=True)
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

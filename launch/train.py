@@ -7,23 +7,23 @@ the same command goes on from there.
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill.runtime import signals
+from launch.common.cli import is_command
+from launch.common.parsers import parse_train as parse
 
-if __name__ == "__main__":
-    signals.install_signal_handlers()  # before the imports below, which take seconds
+if is_command(__name__):  # before the imports below, which take seconds
+    parse(None)
+    signals.install_signal_handlers()
 
 import torch
 
-from distill.config.ds_config import choose_config
-from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.config.ds_config import choose_config, read_ds_config
 from distill.config.schema import Recipe
 from distill.data.loader import UnreadableError
 from distill.runtime.host_memory import GIB
@@ -34,18 +34,11 @@ from distill.runtime.world import World, all_gather_object, is_communication_err
 from distill.training.build import make_trainer
 from distill.training.engine import init_world
 from distill.training.trainer import Trainer
+from launch.common.data_options import recipe_line, resolve_recipe
+from launch.common.next_steps import closing_lines
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Distil AnyText2 into a few-step LoRA student, or train its teacher.")
-    parser.add_argument("--deepspeed", type=Path, required=True, metavar="JSON", help="ds_configs/zero2.json")
-    parser.add_argument("--config", type=Path, metavar="YAML", help="recipe; default: the embedded demo recipe")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # set by the launcher
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in train.max_steps=100")
-    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     watchdog: Watchdog | None = None
     trainer: Trainer | None = None
     try:
-        recipe = load_recipe(args.config or DEFAULT_RECIPE, args.overrides)
-        if args.config is None and main_rank:
-            print(f"No --config: running the embedded default, {DEFAULT_RECIPE.name}", flush=True)
+        recipe = resolve_recipe(args.config, args.overrides)
+        if main_rank:
+            print(recipe_line(recipe, args.config), flush=True)
+        read_ds_config(args.deepspeed)  # a fault is reported before the ranks wait for each other
         world = init_world(args.local_rank, recipe.train.threads)
         watchdog = start_watchdog(recipe, world, stop)
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
@@ -75,12 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
         finish_tracking(trainer, "FAILED")
-        if watchdog is None or not is_communication_error(error):
+        if not is_communication_error(error):
             raise
-        # A rank of this host that has ended is named by the watchdog, which also ends this one.
-        time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
+        if watchdog is not None:
+            # A rank of this host that has ended is named by the watchdog, which also ends this one.
+            time.sleep(2 * PEER_EXIT_SECONDS + ON_FAILURE_SECONDS)
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-        signals.exit_now(signals.FAILED, f"error: rank {rank} has lost the connection to another rank: {cause}")
+        what = "has not met" if watchdog is None else "has lost the connection to"
+        signals.exit_now(signals.FAILED, f"error: rank {rank} {what} another rank: {cause}")
     except Exception:
         finish_tracking(trainer, "FAILED")
         raise
@@ -104,8 +100,8 @@ def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> 
 def end(trainer: Trainer, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
     """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
     finish_tracking(trainer, "KILLED" if stopped else "FINISHED")
-    if stopped and trainer.engine.world.is_main:
-        print(stopped, flush=True)
+    if trainer.engine.world.is_main:
+        print(stopped or "\n".join(closing_lines(trainer)), flush=True)
     watchdog.finish()
     trainer.engine.barrier()
     return signals.STOPPED if stopped else signals.FINISHED

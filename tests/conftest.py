@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,19 @@ def run_dir(tmp_path: Path, empty_store: Path) -> Path:
     """A run folder that does not exist yet, beside an empty MLflow store."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB. Tests run as root; where mounting is refused, the test fails and says so."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.fail(f"a disk that gets full cannot be made: {mounted.stderr.strip()}; run the tests as root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 from collections import Counter
@@ -47,6 +49,9 @@ from anytext2.glyphs.rasters import pack_rasters
 _PENDING_HEADER_KEY = b"wanted header"  # of an unfinished store
 _INITIAL_MAP_SIZE = 1 << 28  # bytes
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_NEARLY_FULL = 1 << 16  # bytes: less than one record
+_NO_STORE = (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+_GOES_ON = "what is done stays, and the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -95,30 +100,29 @@ def build_cache(
         chunk: number of records that are committed together.
         progress: called with the number of records of each finished chunk.
     Raises:
-        ValueError: another process builds the same store, or it does not fit.
+        ValueError: another process builds the same store, it does not fit, or the disk or LMDB refuses it. What is done
+            stays in `<name>.partial`.
     """
     partial_path = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive_lock(partial_path):
+    with _storage_errors(partial_path), _exclusive_lock(partial_path):
         max_bytes = max_bytes or shutil.disk_usage(path.parent).free
-        environment = _open_partial(partial_path, header, max_bytes)
-        store = _StoreWriter(environment, partial_path, max_bytes)
-        todo = store.missing_records(dataset)
-        progress(len(dataset) - len(todo))
-        skipped: Counter[str] = Counter()
-        render_one = partial(_render_record, dataset, header.size, encode is not None)
-        with _pool(workers) as map_records:
-            for rendered in _chunks(map_records(render_one, todo), chunk):
-                skipped.update(one.reason for one in rendered if one.item is None)
-                items = _items(rendered, dataset, encode)
-                if encode_captions is not None:
-                    captions = store.missing_captions(_fixed_captions(rendered, dataset))
-                    items += map(context_item, captions, encode_captions(captions) if captions else [])
-                store.put(items)
-                progress(len(rendered))
-        store.finish(header)
-        stored, captions_stored = store.count(RASTERS_PREFIX), store.count(CONTEXT_PREFIX)
-        environment.close()
+        with _open_partial(partial_path, header, max_bytes) as environment:
+            store = _StoreWriter(environment, partial_path, max_bytes)
+            todo = store.missing_records(dataset)
+            progress(len(dataset) - len(todo))
+            skipped: Counter[str] = Counter()
+            render_one = partial(_render_record, dataset, header.size, encode is not None)
+            with _pool(workers) as map_records:
+                for rendered in _chunks(map_records(render_one, todo), chunk):
+                    skipped.update(one.reason for one in rendered if one.item is None)
+                    items = _items(rendered, dataset, encode)
+                    if encode_captions is not None:
+                        captions = store.missing_captions(_fixed_captions(rendered, dataset))
+                        items += map(context_item, captions, encode_captions(captions) if captions else [])
+                    store.put(items)
+                    progress(len(rendered))
+            store.finish(header)
+            stored, captions_stored = store.count(RASTERS_PREFIX), store.count(CONTEXT_PREFIX)
         os.replace(partial_path, path)
         fsync(path.parent)
     return BuildReport(stored, len(todo) - skipped.total(), captions_stored, path.stat().st_size, skipped)
@@ -179,7 +183,7 @@ class _StoreWriter:
                 if size >= self._max_bytes:
                     raise ValueError(
                         f"{self._path}: the store needs more than {self._max_bytes / 2**30:.2f} GiB; "
-                        "give it more with --map-size, or free disk space"
+                        f"give it more with --map-size, or free disk space; {_GOES_ON}"
                     ) from None
                 self._environment.set_mapsize(min(2 * size, self._max_bytes))
 
@@ -213,10 +217,41 @@ def _open_partial(path: Path, header: CacheHeader, max_bytes: int) -> lmdb.Envir
                 if transaction.get(_PENDING_HEADER_KEY) == header.to_json():
                     return environment
             environment.close()
-        except lmdb.Error:
+        except _NO_STORE:
             pass  # not an LMDB file, or one that a power failure corrupted: start again
         path.write_bytes(b"")
     raise ValueError(f"{path}: cannot be written as an LMDB store")
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turns LMDB's and the system's errors into a ValueError of one line: the cause, and what to do."""
+    try:
+        yield
+    except _NO_STORE as error:
+        raise ValueError(
+            f"{path}: damaged ({_one_line(error)}); remove it, and the same command begins anew"
+        ) from error
+    except (lmdb.Error, OSError) as error:
+        raise ValueError(f"{path}: {_cause(path, _one_line(error))}; {_GOES_ON}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _cause(path: Path, said: str) -> str:
+    """Why the store at `path` cannot be written, and what to do. LMDB calls a write that was cut short an I/O error."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    size = path.stat().st_size if path.exists() else 0
+    if os.strerror(errno.EFBIG) in said or (limit != resource.RLIM_INFINITY and size + _NEARLY_FULL > limit):
+        return "a limit on the size of files is reached; raise it (`ulimit -f`), or build on another disk"
+    if os.strerror(errno.EDQUOT) in said:
+        return "the disk quota is used up; free some of it, or build on another disk"
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if os.strerror(errno.ENOSPC) in said or shutil.disk_usage(folder).free < _NEARLY_FULL:
+        return "the disk is full; free disk space, or build on another disk"
+    return f"cannot be written ({said}); check the disk and its permissions, or build in another place"
 
 
 def _render_record(dataset: AnyWordDataset, size: Size, with_picture: bool, index: int) -> _RenderedRecord:
@@ -292,10 +327,13 @@ def _init_worker(parent: int) -> None:
 @contextlib.contextmanager
 def _exclusive_lock(path: Path) -> Iterator[None]:
     """Holds `<path>.lock`. Raises ValueError if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{path}: another process is building this feature cache") from error
-        yield
-        Path(file.name).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            Path(file.name).unlink(missing_ok=True)

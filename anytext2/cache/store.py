@@ -65,16 +65,15 @@ class FeatureCache:
         differences = cache.header.differences(wanted)
         if differences:
             raise CacheMismatchError(
-                f"{path}: {'; '.join(differences)}; build it anew, or set data.cache_mismatch=online"
+                f"{path}: {'; '.join(differences)}; build it anew, or draw online with data.cache_mismatch=online"
             )
         return cache
 
     def entry(self, record: Record, with_latents: bool = False) -> CacheEntry | None:
         """The features of a record; None if it is not in the store, or its latents are not although `with_latents`."""
         key = record_key(record)
-        with _environment(self.path).begin(buffers=False) as transaction:
-            content = transaction.get(RASTERS_PREFIX + key)
-            latents = transaction.get(_LATENTS_PREFIX + key) if with_latents else None
+        content = _read(self.path, RASTERS_PREFIX + key)
+        latents = _read(self.path, _LATENTS_PREFIX + key) if with_latents else None
         if content is None or (with_latents and latents is None):
             return None
         height, width = _SIZE.unpack_from(content, 0)
@@ -87,16 +86,14 @@ class FeatureCache:
 
     def context(self, caption: str) -> np.ndarray | None:
         """The context float16 [K, 77, D] of an image caption; None if it is not in the store."""
-        with _environment(self.path).begin(buffers=False) as transaction:
-            content = transaction.get(context_key(caption))
+        content = _read(self.path, context_key(caption))
         if content is None:
             return None
         return np.frombuffer(content, np.float16, offset=_CONTEXT.size).reshape(_CONTEXT.unpack_from(content, 0))
 
     def file_size(self, record: Record) -> Size | None:
         """Height and width of the picture file in pixels; None for a record that is not in the store."""
-        with _environment(self.path).begin() as transaction:
-            content = transaction.get(RASTERS_PREFIX + record_key(record))
+        content = _read(self.path, RASTERS_PREFIX + record_key(record))
         return None if content is None else _SIZE.unpack_from(content, 0)
 
 
@@ -137,8 +134,7 @@ def read_header(path: Path) -> CacheHeader:
     size, needed = path.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if size < needed:
         raise ValueError(f"{path}: truncated: {size} bytes of {needed}; build the feature cache anew")
-    with environment.begin() as transaction:
-        content = _translate_errors(path, lambda: transaction.get(HEADER_KEY))
+    content = _read(path.absolute(), HEADER_KEY)
     if content is None:
         raise ValueError(f"{path}: an LMDB store, but no finished feature cache")
     return CacheHeader.from_json(content, path)
@@ -170,6 +166,17 @@ def _environment(path: Path, check_replaced: bool = False) -> lmdb.Environment:
     )
     _environments[path] = (identity, environment)
     return environment
+
+
+def _read(path: Path, key: bytes) -> bytes | None:
+    """The value of a key. Raises ValueError if the store cannot be read."""
+
+    def get() -> bytes | None:
+        with _environment(path).begin() as transaction:
+            return transaction.get(key)
+
+    content: bytes | None = _translate_errors(path, get)
+    return content
 
 
 def _translate_errors(path: Path, read: Callable[[], Any]) -> Any:

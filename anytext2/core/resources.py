@@ -5,6 +5,8 @@ In a checkout they lie in folders of the repository's root; a wheel holds them i
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -44,3 +46,17 @@ def find_shipped(path: Path, folder: str, option: str) -> Path:
         return shipped
     names = ", ".join(sorted(file.name for file in shipped.parent.glob(f"*{path.suffix}") if file.is_file()))
     raise ValueError(f"{option} {path}: no such file (shipped in {folder}: {names})")
+
+
+def shell_command(script: str, *arguments: object) -> str:
+    """A line for a shell, from the present folder, that runs a command of this package with this Python.
+
+    script: the command's path in the repository (in a wheel, the name of the console script takes its place).
+    """
+    python = Path(sys.executable)
+    words = [python.with_name(script)] if is_installed() else [python, resource(script)]
+    return shlex.join([*map(_from_here, words), *map(str, arguments)])
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anytext2.core.files import write_safetensors
+from anytext2.core.files import not_weights, write_safetensors
 from anytext2.model.anytext2 import AnyText2, AnyText2Config, schedule_tables
 from anytext2.model.recognizer import CONFIG_DIR
 
@@ -86,8 +86,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             code; that code is not run.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such weights file")
+    _require_weights(path)
     loaded: object
     try:
         if path.suffix == ".safetensors":
@@ -116,13 +115,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def tensor_names(path: Path) -> set[str]:
     """Names of a weights file's tensors. Of safetensors, only the header is read. Raises as `read_state_dict`."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors":
         return set(read_state_dict(path))
+    _require_weights(path)
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
+
+
+def _require_weights(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"{path}: no such weights file")
+    if what := not_weights(path):
+        raise ValueError(f"{path}: not a readable weights file: {what}")
 
 
 def _not_unpickled(error: pickle.UnpicklingError) -> str:
@@ -273,7 +280,21 @@ def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, 
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
     if any(names for _, names in faults):
         summary = "; ".join(f"{len(names)} {what}{_first(names)}" for what, names in faults)
-        raise ValueError(f"{path}: does not fit the model: {summary}")
+        raise ValueError(f"{path}: does not fit the model: {summary}{_other_model(source)}")
+
+
+def _other_model(names: Iterable[str]) -> str:
+    """What a file of another model may be, by its names, and what it is good for; empty where nothing is known."""
+    for part, what in _OTHER_MODELS:
+        if any(part in name for name in names):
+            return f"; {what}"
+    return ""
+
+
+_OTHER_MODELS = (
+    (".lora_", "these are weights of a LoRA: its folder is what --checkpoint and lora.weights take"),
+    ("down_blocks.", "these are diffusers' names: one file with the official names is needed"),
+)
 
 
 def _first(names: Sequence[str], n: int = 3) -> str:

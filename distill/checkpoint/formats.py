@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from anytext2.core.files import write_safetensors
+from anytext2.core.files import not_weights, write_safetensors
 from distill.checkpoint.store import CheckpointError, read_json
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    if what := not_weights(path):
+        raise CheckpointError(f"{path}: not a readable weights file: {what}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

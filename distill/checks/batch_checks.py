@@ -23,6 +23,7 @@ from anytext2.model.text_encoder import CONTEXT_LENGTH, count_placeholders
 _RANGE_SLACK = 1e-3  # rounding of x / 127.5 - 1 in half precision
 _BOX_SLACK = 0.01  # of the page's longer side: antialiasing and hinting may leave the box by a pixel or two
 _INK_OUTSIDE = 0.02  # share of the ink that may lie beyond even that
+_LEGIBLE = 20.0  # pixels: higher letters have strokes of a pixel and more, which every ink_threshold keeps
 _LINE_INK = 0.6  # a line of bold capitals covers less than half of its canvas; an inverted one nearly all
 
 
@@ -102,7 +103,20 @@ def _glyph_page(batch: Batch, row: int, like_reference: bool) -> Iterator[Findin
     if outside > _INK_OUTSIDE * inked and not leaves_box:
         yield Finding("glyph page", batch.name[row], f"{outside / inked:.1%} of the ink lies outside the text boxes")
     if not inked and any(text.strip() for text in batch.texts[row]):
-        yield Finding("glyph page", batch.name[row], f"no ink, although the texts are {', '.join(batch.texts[row])}")
+        message = f"no ink, although the texts are {', '.join(batch.texts[row])}; {_why_no_ink(batch, row)}"
+        yield Finding("glyph page", batch.name[row], message)
+
+
+def _why_no_ink(batch: Batch, row: int) -> str:
+    """How high the letters are, and what would draw them."""
+    heights = [min(cv2.minAreaRect(np.asarray(p, np.float32))[1]) for p in batch.polygons[row]]
+    side = batch.image.shape[-1]
+    if not heights or max(heights) >= _LEGIBLE:
+        return "launch/check_dataset.py lists the characters that no font in fonts/ has"
+    return (
+        f"letters are {max(heights):.0f} px high at {side} px; raise data.options.resolution or lower "
+        "data.options.ink_threshold"
+    )
 
 
 def _boxes(batch: Batch, row: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -131,7 +145,9 @@ def _glyph_lines(batch: Batch, row: int) -> Iterator[Finding]:
         if not _is_binary(glyphs):
             yield Finding("glyph line", where, f"not in {{0, 1}}: {_span(glyphs)}")
         elif share == 0 and text.strip():
-            yield Finding("glyph line", where, f"empty, although the text is {text!r}; has its font these characters?")
+            yield Finding(
+                "glyph line", where, f"empty, although the text is {text!r}; no font in fonts/ has these characters"
+            )
         elif share > _LINE_INK:
             yield Finding("glyph line", where, f"{share:.0%} ink; black text on white instead of white on black?")
 
@@ -149,7 +165,8 @@ def _positions(batch: Batch, row: int) -> Iterator[Finding]:
             grown = cv2.dilate(box, np.ones((7, 7), np.uint8)) > 0  # training moves the edge by two pixels at most
             inside = int((position & grown).sum())
             if inside < area / 2:
-                yield Finding("position", where, f"only {inside / area:.0%} of it lies in the line's own polygon")
+                message = f"only {inside / area:.0%} of it lies in the line's own polygon; list its corners in order"
+                yield Finding("position", where, message)
 
 
 def _colors(batch: Batch, row: int) -> Iterator[Finding]:
@@ -175,7 +192,8 @@ def _captions(batch: Batch, row: int) -> Iterator[Finding]:
         fewer = "fewer" if found < wanted else "more"
         message = (
             f"text caption {batch.text_caption[row]!r} has {fewer} placeholders after tokenisation ({found}) than "
-            f"lines ({wanted}); write ' * , * . ' with spaces, within {CONTEXT_LENGTH - 2} tokens"
+            f"lines ({wanted}); write ' * , * . ' with spaces, within {CONTEXT_LENGTH - 2} tokens; a smaller "
+            "data.options.max_lines makes it shorter"
         )
         yield Finding("placeholders", name, message)
     if "*" in batch.image_caption[row]:

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -205,8 +206,13 @@ def _count_chunks(dataset: AnyWordDataset, indices: Sequence[int], workers: int)
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=limit_threads,
+        worker_init_fn=_start_worker,
     )
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    limit_threads(worker)
 
 
 def _unchanged(part: Any) -> Any:

@@ -34,6 +34,7 @@ FREE = {
     "run_root": "where the run lies",
     "model.activation_checkpointing": "the same values in less memory",
     "data.max_faulty": "a limit",
+    "data.max_faulty_lines": "a limit",
     "data.max_unreadable": "a limit",
     "data.cache": "the same samples, read from a store",
     "data.cache_mismatch": "the same samples, read from a store",

@@ -20,6 +20,7 @@ from distill.config.differences import require_known
 from distill.config.merging import merge, to_object
 from distill.config.objective import leave_objective
 from distill.config.schema import Recipe
+from distill.config.unknown_keys import refuse_unknown_keys
 from distill.losses.terms import terms_with_attention
 
 DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")
@@ -28,14 +29,16 @@ DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, a file or a shipped one (None: the dataclasses' defaults), and applies `key=value` overrides.
 
-    Raises ValueError in one line for a missing or malformed file, an unknown key, or an impossible value.
+    Raises ValueError in one line for a missing or malformed file, unknown keys (all of them), or an impossible value.
     """
     merged = OmegaConf.structured(Recipe)
-    if path is not None:
-        (from_file,) = rename_keys([_read_yaml(path)], f"--config {path}")
+    files = [] if path is None else rename_keys([_read_yaml(path)], f"--config {path}")
+    layers = rename_keys([_parse_override(item) for item in overrides], "override")
+    named = [f"override {item}" for item in overrides]
+    refuse_unknown_keys([*((f"--config {path}", file) for file in files), *zip(named, layers, strict=True)])
+    for from_file in files:
         merged = merge(merged, from_file, f"--config {path}")
         to_object(merged, f"--config {path}")
-    layers = rename_keys([_parse_override(item) for item in overrides], "override")
     for item, layer in zip(overrides, layers, strict=True):
         leave_objective(merged, layer)
         merged = merge(merged, layer, f"override {item}")

@@ -22,6 +22,7 @@ from anytext2.glyphs.fonts import FontTable, load_font_table
 from anytext2.model.anytext2 import AnyText2
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.schema import DataConfig, Recipe, SyntheticDataConfig
+from distill.data.cache_command import build_cache_command
 from distill.data.judgement import judge_records
 from distill.data.picture_files import probe_pictures
 from distill.data.splits import image_sizes
@@ -67,7 +68,12 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
         count = min(len(records), GLYPH_CHECK_PICTURES)
         probed = np.unique(np.linspace(0, len(records) - 1, count).round().astype(np.int64))
         _report_missing_glyphs(missing_glyphs(records.select(probed), fonts), len(probed), len(records))
-    cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
+    try:
+        cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. This builds the one for this run: {build_cache_command(recipe, sources)}"
+        ) from error
     latents, captions = (cache is not None and kind == "cache" for kind in (recipe.data.latents, recipe.data.captions))
     return AnyWordDataset(records, options, recipe.seed, fonts, cache, latents, captions)
 

@@ -55,6 +55,8 @@ def make_batch_sampler(dataset: AnyWordDataset, data: DataConfig, seed: int) -> 
     """
     assert isinstance(dataset.records, Records), "a run's records know their names and sources"
     chosen = split_indices(dataset.records, data.split, data.part)
+    if not len(dataset):
+        raise ValueError("data.sources: no picture that can be used; launch/check_dataset.py says why")
     if not len(chosen):
         raise ValueError(f"data.part={data.part}: none of the {len(dataset)} pictures is in it; use data.part=all")
     sources = dataset.records.sources

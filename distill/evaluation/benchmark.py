@@ -33,7 +33,6 @@ from distill.evaluation.score_table import align_columns, format_with_interval, 
 from distill.evaluation.scores import NETWORK_COLUMNS, Interval, NetworkScores, mean_interval, to_json
 from distill.viz.grids import SampleImages, hint_to_image, to_uint8, to_unit_range
 
-PROTOCOL = "anytext-benchmark"
 IMAGES_PER_PROMPT = 4
 STEPS, GUIDANCE = 20, 7.5
 _JPEG_QUALITY = 95  # OpenCV's default, which the authors' pictures have

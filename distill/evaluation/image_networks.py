@@ -18,14 +18,11 @@ from torch.nn import functional as F
 
 from anytext2.data.image_file import ImageError, read_image
 from anytext2.model.weights import read_state_dict
+from distill.evaluation import CLIP_MODEL, INCEPTION_FILE
 from distill.evaluation.fid_kid import frechet_distance, kernel_distance
 from distill.evaluation.scores import NetworkScores, mean_interval
 
-CLIP_MODEL = "ViT-B-32-quickgelu"
-"""open_clip's name of OpenAI's ViT-B/32, with which AnyText measures its CLIP scores."""
-
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_CLASSES = 1008
 UNMEASURED_NETWORKS_NOTE = (
     "CLIP score, FID and KID were not measured: --clip-weights FILE, and --fid-reference DIR with --fid-weights FILE, "

@@ -12,10 +12,10 @@ import torch
 from anytext2.core.line_crop import crop_line, quad_from_points, recognizer_input
 from anytext2.model.recognizer import Recognizer, ctc_greedy_decode, load_charset
 from distill.config.schema import Recipe
+from distill.evaluation import ENGINES
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr
 from distill.losses.terms import terms_with_recognizer
 
-ENGINES = ("rapidocr", "duguang", "own")
 DUGUANG = "damo/cv_convnextTiny_ocr-recognition-general_damo"
 
 

@@ -7,6 +7,7 @@ enough where the recipe is given.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from distill.diffusion.samplers import SamplerOptions
 from distill.inference.model import make_model
 
 DEFAULT_GUIDANCE = 7.5
+_CUDA = re.compile(r"cuda(?::(\d+))?")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -43,7 +45,8 @@ class SamplingModel:
     """A model ready to sample.
 
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
-    run_dir: the folder of the run that the checkpoint belongs to, None where there is none.
+    run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
+    overrides were laid over.
     """
 
     recipe: Recipe
@@ -53,6 +56,7 @@ class SamplingModel:
     run_dir: Path | None
     device: torch.device
     precision: str
+    recipe_file: Path
 
     @property
     def sampler_options(self) -> SamplerOptions:
@@ -110,7 +114,8 @@ def load_sampling_model(
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
     own = None if folder is None else recipe_of(folder)
-    recipe = load_recipe(config or own or DEFAULT_RECIPE, overrides)
+    recipe_file = config or own or DEFAULT_RECIPE
+    recipe = load_recipe(recipe_file, overrides)
     has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
     if own is not None and has_student and (config or overrides):
         _require_same_student(own, recipe, is_certain=own.parent == folder)
@@ -122,7 +127,7 @@ def load_sampling_model(
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
     wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
     run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
-    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind)
+    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind, recipe_file)
 
 
 def _require_same_student(file: Path, recipe: Recipe, is_certain: bool) -> None:
@@ -184,8 +189,10 @@ def load_dataset(sources: Sequence[Path], recipe: Recipe, judge: bool = False) -
 def read_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> tuple[list[Sample], Counter[str]]:
     """The samples of the first epoch at `indices`, and a count, by reason, of those that cannot be read.
 
-    Raises ValueError for an index beyond the dataset, or where no sample is left.
+    Raises ValueError for an empty dataset, an index beyond it, or where no sample is left.
     """
+    if not len(dataset):
+        raise ValueError("the data has no picture that can be used; launch/check_dataset.py says why")
     samples: list[Sample] = []
     skipped: Counter[str] = Counter()
     last = ""
@@ -223,7 +230,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` becomes cuda where there is a GPU, else cpu."""
-    if name != "auto":
+    """`auto` becomes cuda where there is a GPU, else cpu. Raises ValueError for a device that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    if name == "cpu":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    number = _CUDA.fullmatch(name)
+    if number is None:
+        raise ValueError(f"--device {name}: write auto, cpu, cuda, or cuda:1 for the second GPU")
+    if not gpus:
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU here"
+        raise ValueError(f"--device {name}: {why}; use --device cpu")
+    if int(number[1] or 0) >= gpus:
+        raise ValueError(f"--device {name}: torch sees {gpus} GPU(s) here, cuda:0 to cuda:{gpus - 1}")
+    return name

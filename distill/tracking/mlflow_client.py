@@ -25,6 +25,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import one_line
+from distill.tracking.refusals import RefusedError
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
 _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
@@ -69,18 +70,19 @@ class MlflowRun:
             return False
 
     def create(self, experiment: str, began: Any, parent: str) -> str:
-        """Creates a run, named after the folder, and returns its id.
+        """Creates a run, named after the folder, and returns its id. Raises RefusedError for a deleted experiment.
 
         began: seconds since 1970, anything else for now. parent: id of the run that it belongs below, or ''.
         """
-        return str(
-            self._client.create_run(
-                self._experiment_id(experiment),
-                start_time=_milliseconds(began) if isinstance(began, float | int) else None,
-                run_name=self._run_dir.name,
-                tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
-            ).info.run_id
-        )
+        run_id = self._client.create_run(
+            self._experiment_id(experiment),
+            start_time=_milliseconds(began) if isinstance(began, float | int) else None,
+            run_name=self._run_dir.name,
+            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
+        ).info.run_id
+        if not run_id:  # a server that answers everything with {}: records would be lost there
+            raise RefusedError("what answers there is no MLflow; check host, port and path of tracking.uri")
+        return str(run_id)
 
     def send(self, journal: str, records: list[Record]) -> None:
         """Sends records of one journal, in order. Records that MLflow refuses for good are counted and left out."""
@@ -129,6 +131,11 @@ class MlflowRun:
                 found = self._client.get_experiment_by_name(name)  # another run may have been faster
                 if found is None:
                     raise error
+        if found.lifecycle_stage == "deleted":
+            raise RefusedError(
+                f"its experiment {name!r} is deleted; `mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}` brings it back, or set tracking.experiment to another name"
+            )
         return str(found.experiment_id)
 
     def _log(self, kind: str, entries: Sequence[Any]) -> None:
@@ -138,13 +145,21 @@ class MlflowRun:
             self._client.log_batch(self.run_id, **some)
 
     def _send_params(self, params: dict[str, str]) -> None:
-        """A parameter of an MLflow run cannot change. A value that a resume changed becomes a tag `resumed.<name>`."""
+        """A parameter of an MLflow run cannot change. A value that a resume changed becomes a tag `resumed.<name>`.
+
+        It is said of recipe keys: what a person looks up. Others, such as the command, differ at every resume.
+        """
         known = self._client.get_run(self.run_id).data.params
         self._counts["shortened"] += sum(len(value) > _MAX_VALUE for value in params.values())
         values = {_key(name): value[:_MAX_VALUE] for name, value in params.items()}
         changed = {f"resumed.{n}"[:_MAX_KEY]: v[:_MAX_TAG] for n, v in values.items() if known.get(n, v) != v}
         self._log("params", [Param(name, value) for name, value in values.items() if name not in known])
         self._log("tags", [RunTag(name, value) for name, value in changed.items()])
+        if keys := [n.removeprefix("resumed.recipe.") for n in changed if n.startswith("resumed.recipe.")]:
+            self._say(
+                f"tracking: MLflow shows {', '.join(keys)} as it was when this run began; the value of now is a tag, "
+                f"as resumed.recipe.{keys[0]}"
+            )
 
     def _send_status(self, status: str, time: int) -> None:
         if status == "RUNNING":

@@ -24,7 +24,8 @@ def sync(
 ) -> SendReport:
     """Sends what MLflow does not have yet, within `timeout` seconds. uri, experiment: None for those of the run.
 
-    A run without a recorded end was killed: it is recorded as KILLED at the time of its last line.
+    A run without a recorded end was killed: it is recorded as KILLED at the time of its last line. What is left, and
+    why, is in the report.
 
     Raises:
         ValueError: the folder is missing or holds no journals.
@@ -45,7 +46,7 @@ def sync(
         uri = tracking_uri(run_dir, params.get("recipe.tracking.uri", "") if uri is None else uri)
         experiment = experiment or params.get("recipe.tracking.experiment") or TrackingConfig.experiment
         timing = timing or Timing(send=1.0, system=0.0, connect=0.0)
-        uploader = Uploader(run_dir, uri, experiment, journals, state, say=say, timing=timing)
+        uploader = Uploader(run_dir, uri, experiment, journals, state, say=say, timing=timing, tells_rest=False)
         uploader.start()
         return uploader.finish(timeout, patient=True)
     finally:

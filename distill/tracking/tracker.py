@@ -2,14 +2,14 @@
 
 Every value is first appended to a journal in the run folder:
 
-    params.jsonl     {"time", "params": {...}}, one line a start
+    params.jsonl     {"time", "params": {...}}: at a start where MLflow is, before the first step everything
     metrics.jsonl    {"time", "step", name: value, ...}; each step of a metric once, also when a resume does it again
     system.jsonl     the same, names begin with "system/"; its steps count the samples
     status.jsonl     {"time", "status"}: RUNNING at a start, FINISHED, FAILED or KILLED at an orderly end
     artifacts.jsonl  {"time", "path", "folder"}; paths in the run folder are relative to it
 
 `uploader.Uploader` sends what is new in the background. Only one process of a run (rank 0) has a Tracker. `finish`
-writes tracking_report.json: what was sent, and what tracking cost.
+writes tracking_report.json: what was sent, and what tracking cost. A process that only adds to a run leaves that alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from distill.tracking.upload_state import UploadState
 from distill.tracking.uploader import SendReport, Timing, Uploader, open_journals, tracking_uri
 
 REPORT = "tracking_report.json"
+_PLACE = ("recipe.tracking.uri", "recipe.tracking.experiment")
+"""Recorded at a start, for launch/sync_tracking.py."""
 PACKAGES = ("torch", "deepspeed", "peft", "open_clip_torch", "omegaconf", "mlflow", "numpy", "safetensors", "pillow")
 
 
@@ -60,6 +62,7 @@ class Tracker:
         self.run_dir = run_dir = run_dir.resolve()
         self.uri = tracking_uri(run_dir, options.uri) if options.enabled else ""
         self._say, self._owns = say, params is not None
+        self._unrecorded: dict[str, str] | None = None
         self._began, self._call_seconds = time.monotonic(), 0.0
         self._journals, self._state = open_journals(run_dir, say), UploadState(run_dir, say)
         self._repeated = 0
@@ -69,7 +72,9 @@ class Tracker:
                 self._last_steps |= {name: max(step, self._last_steps.get(name, step)) for name in record}
         if params is not None:
             self._state.acquire()  # also where nothing is sent: it tells others that the run is alive
-            self._journals["params"].append({"time": now(), "params": flatten(params)})
+            self._unrecorded = flatten(params)
+            if place := {name: self._unrecorded[name] for name in _PLACE if name in self._unrecorded}:
+                self._journals["params"].append({"time": now(), "params": place})
             self._journals["status"].append({"time": now(), "status": "RUNNING"})
         self._uploader: Uploader | None = None
         if options.enabled:
@@ -84,6 +89,13 @@ class Tracker:
         """MLflow's id of this run; empty as long as MLflow has not answered."""
         return self._uploader.run_id if self._uploader else ""
 
+    def record_params(self) -> None:
+        """Records the parameters, once: called right before the first step, so that they are those of an attempt that
+        trained and not of one that was refused or had nothing to do."""
+        if self._unrecorded is not None:
+            self._journals["params"].append({"time": now(), "params": self._unrecorded})
+            self._unrecorded = None
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Records numbers of one step. NaN and infinity are kept.
 
@@ -93,6 +105,7 @@ class Tracker:
         began = time.perf_counter()
         fresh = dict(metrics)
         if self._owns:
+            self.record_params()
             fresh = {name: value for name, value in metrics.items() if step > self._last_steps.get(name, -1)}
             if len(fresh) < len(metrics) and not self._repeated:
                 self._say(
@@ -134,12 +147,16 @@ class Tracker:
         self._state.release()
         counts = dict(+Counter({**report.counts, "repeated": self._repeated, "unwritten": unwritten}))
         report = replace(report, counts=counts, call_seconds=self._call_seconds, wall_seconds=wall)
+        if self._owns:
+            self._write_report(report)
+        return report
+
+    def _write_report(self, report: SendReport) -> None:
         content = asdict(report) | {"uri": self.uri, "cost": round(report.cost, 6)}
         try:
             (self.run_dir / REPORT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             self._say(f"tracking: {self.run_dir / REPORT} cannot be written ({error.strerror})")
-        return report
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:

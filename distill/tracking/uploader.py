@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from anytext2.core.files import fsync
 from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import Journal, metric_record, one_line
+from distill.tracking.refusals import RefusedError, refusal
 from distill.tracking.upload_state import UploadState
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 JOURNALS = ("params", "metrics", "system", "status", "artifacts")
 """In the order in which they are sent. Files come last: they take longest and fail most often."""
 _LINES_AT_ONCE = 200
-_LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries in a long outage."""
 
 
 @dataclass(frozen=True)
 class SendReport:
     """What was sent of a run's records. failures: failed attempts to reach MLflow. unsent: lines that are only local.
+    refusal: why MLflow refuses for good and what to do; '' where it does not.
 
     counts: lines sent by journal; where there were any also 'refused', 'malformed', 'broken', 'shortened', 'absent
     artifacts', 'artifacts outside the run folder', 'repeated' (values of steps that a resume did again, not sent),
@@ -43,6 +46,7 @@ class SendReport:
     run_id: str = ""
     failures: int = 0
     unsent: int = 0
+    refusal: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     call_seconds: float = 0.0
     thread_seconds: float = 0.0
@@ -69,7 +73,8 @@ class Uploader:
     """Sends the journals of a run folder. Its methods raise nothing: failures are counted and said once an outage.
 
     uri: from `tracking_uri`. run_id: the MLflow run to continue where the folder knows none. state: only the holder of
-    its lock sends; other processes append to the same journals and leave the sending to it.
+    its lock sends; other processes append to the same journals and leave the sending to it. tells_rest: whether it says
+    what is left at the end, why, and how to send it; False where the caller does.
     """
 
     def __init__(
@@ -82,10 +87,12 @@ class Uploader:
         run_id: str = "",
         say: Callable[[str], None] = print,
         timing: Timing | None = None,
+        tells_rest: bool = True,
     ) -> None:
         self.allowed: set[Path] = set()  # files and folders outside the run folder that may be sent
         self._run_dir, self._uri, self._experiment, self._journals = run_dir, uri, experiment, journals
         self._state, self._given_id, self._say, self._timing = state, run_id, say, timing or Timing()
+        self._tells_rest = tells_rest
         self._counts: Counter[str] = Counter()
         self._mlflow: MlflowRun | None = None  # None: not connected
         self._monitors: SystemMonitors | None = None
@@ -95,6 +102,7 @@ class Uploader:
         self._tried, self._closing, self._deadline = threading.Event(), threading.Event(), 0.0
         self._thread = threading.Thread(target=self._run, name="mlflow-uploader", daemon=True)
         self.run_id, self._sent = self._load()
+        self._reached, self._refusal = bool(self.run_id), ""  # whether MLflow has ever answered; why it refuses
 
     def start(self) -> None:
         """Starts to send. Returns when MLflow has answered, has failed to, or has taken `timing.connect` seconds."""
@@ -114,21 +122,25 @@ class Uploader:
         self._tried.wait(self._timing.connect)
 
     def finish(self, timeout: float, patient: bool = False) -> SendReport:
-        """Sends the rest, within `timeout` seconds. After a failure it gives up, unless `patient`: then it repeats."""
+        """Sends the rest, within `timeout` seconds. After a failure it gives up; if `patient`, after a refusal only."""
         if self._thread.is_alive():
             self._deadline = time.monotonic() + timeout if patient else 0.0
             self._closing.set()
             self._thread.join(timeout)
         unsent = self._unsent()
         if unsent and self._state.acquire():
-            self._say(
-                f"tracking: {unsent} records did not reach MLflow ({self._uri}); they are in {self._run_dir}, "
-                f"and `python launch/sync_tracking.py {self._run_dir}` sends them"
-            )
+            if self._tells_rest:
+                other = ", with --uri or --experiment where those are wrong," if self._refusal else ""
+                self._say(
+                    f"tracking: {unsent} records did not reach MLflow ({self._uri}); they are in {self._run_dir}, "
+                    f"and `python launch/sync_tracking.py {self._run_dir}`{other} sends them"
+                )
         elif unsent:
             self._say(f"tracking: {unsent} records are left to {self._state.holder()}, which sends for {self._run_dir}")
         counts = dict(+self._counts.copy())  # without the zeros; the thread may still add to it
-        return SendReport(self.run_id, self._failures, unsent, counts, thread_seconds=self._thread_seconds)
+        return SendReport(
+            self.run_id, self._failures, unsent, self._refusal, counts, thread_seconds=self._thread_seconds
+        )
 
     # --- the thread ---
 
@@ -140,7 +152,7 @@ class Uploader:
             if time.monotonic() >= self._next_try:
                 self._attempt(self._send_all)
             self._thread_seconds = time.thread_time()
-        while not self._attempt(self._send_all) and time.monotonic() < self._deadline:
+        while not self._attempt(self._send_all) and not self._refusal and time.monotonic() < self._deadline:
             time.sleep(min(1.0, self._timing.send))
         self._thread_seconds = time.thread_time()
 
@@ -154,20 +166,28 @@ class Uploader:
         try:
             action()
         except Exception as error:  # network, database and MLflow errors have no common base
-            if not self._pause:
-                self._say(
-                    f"tracking: MLflow ({self._uri}) does not answer, records stay in {self._run_dir}: "
-                    f"{one_line(error)}"
-                )
+            self._report_failure(error)
             self._failures += 1
             self._mlflow = None  # connect again: the run may be gone
-            self._pause = min(2 * max(self._pause, self._timing.send), _LONGEST_PAUSE)
+            self._pause = min(2 * max(self._pause, self._timing.send), LONGEST_PAUSE)
             self._next_try = time.monotonic() + self._pause
             return False
         if self._pause:
             self._say(f"tracking: MLflow ({self._uri}) answers again")
-        self._pause = self._next_try = 0.0
+        self._pause, self._next_try, self._refusal = 0.0, 0.0, ""
         return True
+
+    def _report_failure(self, error: Exception) -> None:
+        """Says the first failure of an outage, and each new reason of a refusal, which may follow an outage."""
+        before, self._refusal = self._refusal, refusal(error, self._reached)
+        if self._refusal and self._refusal != before and self._tells_rest:
+            self._say(
+                f"tracking: MLflow ({self._uri}) cannot be used: {self._refusal}; records stay in {self._run_dir}"
+            )
+        elif not self._refusal and not self._pause:
+            self._say(
+                f"tracking: MLflow ({self._uri}) does not answer, records stay in {self._run_dir}: {one_line(error)}"
+            )
 
     def _connect(self) -> None:
         from distill.tracking.mlflow_client import MlflowRun
@@ -181,7 +201,7 @@ class Uploader:
             self.run_id = mlflow.create(self._experiment, began, self._parent_id())
             self._state.store(self._uri, self.run_id, self._sent)
         mlflow.run_id = self.run_id
-        self._mlflow = mlflow
+        self._mlflow, self._reached = mlflow, True
 
     def _parent_id(self) -> str:
         """The id of the training run that an evaluation belongs below; '' for a training run."""
@@ -190,7 +210,7 @@ class Uploader:
             return ""
         known = UploadState(parent, self._say).load(self._uri)
         if known is None:
-            raise ConnectionError(f"it does not know the training run {parent} yet, which is to be sent first")
+            raise RefusedError(f"it does not know the training run {parent} yet, which is to be sent first")
         return known[0]
 
     def _send_all(self) -> None:

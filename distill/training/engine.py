@@ -5,6 +5,7 @@ What DeepSpeed reads from its JSON is completed here with what the recipe owns: 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
+from distill.runtime.arrival import report_missing_ranks
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
 from distill.training.zero_shards import Shards
@@ -43,6 +45,7 @@ def init_world(local_rank: int, threads: int) -> World:
     Raises ValueError for variables that do not fit together, for a rank without a GPU where there are GPUs, and for a
     port that is taken.
     """
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     import deepspeed
 
     here = find_rendezvous(os.environ, local_rank)
@@ -60,7 +63,8 @@ def init_world(local_rank: int, threads: int) -> World:
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     os.environ.update(here.variables() | {"LOCAL_RANK": str(index)})  # DeepSpeed takes LOCAL_RANK for the GPU's number
     try:
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        with report_missing_ranks(here):
+            deepspeed.init_distributed(dist_backend=backend, verbose=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -69,6 +73,11 @@ def init_world(local_rank: int, threads: int) -> World:
             f"deepspeed --master_port {here.master_port + 1} launch/train.py ..."
         ) from error
     return World(dist.get_rank(), here.local_rank, dist.get_world_size(), device)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leaves out DeepSpeed's warning of a machine without a GPU; the command says itself what it runs on."""
+    return not record.getMessage().startswith("Setting accelerator to CPU.")
 
 
 def _free_port() -> int:

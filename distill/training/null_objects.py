@@ -18,6 +18,9 @@ class NullTracker:
 
     run_id = ""
 
+    def record_params(self) -> None:
+        pass
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         pass
 

@@ -73,7 +73,12 @@ class Trainer:
         """
         if reasons := self.guard.stop_reasons():
             return self._stop(reasons)
+        if self.is_done:
+            self._say_nothing_is_to_be_done()
+            self._finish()
+            return None
         self._check_first_batch()
+        self.tracker.record_params()
         stream = self.batches.starting_at(self.progress.batches)
         self.engine.module.train()
         self.metrics.window.start_clock()
@@ -81,6 +86,12 @@ class Trainer:
             reasons = self._train_batch(stream)
             if reasons and not self.is_done:
                 return self._stop(reasons)
+        if self.engine.world.is_main and self.progress.updates < self.recipe.train.max_steps:
+            print(
+                f"eval: no better spelling than at update {self.progress.best_update} in "
+                f"{self.progress.evaluations_since_best} evaluations (eval.patience): the run ends",
+                flush=True,
+            )
         self._finish()
         return None
 
@@ -158,15 +169,18 @@ class Trainer:
         checkpoint = self.recipe.run_dir / f"checkpoint-{progress.updates}"
         return Stopped(progress.updates, reasons, checkpoint if checkpoint.is_dir() else None)
 
+    def _say_nothing_is_to_be_done(self) -> None:
+        if not self.engine.world.is_main:
+            return
+        updates, last = self.progress.updates, self.recipe.train.max_steps
+        why = f"a larger train.max_steps goes on, as in train.max_steps={2 * updates}"
+        if updates < last:
+            why = f"ended by eval.patience={self.recipe.eval.patience}; a larger one goes on"
+        print(f"{self.recipe.run_dir} is at update {updates} of {last}: nothing to do ({why})", flush=True)
+
     def _finish(self) -> None:
         """Waits for the last checkpoint and hands its weights to the tracker. Collective."""
         progress = self.progress
-        if self.engine.world.is_main and progress.updates < self.recipe.train.max_steps:
-            print(
-                f"eval: no better spelling than at update {progress.best_update} in "
-                f"{progress.evaluations_since_best} evaluations (eval.patience): the run ends",
-                flush=True,
-            )
         self.checkpoints.finish()
         for folder, paths in self.checkpoints.deliverables(progress).items():
             for path in paths:

@@ -1,40 +1,46 @@
-"""The command line of the tools that read a dataset: annotation files, `key=value` options and a recipe."""
+"""The recipe that a command uses, and the annotation files of the tools that read a dataset."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from distill.config.recipes import load_recipe
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 
-_SECTION = "data."
+_SECTIONS = {field.name for field in fields(Recipe)}
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `items` (files and options) and `recipe`."""
-    parser.add_argument(
-        "items",
-        nargs="*",
-        metavar="JSON | key=value",
-        help="annotation files (default: the recipe's), and values of data.options, as in max_lines=3",
-    )
-    parser.add_argument(
-        "--recipe", "--config", type=Path, metavar="YAML", help="take data.options from it; default: their defaults"
-    )
+def resolve_recipe(config: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of --config, or the embedded one, with `key=value` overrides. Raises ValueError as `load_recipe`."""
+    return load_recipe(config or DEFAULT_RECIPE, overrides)
 
 
-def resolve_data(items: Sequence[str], recipe_file: Path | None) -> tuple[list[Path], Recipe]:
-    """The annotation files and the recipe that a command line asks for.
+def recipe_line(recipe: Recipe, file: Path | None) -> str:
+    """Says which recipe a command uses (file: None for the embedded one), and what it says of samples."""
+    options = recipe.data.options
+    which = f"{DEFAULT_RECIPE.name}, the embedded default" if file in (None, DEFAULT_RECIPE) else str(file)
+    drawn = f"{options.resolution} px, {options.max_lines} lines, ink_threshold {options.ink_threshold:g}"
+    return f"recipe: {which}; {drawn}"
 
-    Without a recipe file everything has its default. An item is an option where it holds a '=' and no file has that
-    name; its key is one of data.options, or begins with 'data.'. Raises ValueError for an unknown option, an impossible
-    value, or where no existing file is named.
+
+def resolve_data(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[list[Path], Recipe]:
+    """The annotation files and the recipe that a command line asks for; says which recipe it is.
+
+    args: of a parser with `items` and `config`. An item is an option where it holds a '=' and no file has that name;
+    its key is one of data.options or any key of a recipe. more: options after those. Raises ValueError for an unknown
+    option, an impossible value, or where no existing file is named.
     """
-    options = [item for item in items if "=" in item and not Path(item).is_file()]
-    recipe = load_recipe(recipe_file, [_full_key(item) for item in options])
-    sources = [Path(item) for item in items if item not in options] or [Path(s) for s in recipe.data.sources]
+    config = _config(args)
+    options = [item for item in args.items if "=" in item and not Path(item).is_file()]
+    recipe = resolve_recipe(config, [_full_key(item) for item in (*options, *more)])
+    if args.recipe is not None:
+        print("--recipe is now --config", file=sys.stderr, flush=True)
+    print(recipe_line(recipe, config), flush=True)
+    sources = [Path(item) for item in args.items if item not in options] or [Path(s) for s in recipe.data.sources]
     if not sources:
         raise ValueError("no annotation file given; name one, as in runs/drawn/data.json")
     for source in sources:
@@ -43,5 +49,14 @@ def resolve_data(items: Sequence[str], recipe_file: Path | None) -> tuple[list[P
     return sources, recipe
 
 
+def _config(args: argparse.Namespace) -> Path | None:
+    if args.recipe is None:
+        return args.config  # type: ignore[no-any-return]
+    if args.config is not None:
+        raise ValueError("--recipe is the old name of --config; give one of them")
+    return args.recipe  # type: ignore[no-any-return]
+
+
 def _full_key(item: str) -> str:
-    return item if item.startswith(_SECTION) else f"{_SECTION}options.{item}"
+    section = item.partition("=")[0].partition(".")[0]
+    return item if section in _SECTIONS else f"data.options.{item}"

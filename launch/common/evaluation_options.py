@@ -1,59 +1,30 @@
-"""The command line of launch/evaluate.py, and what it asks for: options, OCR engine, networks of CLIP score and FID."""
+"""What the command line of launch/evaluate.py asks for: options, OCR engine, networks of CLIP score and FID."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from distill.diffusion.samplers import SAMPLERS
-from distill.evaluation.benchmark import PROTOCOL
+from distill.evaluation import PROTOCOL
 from distill.evaluation.benchmark_data import find_annotation_files
 from distill.evaluation.evaluate import EvaluationConfig
-from distill.evaluation.image_networks import CLIP_MODEL, INCEPTION_FILE, ImageNetworks, ImageNetworksConfig
+from distill.evaluation.image_networks import ImageNetworks, ImageNetworksConfig
 from distill.evaluation.ocr import Embedder, OcrEngine, OcrNotInstalled, RapidOcr
-from distill.evaluation.ocr_engines import ENGINES, make_ocr_engine
+from distill.evaluation.ocr_engines import make_ocr_engine
 from distill.inference.loading import SamplingModel, resolve_device
-from launch.common.cli import add_model_options, add_sampling_options, int_list, require_at_least
-
-
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    defaults = EvaluationConfig()
-    parser = argparse.ArgumentParser(description="Compare a few-step student with its teacher on held-out samples.")
-    add_model_options(parser)
-    add_sampling_options(parser, defaults.batch)
-    add = parser.add_argument
-    add("--data", type=Path, action="append", default=[], metavar="JSON", help="held-out annotations; default: drawn")
-    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all")
-    for role in ("teacher", "undistilled", "student"):
-        steps = ",".join(map(str, getattr(defaults, f"{role}_steps")))
-        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
-    add("--student-sampler", choices=SAMPLERS, help="default: its objective's own")
-    add("--grid-rows", dest="shown", type=int, default=defaults.shown, metavar="N", help="pictures in grid.png")
-    add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
-    add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")
-    add("--no-ocr", action="store_true", help="leave the reading of lines out")
-    add("--ocr-threads", type=int, default=defaults.ocr_threads, metavar="N")
-    add("--clip-weights", type=Path, metavar="FILE", help="measure the CLIP score with these weights")
-    add("--clip-model", default=CLIP_MODEL, metavar="NAME", help="as open_clip calls it; %(default)s")
-    add("--fid-reference", type=Path, metavar="DIR", help="measure FID and KID to these pictures")
-    add("--fid-weights", type=Path, metavar="FILE", help=INCEPTION_FILE)
-    add("--protocol", choices=("held-out", PROTOCOL), default="held-out")
-    add("--benchmark", type=Path, metavar="DIR", help=f"where {PROTOCOL} is unpacked")
-    add("--reference", type=Path, metavar="FILE", help="take the first teacher row from it; made where it is not there")
-    add("--out", type=Path, metavar="DIR", help="default: the run folder, else runs/evaluate")
-    return parser.parse_intermixed_args(argv)
+from launch.common.cli import require_at_least, require_output_folder
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuses what is wrong with the command itself, before anything is loaded. Raises ValueError in one line."""
     require_at_least(args, 1, "count")
     EvaluationConfig(**_given_options(args))
+    resolve_device(args.device)
+    if args.out is not None:
+        require_output_folder(args.out, "--out")
     if missing := [path for path in args.data if not path.is_file()]:
         raise ValueError(f"--data {missing[0]}: no such file")
     if (args.protocol == PROTOCOL) != (args.benchmark is not None):

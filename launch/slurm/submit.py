@@ -16,6 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.common.cli import is_command
+from launch.common.tool_parsers import parse_submit as parse
+
+if is_command(__name__):
+    parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
+
 from anytext2.core.resources import is_installed
 from distill.config.ds_config import find_ds_config, read_ds_config
 from distill.config.recipes import find_recipe, load_recipe
@@ -234,33 +240,6 @@ def submit(script: str) -> str:
     return done.stdout.strip().split(";")[0]
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Submit a training to SLURM.")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a file of launch/recipes, or your own")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus", type=int, default=3, help="on each node (default: 3)")
-    parser.add_argument("--cpus", type=int, help="of each rank (default: one, and one for each data worker)")
-    parser.add_argument("--time", default="1-00:00:00", help="limit, as SLURM writes it (default: %(default)s)")
-    parser.add_argument(
-        "--signal-lead", type=int, default=300, metavar="S", help="warn so long before it (default: 300)"
-    )
-    for name in ("mem", "partition", "account", "qos"):
-        parser.add_argument(f"--{name}", default="", help="as sbatch's")
-    parser.add_argument("--logs", type=Path, default=Request.logs, metavar="DIR", help="default: runs/slurm")
-    parser.add_argument("--begin", default="", help="start then, as in now+1hour or 22:00")
-    parser.add_argument(
-        "--every", default="", metavar="TIME", help="and again that long after each start, as in 24hours"
-    )
-    parser.add_argument("--singleton", action="store_true", help="not while another job of this run is queued or runs")
-    parser.add_argument("--array", type=Path, metavar="FILE", help="a sweep: one line of key=value words for each job")
-    parser.add_argument("--array-limit", type=int, default=0, metavar="K", help="at most K of them at once")
-    parser.add_argument("--max-requeues", type=int, default=20, metavar="N", help="of a stopped run (default: 20)")
-    parser.add_argument("--deepspeed", type=Path, default=Path("ds_configs/zero2.json"), metavar="JSON")
-    parser.add_argument("--dry-run", action="store_true", help="print the script instead")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values")
-    return parser.parse_intermixed_args(argv)
-
-
 def script_of(args: argparse.Namespace) -> str:
     """The job script that the command line asks for. Raises ValueError for what cannot run."""
     request = Request(
@@ -273,7 +252,7 @@ def script_of(args: argparse.Namespace) -> str:
         partition=args.partition,
         account=args.account,
         qos=args.qos,
-        logs=args.logs.resolve(),
+        logs=(args.logs or Request.logs).resolve(),
         begin=args.begin,
         every=args.every,
         singleton=args.singleton,
@@ -301,8 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             print(script, end="", flush=True)
             return 0
-        args.logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders: the job would end without a word
-        print(f"submitted job {submit(script)}; its log goes to {args.logs}", flush=True)
+        logs = args.logs or Request.logs
+        logs.mkdir(parents=True, exist_ok=True)  # SLURM makes no folders: the job would end without a word
+        print(f"submitted job {submit(script)}; its log goes to {logs}", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +131,31 @@ def test_a_store_of_other_settings_is_refused_or_left_out_when_asked(
         )
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.options.max_chars=9", "data.latents=encode"], ["data.options.max_chars=9"]),
+        (["data.options.resolution=72", "data.captions=cache"], ["--captions", "data.options.resolution=72"]),
+        (["data.buckets=[64,128x64]", "data.latents=encode"], ["data.buckets=[64,128x64]"]),
+        (["data.latents=cache", "model.weights=scratch", "seed=5"], ["--latents", "model.weights=scratch", "seed=5"]),
+    ],
+)
+def test_a_store_that_does_not_fit_prints_the_command_that_builds_the_one_wanted(
+    source: Path, store: Path, tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    mine = tmp_path / "my store.lmdb"
+    shutil.copy(store, mine)
+    recipe = recipe_of(source, mine, *overrides)
+    model = make_model(recipe.model, recipe.seed)
+    with pytest.raises(ValueError, match="This builds the one for this run: ") as caught:
+        build_dataset(recipe, WORLD, model)
+    command = shlex.split(str(caught.value).split("for this run: ")[1])
+    assert Path(command[1]).samefile(build_lmdb_cache.__file__) and set(words) <= set(command)
+    assert build_lmdb_cache.main([*command[2:], "--workers", "0"]) == 0
+    assert build_dataset(recipe, WORLD, model).cache is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -145,6 +172,21 @@ def test_what_cannot_be_built_is_said_in_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
     assert not (tmp_path / "x.lmdb").exists()
+
+
+def test_a_build_without_room_ends_with_2_and_goes_on(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(source), "--out", str(tmp_path / "x.lmdb"), "--workers", "0", "resolution=64"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        assert build_lmdb_cache.main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "x.lmdb.partial: a limit on the size of files is reached" in error
+    assert build_lmdb_cache.main(command) == 0 and (tmp_path / "x.lmdb").is_file()
 
 
 @pytest.mark.heavy

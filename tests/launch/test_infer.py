@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(workplace: Path) -> SamplingModel:
-    return load_sampling_model(workplace / "run", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT's, of what is none of the user's business
+        return load_sampling_model(workplace / "run", None)
 
 
 @pytest.fixture
@@ -79,6 +82,14 @@ def test_pictures_and_grid_are_written(workplace, tmp_path, capsys):
     assert (
         "teacher 2: 4 UNet calls" in printed and "student 1: 1 UNet calls" in printed and "wrote 6 pictures" in printed
     )
+
+
+def test_any_number_of_steps_that_the_sampler_can_do(workplace, tmp_path, reuse, capsys):
+    assert call_infer(workplace, tmp_path, "--steps", "3", "--steps", "5") == 0
+    assert {"sample000000-student-consistency-3.png", "grid.png"} < {path.name for path in tmp_path.iterdir()}
+    assert f"recipe: {workplace / 'run' / 'recipe.yaml'}; {SIZE} px" in capsys.readouterr().out
+    assert call_infer(workplace, tmp_path, "--steps", "0") == 2
+    assert "--steps 0: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.heavy

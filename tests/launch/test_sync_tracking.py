@@ -53,10 +53,10 @@ def test_a_run_that_ended_in_an_outage(run_dir: Path, capsys: pytest.CaptureFixt
     store = run_dir.parent / "mlflow.db"
     assert main([str(run_dir), "--timeout", "3"]) == 1  # the server that the run was told is still away
     out = capsys.readouterr().out
-    assert "7 left" in out and "7 records did not reach MLflow" in out
+    assert "8 left" in out and "does not answer" in out and "sync_tracking" not in out
     assert main([str(run_dir), "--uri", f"sqlite:///{store}"]) == 0
     out = capsys.readouterr().out
-    assert "1 params, 3 metrics, 2 status, 1 artifacts sent" in out and "0 left" in out
+    assert "2 params, 3 metrics, 2 status, 1 artifacts sent" in out and "0 left" in out
     run = only_run(store)
     assert run.info.status == "FAILED"
     assert run.info.artifact_uri.startswith((store.parent / "mlartifacts").as_uri()), "not under the present folder"
@@ -95,6 +95,31 @@ def test_a_folder_without_journals_and_a_bad_timeout(run_dir: Path, capsys: pyte
     assert len(lines) == 2 and all("no journals here" in line for line in lines)
     assert main([str(run_dir), "--timeout", "0"]) == 2
     assert "--timeout 0 must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_a_refusal_ends_at_once_with_the_remedy_of_this_command(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    recorded(run_dir, enabled=False)
+    client = MlflowClient(store)
+    client.delete_experiment(client.create_experiment("synced"))
+    began = time.monotonic()
+    for given, words in (
+        (["--uri", store], "experiment 'synced' is deleted"),
+        (["--uri", "htp://host:5000"], "--uri must begin with http://"),
+        (["--uri", "postgresql+nothing://host/db"], "--uri must begin with http://"),
+    ):
+        assert main([str(run_dir), "--timeout", "30", *given]) == 2
+        out, error = capsys.readouterr()
+        (line,) = error.splitlines()
+        assert line.startswith(f"error: {run_dir}: MLflow cannot be used: ") and words in line and not out
+        assert "sync_tracking" not in line
+    assert time.monotonic() - began < 30.0  # an outage is waited for
+    assert main([str(run_dir), "--uri", store, "--experiment", "another"]) == 0
 
 
 @pytest.mark.process

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
 
 from anytext2.data.options import OPTIONS
 from distill.adapters.lora import KINDS
 from distill.adapters.targets import TARGET_PRESETS
+from distill.config.recipes import DEFAULT_RECIPE
 from distill.config.schema import Recipe
 from distill.optim.optimizers import OPTIMIZERS
+from launch.common import parsers
+from launch.common.data_options import resolve_data, resolve_recipe
 from tests.helpers.paths import ROOT
 
 TESTS = ROOT / "tests"
@@ -60,3 +67,27 @@ def test_every_option_of_samples_is_documented() -> None:
         rows.append(f"| `{name}` | `{shown}` | {values} | {option.help} |")
     table = "\n".join(rows)
     assert table in (TESTS.parent / "docs" / "DATA.md").read_text(encoding="utf-8"), f"docs/DATA.md needs:\n{table}"
+
+
+OF_DATA = {
+    "check_dataset": parsers.parse_check_dataset,
+    "show_dataset": parsers.parse_show_dataset,
+    "build_lmdb_cache": parsers.parse_build_cache,
+}
+
+
+def test_commands_of_the_documents_that_read_the_same_data_agree_on_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one command checks, shows or stores is what a run with the same recipe is given."""
+    (tmp_path / "runs" / "drawn").mkdir(parents=True)
+    (tmp_path / "runs" / "drawn" / "data.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
+    found = re.findall(r"^\.venv/bin/python launch/(check_dataset|show_dataset|build_lmdb_cache)\.py (.*)$", text, re.M)
+    assert {name for name, _ in found} == set(OF_DATA)
+    for name, words in found:
+        args = OF_DATA[name](shlex.split(words))
+        recipe = resolve_data(args)[1]
+        assert recipe.data.options == resolve_recipe(args.config).data.options, words
+        assert args.config is not None or recipe.data.options == resolve_recipe(DEFAULT_RECIPE).data.options

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,37 +25,10 @@ from anytext2.core.batch import Sample, collate
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.data.features import StoredLatents
-from anytext2.data.options import DatasetConfig
-from anytext2.glyphs.fonts import FontTable, load_font_table
-from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from anytext2.glyphs.fonts import FontTable
+from tests.helpers.stored_features import CONFIG, FONTS, content, dataset_of, in_child
 
 pytestmark = pytest.mark.process
-
-CONFIG = DatasetConfig(resolution=64, max_lines=2, glyph_scale=2, font_hint_randaug=False)
-FONTS = load_font_table()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, 40, SyntheticConfig(size=160, line_weights=(1, 2, 2, 2)), seed=3)
-    return folder / "data.json"
-
-
-def dataset_of(source: Path, config: DatasetConfig = CONFIG, cache: FeatureCache | None = None, latents: bool = False):
-    return AnyWordDataset(load_records(source)[0], config, 7, FONTS, cache, latents)
-
-
-def content(path: Path) -> dict[bytes, bytes]:
-    """All keys and values, read from a copy: a process opens one store once."""
-    copy = path.with_name("copy")
-    shutil.copyfile(path, copy)
-    environment = lmdb.open(str(copy), subdir=False, readonly=True, lock=False)
-    with environment.begin() as transaction:
-        found = dict(transaction.cursor())
-    environment.close()
-    copy.unlink()
-    return found
 
 
 def same(one: Sample, other: Sample) -> list[str]:
@@ -75,15 +45,6 @@ def same(one: Sample, other: Sample) -> list[str]:
         if not equal:
             differ.append(field.name)
     return differ
-
-
-@pytest.fixture(scope="module")
-def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "features.lmdb"
-    report = build_cache(path, dataset_of(source), header_for(CONFIG, FONTS, [source]), workers=2, chunk=8)
-    assert (report.stored, report.added, report.skipped.total()) == (40, 40, 0)
-    assert not path.with_name(path.name + ".partial").exists() and report.bytes == path.stat().st_size
-    return path
 
 
 @pytest.mark.parametrize("rand_font", [True, False])
@@ -215,7 +176,7 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
     path, header = tmp_path / "killed.lmdb", header_for(CONFIG, FONTS, [source])
     rng, kills, unfinished = random.Random(1), 0, 0
     while kills < 20:
-        child = _in_child(partial(build_cache, path, dataset_of(source), header, workers=kills % 3, chunk=3))
+        child = in_child(partial(build_cache, path, dataset_of(source), header, workers=kills % 3, chunk=3))
         time.sleep(rng.uniform(0.0, 0.25))
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -229,19 +190,6 @@ def test_killed_twenty_times_the_store_equals_one_built_in_one_go(source: Path, 
     assert report.stored == 40 and content(path) == content(store)
     assert unfinished >= 5, "most kills must fall into the building"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.lmdb"]
-
-
-def _in_child(work: Callable[[], object]) -> int:
-    """`work` in a forked process that leads its own group; its pid."""
-    pid = os.fork()
-    with contextlib.suppress(OSError):  # whichever of the two comes first
-        os.setpgid(pid, pid)
-    if pid:
-        return pid
-    try:
-        work()
-    finally:
-        os._exit(0)
 
 
 def test_what_is_there_is_not_drawn_again(source: Path, tmp_path: Path) -> None:
@@ -381,7 +329,7 @@ def test_every_process_opens_the_store_for_itself(source: Path, store: Path) -> 
     record = load_records(source)[0][0]
     assert cache.entry(record) is not None
     read, write = os.pipe()
-    child = _in_child(lambda: os.write(write, b"y" if cache.entry(record) is not None else b"n"))
+    child = in_child(lambda: os.write(write, b"y" if cache.entry(record) is not None else b"n"))
     os.close(write)
     os.waitpid(child, 0)
     assert os.read(read, 1) == b"y"

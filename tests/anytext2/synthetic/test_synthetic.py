@@ -17,7 +17,8 @@ from anytext2.glyphs.fonts import DEFAULT_FONT_TABLE, load_font_table
 from anytext2.glyphs.render import fill_polygons
 from anytext2.synthetic.backgrounds import BACKGROUNDS, PALETTE
 from anytext2.synthetic.dataset import write_dataset
-from anytext2.synthetic.picture import SyntheticConfig, SyntheticPicture, draw_picture
+from anytext2.synthetic.options import SyntheticConfig
+from anytext2.synthetic.picture import SyntheticPicture, draw_picture
 from launch import make_dataset
 
 CONFIG = SyntheticConfig()

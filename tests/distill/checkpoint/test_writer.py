@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,22 +21,6 @@ MEGABYTE = 1 << 20
 
 def filled(megabytes: float) -> Callable[[Path], None]:
     return lambda folder: write_tensors(folder / "w.safetensors", {"w": torch.ones(int(megabytes * MEGABYTE / 4))})
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB. Tests run as root; where mounting is refused, the test fails and says so."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.fail(f"a disk that gets full cannot be made: {mounted.stderr.strip()}; run the tests as root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_training_goes_on_while_one_checkpoint_is_written(tmp_path: Path) -> None:

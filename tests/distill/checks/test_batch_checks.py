@@ -33,6 +33,16 @@ def test_real_batches_pass(dataset: AnyWordDataset) -> None:
         assert check_batch(collate([dataset.sample(i, epoch) for i in range(len(dataset))]).normalized()) == []
 
 
+def test_a_page_without_ink_names_the_size_of_its_letters_and_what_would_help(batch: Batch) -> None:
+    side = batch.image.shape[-1]
+    flat = [[np.array([[4, 4], [60, 4], [60, 13], [4, 13]], np.float32)] * len(p) for p in batch.polygons]
+    (small,) = [f for f in check_batch(_no_ink(replace(batch, polygons=flat))) if "no ink" in f.message][:1]
+    remedy = "raise data.options.resolution or lower data.options.ink_threshold"
+    assert small.message.endswith(f"letters are 9 px high at {side} px; {remedy}")
+    (large,) = [f for f in check_batch(_no_ink(batch)) if "no ink" in f.message][:1]
+    assert large.message.endswith("launch/check_dataset.py lists the characters that no font in fonts/ has")
+
+
 def test_text_from_top_to_bottom_may_leave_its_box_like_the_reference(batch: Batch) -> None:
     column = np.array([(4, 4), (24, 4), (24, 100), (4, 100)], np.float32)
     polygons = ((column,), *batch.polygons[1:])

@@ -65,10 +65,13 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("nam: x", ["nam", "not in", "known there: name, run_root"]),
-        ("train: {stepz: 3}", ["train.stepz", "known there: max_steps"]),
+        ("nam: x", [": nam: no such key, nearest is name", "known there: name, run_root"]),
+        ("train: {stepz: 3}", ["train.stepz", "nearest is train.max_steps", "known there: max_steps"]),
         ("data: {options: {resolutoin: 128}}", ["data.options.resolutoin", "known there: resolution"]),
-        ("objective: {name: consistency, wmin: 3}", ["objective", "wmin", "known there: loss,", "w_min, w_max"]),
+        (
+            "objective: {name: consistency, wmin: 3}",
+            ["objective.wmin", "nearest is objective.w_min", "known there: name, loss,", "w_min, w_max"],
+        ),
         (
             "objective: {name: nope}",
             ["objective.name='nope'", "consistency, phased, trajectory, distribution_matching, x0_regression"],
@@ -108,6 +111,11 @@ def test_a_missing_recipe_names_those_that_ship(tmp_path: Path) -> None:
         ("train.max_steps=", ["train.max_steps"]),
         ("train.stepz=1", ["train.stepz", "known there"]),
         ("=3", ["=3", "known there"]),
+        ("resolution=256", ["nearest is data.options.resolution"]),
+        ("train.lr=1", ["nearest is train.learning_rate"]),
+        ("lora.r=8", ["nearest is lora.rank"]),
+        ("seed.x=3", ["seed.x: no such key, nearest is seed; seed is a single value"]),
+        ("objective.terms.gradeint.weight=1", ["nearest is objective.terms.gradient"]),
         ("train=3", ["train"]),
         ("train.betas.0=0.8", ["train.betas"]),
         ("[x", ["'[x'", "key=value"]),
@@ -123,6 +131,27 @@ def test_a_missing_recipe_names_those_that_ship(tmp_path: Path) -> None:
 def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[str]) -> None:
     message = fault(DEFAULT_RECIPE, "seed=3", override)
     assert all(word in message for word in words), message
+
+
+def test_all_unknown_keys_are_named_at_once_each_with_the_nearest(tmp_path: Path) -> None:
+    path = written(tmp_path, "trian: {max_steps: 3}\ndata: {options: {ink_treshold: 0.5}}\nobjective: {wmin: 2}")
+    message = fault(path, "max_steps=4", "seed=3", "train.batch=2")
+    for key, nearest, where in (
+        ("trian", "train", f"--config {path}"),
+        ("data.options.ink_treshold", "data.options.ink_threshold", f"--config {path}"),
+        ("objective.wmin", "objective.w_min", f"--config {path}"),
+        ("max_steps", "train.max_steps", "override max_steps=4"),
+        ("train.batch", "train.micro_batch", "override train.batch=2"),
+    ):
+        assert f"{key}, nearest is {nearest} ({where})" in message, message
+    assert message.startswith("5 keys") and "seed" not in message
+
+
+def test_an_option_belongs_to_the_objective_before_or_after_an_override() -> None:
+    recipe = load_recipe(DEFAULT_RECIPE, ["objective.phases=2", "objective.name=consistency"])
+    assert "phases" not in recipe.objective  # left with the objective that has it
+    assert load_recipe(None, ["objective.phases=2", "objective.name=phased"]).objective["phases"] == 2
+    assert "objective.phases: no such key" in fault(DEFAULT_RECIPE, "objective.name=consistency", "objective.phases=2")
 
 
 @pytest.mark.parametrize(

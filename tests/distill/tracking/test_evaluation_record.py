@@ -11,7 +11,7 @@ import pytest
 from distill.checkpoint.run_folder import evaluation_folders
 from distill.config.schema import TrackingConfig
 from distill.tracking.evaluation_record import record_evaluation
-from distill.tracking.tracker import Tracker
+from distill.tracking.tracker import REPORT, Tracker
 from launch import sync_tracking
 from tests.helpers.tracking import DEAD_SERVER, FAST
 
@@ -67,6 +67,16 @@ def test_two_evaluations_are_two_runs_below_the_training_s(run_dir: Path, tmp_pa
 
 
 @pytest.mark.heavy
+def test_the_training_s_tracking_report_stays(run_dir: Path, tmp_path: Path) -> None:
+    train(run_dir)
+    before = (run_dir / REPORT).read_bytes()
+    evaluate(run_dir, 0.5, tmp_path / "out")
+    assert (run_dir / REPORT).read_bytes() == before
+    (folder,) = evaluation_folders(run_dir)
+    assert json.loads((folder / REPORT).read_text())["counts"]["metrics"] == 1
+
+
+@pytest.mark.heavy
 def test_an_outage_loses_nothing(run_dir: Path, tmp_path: Path, empty_store: Path) -> None:
     train(run_dir, uri=DEAD_SERVER)
     said: list[str] = []
@@ -74,9 +84,7 @@ def test_an_outage_loses_nothing(run_dir: Path, tmp_path: Path, empty_store: Pat
         assert evaluate(run_dir, exact, tmp_path / "out", said.append, uri=DEAD_SERVER) == ""
     assert len(evaluation_folders(run_dir)) == 2 and any("sync_tracking.py" in line for line in said)
     uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-    assert (
-        sync_tracking.main([str(evaluation_folders(run_dir)[0]), "--uri", uri, "--timeout", "5"]) == 1
-    )  # no parent yet
+    assert sync_tracking.main([str(evaluation_folders(run_dir)[0]), "--uri", uri]) == 2  # no parent yet
     assert sync_tracking.main([str(run_dir), "--uri", uri]) == 0
     training, *ids = [
         json.loads((folder / "tracking.json").read_text())["targets"][uri]["run_id"]

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from distill.tracking.tracker import REPORT, Tracker
-from distill.tracking.uploader import Timing
+from distill.tracking.uploader import LONGEST_PAUSE, Timing
 from tests.helpers.faulty_mlflow import MODES, FaultyMlflow
 from tests.helpers.processes.ranks import returned, run_ranks
 from tests.helpers.run_records import read_metrics
@@ -180,24 +180,34 @@ def test_a_database_that_another_process_has_locked(tmp_path: Path, empty_store:
 
 
 def test_an_outage_costs_little_of_the_training(tmp_path: Path, server: FaultyMlflow) -> None:
-    """Steps of 0.05 s, a fiftieth of a real one, with the usual intervals; the first attempt is not counted."""
-    costs = {}
+    """Steps of 0.05 s, a fiftieth of a real one, with the usual intervals.
+
+    What the training's thread does in the tracker's calls is at most 1 % of the steps. The sending thread tries a few
+    times only, and the work of a try is at most 1 % of the pause that a longer outage has between two. Both are counted
+    in processor time, which other work on the machine does not lengthen.
+    """
+    shares, tries = {}, {}
     for mode in ("warm-up", "stopped", "hang", "500"):
         server.set("stopped" if mode == "warm-up" else mode)
         timing = Timing(send=1.0, system=10.0, connect=0.0, request=1)
         tracker = Tracker(tmp_path / mode, options(server.uri), {}, say=lambda line: None, timing=timing)
-        for step in range(1, 201):
+        began, in_calls = time.monotonic(), 0.0
+        for step in range(1, 101):
             time.sleep(0.05)
             if step % 10 == 0:
+                call = time.thread_time()
                 tracker.log({"loss": 1.0, "learning_rate": 1e-4, "grad_norm": 0.5}, step)
+                in_calls += time.thread_time() - call
+        shares[mode] = in_calls / (time.monotonic() - began)
         report = tracker.finish("KILLED", timeout=0.1)
+        tries[mode] = (report.failures, report.thread_seconds / max(1, report.failures))
         written = json.loads((tmp_path / mode / REPORT).read_text())
         assert written["cost"] == pytest.approx(report.cost, abs=1e-6) and written["unsent"] == report.unsent > 0
-        costs[mode] = report.cost
-    del costs["warm-up"]
-    print("share of the training's time, at most:", {mode: f"{cost:.2%}" for mode, cost in costs.items()})
-    # These steps are a fiftieth of a real one: 5 % here is 0.1 % of a training. A slow machine measures 1 to 4 %.
-    assert max(costs.values()) < 0.05
+    del shares["warm-up"], tries["warm-up"]  # the first try imports what the others have
+    print("share of the training's time:", {mode: f"{share:.3%}" for mode, share in shares.items()})
+    print("tries, and processor seconds of one:", {mode: (n, round(each, 3)) for mode, (n, each) in tries.items()})
+    assert max(shares.values()) < 0.01
+    assert all(count <= 4 and each < 0.01 * LONGEST_PAUSE for count, each in tries.values())
 
 
 # --- killed, and resumed at the last checkpoint ---

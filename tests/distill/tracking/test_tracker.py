@@ -93,6 +93,29 @@ def test_resume_continues_the_same_run(run_dir: Path) -> None:
     assert run.data.tags["resumed.lr"] == "2" and "resumed.seed" not in run.data.tags
 
 
+def test_parameters_are_those_of_the_attempt_that_trains(run_dir: Path) -> None:
+    def attempt(steps: int, *logged: int) -> Tracker:
+        params = {"recipe": {"tracking": {"uri": "", "experiment": "test"}, "train": {"max_steps": steps}}}
+        tracker = Tracker(run_dir, _options(), params, say=said.append, timing=FAST)
+        if logged:
+            tracker.record_params()
+        for step in logged:
+            tracker.log({"loss": 1.0}, step)
+        tracker.finish("FINISHED" if logged else "FAILED")
+        return tracker
+
+    said: list[str] = []
+    refused = attempt(7)  # by the audit, before the first step
+    assert _stored(refused).data.params == {"recipe.tracking.uri": "", "recipe.tracking.experiment": "test"}
+    assert _stored(attempt(10, 1, 2)).data.params["recipe.train.max_steps"] == "10" and said == []
+    attempt(5)  # has nothing to do
+    assert not any(name.startswith("resumed.") for name in _stored(refused).data.tags) and said == []
+    run = _stored(attempt(20, 3))
+    assert run.data.params["recipe.train.max_steps"] == "10"  # which MLflow cannot change
+    assert run.data.tags["resumed.recipe.train.max_steps"] == "20"
+    assert len(said) == 1 and "shows train.max_steps as it was when this run began" in said[0]
+
+
 def test_another_folder_can_continue_a_run_by_its_id(run_dir: Path) -> None:
     first = Tracker(run_dir, _options(), {}, timing=FAST)
     first.finish()

@@ -5,6 +5,7 @@ Each world size is started once and does all its jobs; the tests look at what ca
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from distill.runtime.world import World
 from distill.training import engine as engine_module
-from distill.training.engine import StepResult, init_world
+from distill.training.engine import StepResult, _is_news, init_world
 from tests.helpers.models.toy_engine import (
     FIRST_SCALE,
     MICRO,
@@ -319,3 +320,9 @@ def test_training_goes_on_as_if_the_world_had_never_changed(done: dict[int, list
     straight = done[1][0]["curve"].states
     for update, world in enumerate(WORLDS, start=1):
         assert_close(done[world][0]["handover"].later, straight[update + 1])
+
+
+def test_deepspeed_s_warning_of_a_machine_without_a_gpu_is_left_out_and_no_other() -> None:
+    lines = ["Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it.", "other"]
+    records = [logging.LogRecord("DeepSpeed", logging.WARNING, "", 0, line, None, None) for line in lines]
+    assert [_is_news(record) for record in records] == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,8 +53,11 @@ def rate(update: int) -> float:
     return TRAIN.learning_rate * (1.0 + 0.1 * update)
 
 
-def make_engine(world: World, ds_name: str, seed: int = 0, train: TrainConfig = TRAIN, width: int = 5) -> Engine:
-    config = read_ds_config(DS_CONFIGS / ds_name)
+def make_engine(
+    world: World, ds_config: str | dict[str, Any], seed: int = 0, train: TrainConfig = TRAIN, width: int = 5
+) -> Engine:
+    """ds_config: DeepSpeed's configuration, or the name of a shipped one."""
+    config = read_ds_config(DS_CONFIGS / ds_config) if isinstance(ds_config, str) else ds_config
     if precision_of(config) == "fp16":
         config["fp16"]["initial_scale_power"] = int(math.log2(FIRST_SCALE))
     toy = Toy(seed, width)

@@ -1,0 +1,175 @@
+"""The command lines of the commands that use a recipe. Imports nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from anytext2.core.resources import resource
+from anytext2.data.options import OPTIONS
+from distill.diffusion import SAMPLER_NAMES
+from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
+from launch.common.cli import int_list
+
+EMBEDDED_RECIPE = resource("launch/recipes/demo.yaml")
+"""The recipe of every command that is given no --config."""
+
+
+def parse_train(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/train.py."""
+    parser = _parser("Distil AnyText2 into a few-step LoRA student, or train its teacher.", "data.options.")
+    parser.add_argument("--deepspeed", type=Path, required=True, metavar="JSON", help="ds_configs/zero2.json")
+    _add_config(parser)
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # set by the launcher
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in train.max_steps=100")
+    return parser.parse_intermixed_args(argv)
+
+
+def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/infer.py."""
+    parser = _parser("Sample pictures with a few-step student and its teacher.", "data.options.")
+    _add_model_options(parser)
+    _add_sampling_options(parser)
+    add = parser.add_argument
+    add("--batch", type=int, default=4, metavar="N", help="pictures sampled together; default: %(default)s")
+    add("--data", type=Path, action="append", default=[], metavar="JSON", help="default: the recipe's data")
+    add("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
+    add("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
+    add("--steps", type=int, action="append", metavar="N", help="of the student; may be repeated")
+    add("--sampler", choices=SAMPLER_NAMES, help="of the student; default: its objective's own")
+    add("--teacher", action="store_true", help="sample the teacher beside the student")
+    add("--teacher-steps", type=int, default=50, metavar="N")
+    add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
+    return parser.parse_intermixed_args(argv)
+
+
+def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/evaluate.py. What is not given is None: EvaluationConfig has the defaults."""
+    parser = _parser("Compare a few-step student with its teacher on held-out samples.", "data.options.")
+    _add_model_options(parser)
+    _add_sampling_options(parser)
+    add = parser.add_argument
+    add("--batch", type=int, metavar="N", help="pictures sampled together; default: 8")
+    add("--data", type=Path, action="append", default=[], metavar="JSON", help="held-out annotations; default: drawn")
+    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset")
+    add("--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all")
+    for role, steps in (("teacher", "50,20"), ("undistilled", "4"), ("student", "1,2,4,8")):
+        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
+    add("--student-sampler", choices=SAMPLER_NAMES, help="default: its objective's own")
+    add("--grid-rows", dest="shown", type=int, metavar="N", help="pictures in grid.png; default: 8")
+    add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
+    add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")
+    add("--no-ocr", action="store_true", help="leave the reading of lines out")
+    add("--ocr-threads", type=int, metavar="N", help="default: 1")
+    add("--clip-weights", type=Path, metavar="FILE", help="measure the CLIP score with these weights")
+    add("--clip-model", default=CLIP_MODEL, metavar="NAME", help="as open_clip calls it; %(default)s")
+    add("--fid-reference", type=Path, metavar="DIR", help="measure FID and KID to these pictures")
+    add("--fid-weights", type=Path, metavar="FILE", help=INCEPTION_FILE)
+    add("--protocol", choices=("held-out", PROTOCOL), default="held-out")
+    add("--benchmark", type=Path, metavar="DIR", help=f"where {PROTOCOL} is unpacked")
+    add("--reference", type=Path, metavar="FILE", help="take the first teacher row from it; made where it is not there")
+    add("--out", type=Path, metavar="DIR", help="default: the run folder, else runs/evaluate")
+    return parser.parse_intermixed_args(argv)
+
+
+def parse_check_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/check_dataset.py."""
+    parser = _data_parser("Check annotation files, their pictures and what is made of them.")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE", help="default: runs/check/<name of the first file>.json")
+    add("--workers", type=int, default=2, metavar="N", help="processes; the result is the same")
+    add("--limit", type=int, metavar="N", help="check only N pictures of each file, spread over it")
+    add("--max-unreadable", type=float, metavar="SHARE", help="of the pictures; default: data.max_unreadable, 0.05")
+    add("--max-findings", type=float, default=0.0, metavar="SHARE", help="of the samples that may fail the audit")
+    return parser.parse_intermixed_args(argv)
+
+
+def parse_show_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/show_dataset.py."""
+    parser = _data_parser("Show samples of a dataset as the model gets them.")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
+    add("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
+    add("--resolution", type=int, metavar="PIXELS", help="the same as resolution=PIXELS")
+    return parser.parse_intermixed_args(argv)
+
+
+def parse_build_cache(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/build_lmdb_cache.py."""
+    parser = _data_parser("Build a feature cache for training.")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FILE", help="the store (with buckets one for each size)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
+    add("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
+    add("--latents", action="store_true", help="also the latents of the recipe's model")
+    add("--captions", action="store_true", help="also the contexts of image captions, of that model")
+    add("--device", default="auto", help="for latents and captions: auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_intermixed_args(argv)
+
+
+def options_table(prefix: str) -> str:
+    """The options of samples with default, range and effect. prefix: before their names on this command line."""
+    recipe = yaml.safe_load(EMBEDDED_RECIPE.read_text(encoding="utf-8"))["data"]["options"]
+    rows = [("option", "default", EMBEDDED_RECIPE.name, "range; effect")]
+    for name, documented in OPTIONS.items():
+        effect = "; ".join(part for part in (documented.range, documented.help) if part)
+        rows.append((name, _plain(documented.default), _plain(recipe[name]) if name in recipe else "", effect))
+    table = [f"  {name:<18} {default:<10} {here:<10} {effect}" for name, default, here, effect in rows]
+    return "\n".join([f"data.options, as in {prefix}resolution=256:", *table])
+
+
+def _plain(value: object) -> str:
+    """The value as it is written on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _parser(what: str, prefix: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=what, epilog=options_table(prefix), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str = f"the embedded {EMBEDDED_RECIPE.name}") -> None:
+    parser.add_argument("--config", type=Path, metavar="YAML", help=f"recipe; default: {default}")
+
+
+def _data_parser(what: str) -> argparse.ArgumentParser:
+    """A parser with `items` (files and options) and the recipe: what `resolve_data` takes."""
+    parser = _parser(what, "")
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="JSON | key=value",
+        help="annotation files (default: the recipe's), and values of data.options or of any recipe key, as in "
+        "max_lines=3 or data.max_faulty=0.1",
+    )
+    _add_config(parser)
+    parser.add_argument("--recipe", type=Path, help=argparse.SUPPRESS)  # the option's old name
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model is sampled, and where: `load_sampling_model` takes them."""
+    parser.add_argument(
+        "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
+    )
+    _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Guidance and noise of sampling. Options of guidance are None where the command does not name them."""
+    add = parser.add_argument
+    add("--guidance", type=float, help="of the teacher; 1: none; default: as distilled")
+    add("--student-guidance", type=float, metavar="G", help="more guidance of the student; default 1: none")
+    add("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    add("--gamma", type=float, default=0.3, help="of the trajectory sampler: the share of noise put back")
+    add("--seed", type=int, default=0, help="of the noise")
