@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from anytext2.core.batch import Record, Sample, collate
 from anytext2.data.annotations import LoadReport, escape_unprintable, load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
-from anytext2.data.image_file import read_header
+from anytext2.data.image_file import ImageHeader, read_header
 from anytext2.data.image_lookup import find_image
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
@@ -128,9 +128,10 @@ def count_samples(dataset: AnyWordDataset, indices: Iterable[int]) -> DatasetCou
             found.lines.unread += len(record.lines)
             continue
         found.pictures["readable"] += 1
-        size = _count_picture(found, record, sample, dataset.config.exif)
-        found.sizes[size] += 1
-        found.lines.add(record, size, dataset.config, dataset.fonts)
+        header = _count_picture(found, record, sample)
+        height, width = header.size(dataset.config.exif)
+        found.sizes[width, height] += 1
+        found.lines.add(record, header, dataset.config, dataset.fonts)
         _count_findings(found, check_samples(collate([sample]).normalized(), dataset.config.like_reference))
     return found
 
@@ -146,8 +147,8 @@ def _sample(found: DatasetCounts, dataset: AnyWordDataset, index: int, record: R
     return None
 
 
-def _count_picture(found: DatasetCounts, record: Record, sample: Sample, exif: str) -> tuple[int, int]:
-    """Counts what is particular about a picture that was read a moment ago; returns its width and height."""
+def _count_picture(found: DatasetCounts, record: Record, sample: Sample) -> ImageHeader:
+    """Counts what is particular about a picture that was read a moment ago; returns its header."""
     file = find_image(record)
     header = None if file is None else read_header(file.path)
     assert file is not None and header is not None, f"{record.image_path} was read a moment ago"
@@ -159,8 +160,7 @@ def _count_picture(found: DatasetCounts, record: Record, sample: Sample, exif: s
         found.count("orientation_fits", orientation_fit(record, header), record.name)
     if int(sample.image.max()) <= NEARLY_BLACK:
         found.count("notes", f"nearly black, no value above {NEARLY_BLACK} of 255", f"{record.name}, {header.kind}")
-    height, width = header.size(exif)
-    return width, height
+    return header
 
 
 def _count_findings(found: DatasetCounts, findings: list[Finding]) -> None:

@@ -117,7 +117,8 @@ def reasons_unusable(check: SourceCheck, max_unreadable: float, max_findings: fl
             f"{example}"
         )
     advice = _exif_advice(check, max_findings * check.checked)
-    return found + ([f"{check.source}: {advice}"] if advice else [])
+    is_new = advice and advice not in check.problem
+    return found + ([f"{check.source}: {advice}"] if is_new else [])
 
 
 def _exif_advice(check: SourceCheck, most_wrong: float = 0) -> str:

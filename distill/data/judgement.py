@@ -16,13 +16,14 @@ import numpy as np
 
 from anytext2.core.batch import Record, TextLine
 from anytext2.data.annotations import LoadReport, escape_unprintable
-from anytext2.data.image_file import read_header
+from anytext2.data.image_file import ImageHeader, read_header
 from anytext2.data.image_lookup import find_image
 from anytext2.data.limits import FAULTY_LINES, is_faulty_line, limit_of
 from anytext2.data.options import DatasetConfig
 from anytext2.data.records import Records
 from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.rasters import is_drawable
+from distill.data.picture_files import exif_advice, orientation_fit
 from distill.data.placement import (
     COUNTER_CLOCKWISE,
     LINES,
@@ -55,20 +56,27 @@ class CountWithExample:
 class LinesInPictures:
     """Counts of lines whose pictures were looked at. found: by reason. signs: see distill/data/placement.py.
 
-    examples: the first place of each reason and sign. unread: lines of pictures that cannot be read.
+    orientation_fits: pictures with an EXIF orientation, by `orientation_fit`; exif: data.options.exif. examples: the
+    first place of each reason and sign. unread: lines of pictures that cannot be read.
     """
 
     found: Counter[str] = field(default_factory=Counter)
     signs: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unread: int = 0
+    orientation_fits: Counter[str] = field(default_factory=Counter)
+    exif: str = "ignore"
 
     @property
     def looked_at(self) -> int:
         return self.signs[LINES] + self.unread
 
-    def add(self, record: Record, size: tuple[int, int], options: DatasetConfig, fonts: FontTable) -> None:
-        """Counts the lines of one picture of `size` (width, height)."""
+    def add(self, record: Record, header: ImageHeader, options: DatasetConfig, fonts: FontTable) -> None:
+        """Counts the lines of one picture."""
+        height, width = header.size(options.exif)
+        size, self.exif = (width, height), options.exif
+        if header.orientation > 1:
+            self.orientation_fits[orientation_fit(record, header)] += 1
         for line in record.lines:
             reasons = list(_reasons_of(line, size, options, fonts))
             self.found.update(reasons)
@@ -82,6 +90,8 @@ class LinesInPictures:
         self.signs.update(other.signs)
         self.examples = other.examples | self.examples
         self.unread += other.unread
+        self.orientation_fits.update(other.orientation_fits)
+        self.exif = other.exif
 
     def counts(self, prefix: str = "") -> dict[str, CountWithExample]:
         """The reasons that begin with `prefix`, most frequent first."""
@@ -132,20 +142,19 @@ def _probe(records: Records, options: DatasetConfig, fonts: FontTable) -> LinesI
     count = min(len(records), PROBED_PICTURES)
     probed = [records[int(index)] for index in np.linspace(0, len(records) - 1, count).round()] if count else []
     with ThreadPoolExecutor(_READERS) as readers:
-        sizes = list(readers.map(lambda record: _size_of(record, options.exif), probed))
-    for record, size in zip(probed, sizes, strict=True):
-        if size is None:  # counted by reason when its sample is made
+        headers = list(readers.map(_header_of, probed))
+    for record, header in zip(probed, headers, strict=True):
+        if header is None:  # counted by reason when its sample is made
             found.unread += len(record.lines)
         else:
-            found.add(record, size, options, fonts)
+            found.add(record, header, options, fonts)
     return found
 
 
-def _size_of(record: Record, exif: str) -> tuple[int, int] | None:
-    """Width and height of a record's picture; None where it cannot be read."""
+def _header_of(record: Record) -> ImageHeader | None:
+    """The header of a record's picture; None where it cannot be read."""
     file = find_image(record)
-    header = None if file is None else read_header(file.path)
-    return None if header is None else header.size(exif)[::-1]
+    return None if file is None else read_header(file.path)
 
 
 def problem_of(path: Path | str, report: LoadReport, found: LinesInPictures, max_faulty_lines: float) -> str:
@@ -183,7 +192,9 @@ def _worst(
 ) -> str:
     """The most frequent fault with what would work, and how often others occur; with the limit, if there is one."""
     (reason, worst), *others = sorted(faults.items(), key=lambda fault: -fault[1].count)
-    remedies = [limit_of(reason).why, remedy_outside(found.signs) if reason.startswith("polygons: ") else ""]
+    remedies = [limit_of(reason).why]
+    if reason.startswith("polygons: "):
+        remedies.append(exif_advice(found.orientation_fits, found.exif) or remedy_outside(found.signs))
     counted = "".join(f"; {other}: {one.count}" for other, one in others)
     limit = "" if max_faulty_lines is None else f"; {FAULTY_LINES}={max_faulty_lines:g} is the greatest share"
     example = worst.example.removeprefix(f"{path}: ")

@@ -52,9 +52,10 @@ def test_boxes_of_the_turned_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
     code, output, report = check(source, capsys)
     last = output.splitlines()[-1]
     assert code == 1 and last.startswith("not usable: ")
-    assert last.endswith(
+    advice = (
         "boxes fit only the turned picture in 4 of 4 pictures with an EXIF orientation; set data.options.exif=apply"
     )
+    assert last.count(advice) == 1
     assert report["orientations"] == {f"orientation {orientation}": {"count": 4, "example": "0.jpg"}}
     limits = ("--max-findings", "0.7", "data.max_faulty_lines=1")  # as many as the audit may find, and lines outside
     assert check(source, capsys, *limits)[0] == 0
@@ -68,7 +69,7 @@ def test_boxes_of_the_stored_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
     code, output, _ = check(source, capsys)
     assert code == 0 and "boxes fit only the picture as stored: 4, as 0.jpg" in output
     code, output, _ = check(source, capsys, "exif=apply")
-    assert code == 1 and output.splitlines()[-1].endswith("set data.options.exif=ignore")
+    assert code == 1 and output.splitlines()[-1].count("set data.options.exif=ignore") == 1
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6])

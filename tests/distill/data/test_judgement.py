@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from anytext2.data.annotations import load_records
+from anytext2.data.image_file import ImageHeader
 from anytext2.data.limits import LIMITS
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
@@ -261,13 +262,14 @@ def test_a_sample_of_the_pictures_is_looked_at_and_missing_ones_are_not_judged(
 ) -> None:
     monkeypatch.setattr("distill.data.judgement.PROBED_PICTURES", 4)
     opened: list[str] = []
-    monkeypatch.setattr("distill.data.judgement._size_of", lambda record, _: opened.append(record.name) or (160, 120))
+    header = ImageHeader("PNG", (HEIGHT, WIDTH), 1)
+    monkeypatch.setattr("distill.data.judgement._header_of", lambda record: opened.append(record.name) or header)
     items = good_items()
     moved(lambda x, y: [x + 2 * WIDTH, y])(items)
     with pytest.raises(ValueError, match="0 of 17 lines"):
         judged(write(folder, items))
     assert sorted(opened) == ["0.png", "2.png", "5.png", "7.png"] and PROBED_PICTURES == 200
-    monkeypatch.setattr("distill.data.judgement._size_of", lambda record, exif: None)
+    monkeypatch.setattr("distill.data.judgement._header_of", lambda record: None)
     assert judged(write(folder, items)) == ""
 
 
