@@ -306,7 +306,9 @@ def test_mistakes_in_the_files_are_one_line(runs: TrainingFolder) -> None:
     results = run_ranks(1, train_command, runs.argv("f", f"model.weights={missing}"))
     assert_one_error(results, f"{missing}: no such weights file")
     results = run_ranks(1, train_command, [*runs.argv("f"), "--deepspeed", str(broken)])
-    assert_one_error(results, f"--deepspeed {broken}: zero_optimization.stage=None")
+    assert_one_error(
+        results, f"--deepspeed {broken}: ", "DeepSpeed has no such key", "zero_optimization.stage is missing"
+    )
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(

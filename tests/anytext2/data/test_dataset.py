@@ -14,8 +14,7 @@ from PIL import Image, features
 
 from anytext2.core.batch import Record, Sample, TextLine, collate
 from anytext2.data.annotations import load_records
-from anytext2.data.captions import TEXT_PHRASES, fixed_image_caption, image_caption, text_caption
-from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs, resize_image
+from anytext2.data.dataset import AnyWordDataset, SampleError, missing_glyphs
 from anytext2.data.geometry import scale_polygons
 from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
@@ -245,48 +244,7 @@ def test_gray_and_transparent_pictures_become_colour(record: Record, tmp_path: P
         assert _sample(replace(record, image_path=path)).image.shape == (3, 128, 128)
 
 
-def test_resizing_keeps_the_mean() -> None:
-    pixels = np.zeros((400, 300, 3), np.uint8)
-    pixels[::2] = 200
-    assert np.abs(resize_image(pixels, (100, 100)).astype(int) - 100).max() <= 1  # no aliasing
-    assert resize_image(pixels[:100, :100], (100, 100)) is not None and resize_image(pixels, (512, 512)).shape == (
-        512,
-        512,
-        3,
-    )
-
-
 # Captions
-
-
-def test_text_caption_has_one_free_standing_placeholder_a_line() -> None:
-    seen = set()
-    for seed in range(60):
-        caption = text_caption(3, np.random.default_rng(seed))
-        phrase = caption.removesuffix("* , * , * . ")
-        assert caption != phrase and "*" not in phrase
-        seen.add(phrase)
-    assert seen == set(TEXT_PHRASES)
-    assert text_caption(1, np.random.default_rng(0)).endswith(" * . ")
-
-
-def test_short_captions_only_get_a_full_stop() -> None:
-    rng = np.random.default_rng(0)
-    assert image_caption("a shop sign", 128, rng) == "a shop sign. "
-    assert image_caption("", 128, rng) == ". "
-    assert image_caption("one two three", 3, rng) == "one two three. "
-
-
-def test_long_captions_keep_the_first_sentence_and_random_others() -> None:
-    caption = "first it is. second a b. third c d. fourth e f"
-    assert fixed_image_caption("one two three", 3) == "one two three. " and fixed_image_caption(caption, 7) is None
-    results = {image_caption(caption, 7, np.random.default_rng(seed)) for seed in range(40)}
-    assert len(results) > 2
-    for result in results:
-        assert result.startswith("first it is. ") and result.endswith(". ") and len(result.split()) == 7
-    assert image_caption("a b c d e f. g h", 4, np.random.default_rng(0)) == "a b c d. "
-    endless = image_caption("word " * 500, 200, np.random.default_rng(0))
-    assert len(endless) == 500 and len(endless.split()) == 100
 
 
 def test_captions_do_not_grow_over_the_epochs(record: Record) -> None:
@@ -295,24 +253,6 @@ def test_captions_do_not_grow_over_the_epochs(record: Record) -> None:
 
 
 # Configuration and fonts
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("resolution", 100),
-        ("resolution", 32),
-        ("max_lines", 0),
-        ("max_chars", 0),
-        ("glyph_scale", 0),
-        ("mask_img_prob", 1.2),
-        ("color_prob", -0.1),
-        ("font_hint_area", (0.9, 0.2)),
-    ],
-)
-def test_impossible_settings_are_named(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=field):
-        replace(EXACT, **{field: value})
 
 
 def test_missing_glyphs_are_counted(record: Record) -> None:
@@ -355,12 +295,6 @@ def test_like_reference_the_glyph_line_has_the_glyph_pages_font(record: Record) 
     assert (
         len({_sample(latin, replace(config, rand_font=False), epoch=n).glyph_line.sum().item() for n in range(5)}) == 1
     )
-
-
-def test_captions_tell_of_watermarks_like_the_reference() -> None:
-    assert not DatasetConfig().tells_watermarks and DatasetConfig(like_reference=True).tells_watermarks
-    assert DatasetConfig(cap_watermark=True).tells_watermarks
-    assert not DatasetConfig(like_reference=True, cap_watermark=False).tells_watermarks
 
 
 def test_a_sample_can_have_any_size_and_its_polygons_follow(record: Record) -> None:

@@ -142,7 +142,7 @@ def test_another_noise_schedule(model: AnyText2, fresh: AnyText2, tmp_path: Path
 def test_truncated_file(model: AnyText2, fresh: AnyText2, tmp_path: Path, name: str, kept: int) -> None:
     save_weights(model, tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{name}: not a readable weights file, truncated") as caught:
+    with pytest.raises(ValueError, match=f"{name}: not a readable weights file(, truncated|: an empty file)") as caught:
         load_weights(fresh, tmp_path / name)
     assert "\n" not in str(caught.value)
 

@@ -302,9 +302,6 @@ def test_every_count_of_the_check_has_a_limit_or_says_why_it_has_none() -> None:
         assert f"polygons: {kind}" in LIMITS
 
 
-# --- the commands ---
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["shares", "percent", "annotations renamed", "doubled"])
 def test_the_check_and_the_cache_builder_refuse_it(
