@@ -81,8 +81,9 @@ def is_in(key: str, sections: Iterable[str]) -> bool:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """All values by dotted key; of the objective, its defaults too."""
+    """All values by dotted key; of the objective, its defaults too. A null that means another value is that value."""
     content: Any = OmegaConf.to_container(OmegaConf.structured(recipe))
+    content["data"]["options"]["cap_watermark"] = recipe.data.options.tells_watermarks
     content["objective"] = {"name": recipe.objective["name"], **asdict(recipe.objective_config)}
     return _flat(content, "")
 

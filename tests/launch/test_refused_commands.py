@@ -73,6 +73,9 @@ TRAIN = {
 OTHERS = {
     "infer --checkpoint RUN --data DATA --student-guidance 0.5": "guidance=0.5 must be at least 1",
     "infer --checkpoint RUN --data DATA objective.name=phased": "objective.name: consistency -> phased; leave out",
+    "infer --checkpoint RUN --data DATA --device cuda:99": "--device cuda:99",
+    "infer --checkpoint RUN --data DATA --steps 99": "99",
+    "infer --checkpoint RUN --data DATA --out RUN/recipe.yaml": "recipe.yaml",
     "infer --checkpoint RUN --data none.json": "none.json: annotation file does not exist",
     "evaluate --checkpoint RUN --no-ocr --data DATA --student-steps 99": "99",
     "evaluate --checkpoint RUN --no-ocr --first 9 --count 2 data.sources=[]": "--first 9",

@@ -102,3 +102,12 @@ def test_an_allowance_of_nothing_is_a_mistake(entry: str) -> None:
     with pytest.raises(ValueError, match="checkpoint.allow: .* is no key or section") as caught:
         load_recipe(DEFAULT_RECIPE, [f"checkpoint.allow=['{entry}']"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_null_is_what_it_stands_for() -> None:
+    """Recipes of before the option was null by default say false."""
+    assert found("data.options.cap_watermark=false") == {}
+    assert set(found("data.options.like_reference=true")) == {
+        "data.options.like_reference",
+        "data.options.cap_watermark",
+    }

@@ -347,3 +347,4 @@ def test_training_refuses_it(folder: Path, tmp_path: Path, name: str) -> None:
     mutate(items)
     argv = runs.argv("refused", "train.max_steps=1", f"data.sources=[{write(folder, items)}]")
     assert_one_error(run_ranks(1, train_command, argv), *words)
+    assert not runs.run_dir("refused").exists()
