@@ -256,7 +256,7 @@ def _assemble(
         roles=roles,
         batches=MicroBatches(dataset, data.sampler, engine.plan, world, recipe.data.workers),
         inputs=StepInputs(
-            recipe.seed, world.device, latents if objective.needs_latents else None, _negative_contexts(recipe, roles)
+            recipe.seed, world.device, latents if objective.needs_latents else None, negative_contexts(recipe, roles)
         ),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
@@ -272,7 +272,7 @@ def _assemble(
     )
 
 
-def _negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Contexts | None]:
+def negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Contexts | None]:
     """Encodes the negative prompt of the teacher's guidance, if there is any."""
     config = recipe.objective_config
     if not isinstance(config, StudentConfig) or config.is_unguided:
