@@ -60,14 +60,40 @@ def test_ctrl_c_is_one_line_and_code_130(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json"]
 
 
+NOBODY = 65534
+
+
+def heed_ctrl_c() -> None:
+    """Shells start what runs in the background with Ctrl-C ignored, and processes inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(script: str, *argv: str, cwd: Path) -> subprocess.Popen[str]:
     """A command in a process group of its own, as a terminal starts it."""
     command = [sys.executable, str(ROOT / "launch" / script), *argv]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Ctrl-C for the whole group; exit code and outputs."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out, error
 
 
 @pytest.mark.process
@@ -80,9 +106,7 @@ def test_ctrl_c_while_pictures_are_drawn_leaves_the_old_ones(tmp_path: Path) -> 
     hidden = tmp_path / "drawn" / ".imgs.partial"
     while drawing.poll() is None and not (hidden.is_dir() and any(hidden.iterdir())):
         time.sleep(0.05)
-    os.killpg(drawing.pid, signal.SIGINT)
-    out, error = drawing.communicate(timeout=60)
-    assert (drawing.returncode, out, error) == (130, "", "interrupted\n")
+    assert interrupted(drawing) == (130, "", "interrupted\n")
     assert {path: path.read_bytes() for path in (tmp_path / "drawn").rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["data.json", "imgs"]
 
@@ -93,9 +117,8 @@ def test_ctrl_c_while_a_dataset_is_checked_leaves_nothing(tmp_path: Path) -> Non
     argv = ["drawn/data.json", "--out", "check.json", "--workers", "1", "resolution=512"]
     checking = start("check_dataset.py", *argv, cwd=tmp_path)
     assert checking.stdout is not None and checking.stdout.readline().startswith("recipe: demo.yaml")
-    os.killpg(checking.pid, signal.SIGINT)
-    _, error = checking.communicate(timeout=60)
-    assert checking.returncode == 130 and error.splitlines()[-1] == "interrupted" and "Traceback" not in error
+    code, _, error = interrupted(checking)
+    assert code == 130 and error.splitlines()[-1] == "interrupted" and "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn"]
 
 
@@ -105,7 +128,9 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
         "import signal, sys; sys.argv = ['anytext2-infer']; from launch.common.cli import is_command\n"
         "assert is_command('launch.infer') and not is_command.__doc__ is None; signal.raise_signal(signal.SIGINT)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=heed_ctrl_c
+    )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
@@ -130,11 +155,16 @@ def test_a_folder_that_cannot_be_written(path: str, words: str, tmp_path: Path) 
     assert words in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="Permission denied"):
-        cli.require_output_folder(tmp_path / "out", "--out")
+    user = os.geteuid()
+    if user == 0:  # root may write everywhere
+        os.seteuid(NOBODY)
+    try:
+        with pytest.raises(ValueError, match="Permission denied"):
+            cli.require_output_folder(tmp_path / "out", "--out")
+    finally:
+        os.seteuid(user)
 
 
 def test_output_paths_that_can_be_written_are_not_made(tmp_path: Path) -> None:
