@@ -27,7 +27,7 @@ LEARNED = (
 """Keys, and sections of keys, that change what is learned."""
 
 LEARNED_IN_SCHEDULES = ("train.max_steps",)
-"""Keys that change what is learned unless train.schedule=constant."""
+"""Keys that change what is learned unless train.schedule=constant. They are said, not refused."""
 
 FREE = {
     "name": "where the run lies",

@@ -12,7 +12,14 @@ from distill.adapters.warm_start import is_adapter_folder, require_same_adapter
 from distill.checkpoint import formats, store
 from distill.checkpoint.formats import MODEL_WEIGHTS
 from distill.checkpoint.run_folder import recipe_of
-from distill.config.differences import OF_OPTIMIZER, Difference, is_in, learned_differences, recipe_values
+from distill.config.differences import (
+    LEARNED_IN_SCHEDULES,
+    OF_OPTIMIZER,
+    Difference,
+    is_in,
+    learned_differences,
+    recipe_values,
+)
 from distill.config.recipes import load_recipe
 from distill.config.schema import Recipe
 from distill.training.engine import Engine
@@ -79,7 +86,8 @@ def check_resume(folder: Path, recipe: Recipe) -> None:
     """
     state, own = formats.read_trainer_state(folder), _is_own(folder, recipe.run_dir)
     found = [d for d in _differences(folder, recipe, state) if not d.is_moved]
-    allowed = (*recipe.checkpoint.allow, *(() if recipe.checkpoint.resume_optimizer else OF_OPTIMIZER))
+    allowed = (*recipe.checkpoint.allow, *LEARNED_IN_SCHEDULES)
+    allowed += () if recipe.checkpoint.resume_optimizer else OF_OPTIMIZER
     refused = [d for d in found if (own or d.key in OF_ORDER) and not is_in(d.key, allowed)]
     if refused:
         raise ValueError(f"{folder}: trained with another recipe: {'; '.join(map(str, refused))}; {_remedy(refused)}")

@@ -39,7 +39,7 @@ TRAIN = {
     "train.learning_rate=1e-4": "'checkpoint.allow=[train.learning_rate]'",
     "train.learning_rate=1e-4 seed=5 checkpoint.allow=[train]": "seed: 0 -> 5; the order of samples would change",
     "train.effective_batch=16": "train.effective_batch: 8 -> 16; the order of samples would change",
-    "train.schedule=cosine train.max_steps=9": "train.max_steps: 2 -> 9",
+    "train.schedule=cosine train.max_steps=9": "train.schedule: constant -> cosine",
     "lora.rank=3": "lora.rank: 2 -> 3; a trained adapter keeps its lora.rank",
     "lora.alpha=8 checkpoint.allow=[lora]": "lora_alpha=4, the recipe has lora.alpha=8",
     "lora.targets=all": "lora.targets: paper -> all",
