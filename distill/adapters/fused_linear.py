@@ -1,7 +1,7 @@
 """A linear layer with its LoRA branch in few kernels: y = x W' + b + s (x A') B', the last product added in place.
 
-PEFT's own layer computes the two branches apart, casts, scales and adds: 17 operations forward and 20 backward. This
-one has 9 and 9, and rounds once in half precision. A GPU that computes small batches waits for the dispatch of each.
+PEFT's own layer computes the two branches apart, casts, scales and adds. This one has at most 0.6 times its operations,
+forward and backward together, and rounds once in half precision. At small batches a GPU waits for the dispatch of each.
 
 Shape legend: N tokens, D input width, E output width, R rank.
 """

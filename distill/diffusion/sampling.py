@@ -122,22 +122,22 @@ def sample_batch(
     def noise(step: int) -> torch.Tensor:
         return inputs.draws.normal(f"sampler_noise_{step}", inputs.latent_shape, device)
 
-    networks: dict[tuple[str, bool], _Network] = {}
+    prepared: dict[tuple[str, bool], _Prepared] = {}
     for spec in specs:
         role, is_guided = "student" if spec.role == "student" else "teacher", spec.guidance != 1.0
         with roles.teacher() if role == "teacher" else nullcontext(roles.model) as model, torch.inference_mode():
-            if (role, is_guided) not in networks:
-                networks[role, is_guided] = _prepare(model, inputs, is_guided)
-            predict = _Predict(model, networks[role, is_guided], spec.guidance if is_guided else None)
+            if (role, is_guided) not in prepared:
+                prepared[role, is_guided] = _prepare(model, inputs, is_guided)
+            predict = _Predict(model, prepared[role, is_guided], spec.guidance if is_guided else None)
             began = _now(device)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
             image = to_unit_range(model.decode(latent))
-            seconds = predict.network.seconds + _now(device) - began
+            seconds = predict.given.seconds + _now(device) - began
         yield SampledBatch(spec, latent, image, predict.evaluations, seconds)
 
 
-class _Network(NamedTuple):
+class _Prepared(NamedTuple):
     """Conditions and control maps of a role, of 2B rows with guidance, and the WriteNet's seconds."""
 
     conditions: Conditions
@@ -145,7 +145,7 @@ class _Network(NamedTuple):
     seconds: float
 
 
-def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Network:
+def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Prepared:
     conditions = inputs.conditions
     if is_guided:
         assert inputs.negative is not None, "prepare_sampling needs a negative prompt for guided rows"
@@ -153,7 +153,7 @@ def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Netwo
     device = conditions.image_context.device
     began = _now(device)
     control = model.control_maps(conditions)
-    return _Network(conditions, control, _now(device) - began)
+    return _Prepared(conditions, control, _now(device) - began)
 
 
 @dataclass
@@ -161,15 +161,15 @@ class _Predict:
     """The sampler's ``predict(x, t)``. scale: of guidance, None without; evaluations: of the UNet so far."""
 
     model: AnyText2
-    network: _Network
+    given: _Prepared
     scale: float | None
     evaluations: int = 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         self.evaluations += 1 if self.scale is None else 2
         if self.scale is None:
-            return predict_noise(self.model, x, t, self.network.conditions, self.network.control)
-        return predict_guided(self.model, x, t, self.network.conditions, self.network.control, self.scale)
+            return predict_noise(self.model, x, t, self.given.conditions, self.given.control)
+        return predict_guided(self.model, x, t, self.given.conditions, self.given.control, self.scale)
 
 
 def _now(device: torch.device) -> float:

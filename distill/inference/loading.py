@@ -32,7 +32,7 @@ from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.judgement import judge_records
-from distill.diffusion.samplers import SamplerOptions
+from distill.diffusion.samplers import SAMPLERS, SamplerOptions
 from distill.inference.model import make_model
 
 DEFAULT_GUIDANCE = 7.5
@@ -108,6 +108,8 @@ def load_sampling_model(
     sampled (sampler empty: its own). Raises ValueError in one line; for steps that the student does not support, before
     anything is loaded.
     """
+    if sampler and sampler not in SAMPLERS:
+        raise ValueError(f"--sampler {sampler}: one of {', '.join(SAMPLERS)}")
     target = torch.device(resolve_device(device))
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:

@@ -11,7 +11,6 @@ import yaml
 
 from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
-from distill.diffusion import SAMPLER_NAMES
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
 from launch.common.cli import int_list
 
@@ -40,7 +39,7 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
     add("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
     add("--steps", type=int, action="append", metavar="N", help="of the student; may be repeated")
-    add("--sampler", choices=SAMPLER_NAMES, help="of the student; default: its objective's own")
+    add("--sampler", metavar="NAME", help="of the student; default: its objective's own")
     add("--teacher", action="store_true", help="sample the teacher beside the student")
     add("--teacher-steps", type=int, default=50, metavar="N")
     add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
@@ -59,7 +58,7 @@ def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all")
     for role, steps in (("teacher", "50,20"), ("undistilled", "4"), ("student", "1,2,4,8")):
         add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
-    add("--student-sampler", choices=SAMPLER_NAMES, help="default: its objective's own")
+    add("--student-sampler", metavar="NAME", help="default: its objective's own")
     add("--grid-rows", dest="shown", type=int, metavar="N", help="pictures in grid.png; default: 8")
     add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
     add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")

@@ -7,27 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from distill.config.ds_config import read_ds_config
 from distill.config.ds_keys import PASSED, RECIPE, REFUSED
+from tests.helpers.models.two_layers import WIDTH, Net
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.ranks import returned, run_ranks
 
-WIDTH = 4
 FIRST_SCALE = 2.0
-
-
-class Net(nn.Module):
-    """Two linear layers, each a parameter group of its own in `zero2`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.last(self.first(x))
-        return result
 
 
 class Recording(dict[str, Any]):

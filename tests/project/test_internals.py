@@ -18,21 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from distill.tracking import mlflow_client
-
-WIDTH = 4
-
-
-class Net(nn.Module):
-    """Two linear layers, each a parameter group of its own in `zero2`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.last(self.first(x))
-        return result
-
+from tests.helpers.models.two_layers import WIDTH, Net
 
 # --- PEFT ---
 

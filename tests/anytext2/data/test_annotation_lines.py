@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,39 +13,12 @@ import pytest
 from anytext2.data import annotation_items
 from anytext2.data.annotations import load_records
 from anytext2.data.limits import LIMITS, limit_of
-
-SQUARE = [[0, 0], [9, 0], [9, 9], [0, 9]]
-
-
-def _line(**changes: Any) -> dict[str, Any]:
-    line = {"polygon": SQUARE, "text": "OPEN", "language": "Latin", "color": [1, 2, 3], "valid": True, **changes}
-    return {name: value for name, value in line.items() if value is not ...}
-
-
-def _apart(*lines: Any) -> list[Any]:
-    """The lines with their squares one below the other: the same box twice would be a fault."""
-    moved = [[[x, y + 20 * n] for x, y in SQUARE] for n in range(len(lines))]
-    return [
-        {**line, "polygon": square} if isinstance(line, dict) and line.get("polygon") is SQUARE else line
-        for line, square in zip(lines, moved, strict=True)
-    ]
-
-
-def _write(folder: Path, items: list[Any], name: str = "data.json", **top: Any) -> Path:
-    path = folder / name
-    content = {"data_root": "imgs", "data_list": items, **top}
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}), encoding="utf-8")
-    return path
-
-
-def _load(folder: Path, items: list[Any], **options: Any) -> tuple[list[Any], Any]:
-    records, report = load_records(_write(folder, items), **{"max_faulty": 1.0, **options})
-    return list(records), report
+from tests.helpers.annotation_files import SQUARE, apart, line, write
 
 
 def test_a_minimal_annotation_is_polygon_and_text(tmp_path: Path) -> None:
-    lines = _apart(_line(language=..., text="药房"), {"polygon": SQUARE, "text": "OPEN"}, _line(language=None), _line())
-    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}], data_root=...))
+    lines = apart(line(language=..., text="药房"), {"polygon": SQUARE, "text": "OPEN"}, line(language=None), line())
+    (record,), report = load_records(write(tmp_path, [{"img_name": "a", "annotations": lines}], data_root=...))
     assert [line.language for line in record.lines] == ["Chinese", "Latin", "Latin", "Latin"]
     assert dict(report.notes) == {"lines: language missing (inferred from the script)": 3}
     assert report.textless == 0 and "without text" not in str(report)
@@ -59,8 +31,8 @@ def _box(left: float, top: float, right: float, bottom: float) -> list[list[floa
 
 @pytest.mark.parametrize("again", [_box(0, 0, 9, 9), _box(0.6, 0.4, 9, 9.9), _box(0, 0, 9, 9)[2:] + SQUARE[:2]])
 def test_a_copy_of_a_box_with_the_same_text_is_left_out(tmp_path: Path, again: Any) -> None:
-    lines = [_line(), _line(polygon=_box(0, 0, 9, 30)), _line(polygon=again), _line(polygon=again)]
-    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    lines = [line(), line(polygon=_box(0, 0, 9, 30)), line(polygon=again), line(polygon=again)]
+    (record,), report = load_records(write(tmp_path, [{"img_name": "a", "annotations": lines}]))
     assert [line.polygon[2].tolist() for line in record.lines] == [[9, 9], [9, 30]] and not record.ignored_polygons
     assert dict(report.skipped) == {"lines: same box twice": 2}
     assert "data_list[0].annotations[2]: the box of annotations[0]" in report.examples["lines: same box twice"]
@@ -68,16 +40,16 @@ def test_a_copy_of_a_box_with_the_same_text_is_left_out(tmp_path: Path, again: A
 
 def test_a_box_with_two_texts_is_ignored_and_boxes_that_cross_are_kept(tmp_path: Path) -> None:
     falling, rising = [[0, 0], [4, 0], [40, 36], [36, 40]], [[40, 0], [40, 4], [4, 40], [0, 36]]
-    lines = [_line(text="A"), _line(text="B"), _line(polygon=falling), _line(polygon=rising)]
-    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    lines = [line(text="A"), line(text="B"), line(polygon=falling), line(polygon=rising)]
+    (record,), report = load_records(write(tmp_path, [{"img_name": "a", "annotations": lines}]))
     assert len(record.lines) == 2 and len(record.ignored_polygons) == 2
     reason = "lines: same box with different texts (ignored by the loss)"
     assert dict(report.skipped) == {reason: 2} and "texts ['A', 'B']" in report.examples[reason]
 
 
 def test_shares_of_the_picture_are_told_from_small_boxes(tmp_path: Path) -> None:
-    lines = [_line(polygon=_box(0.1, 0.2, 0.9, 0.4)), _line(polygon=_box(0, 0, 1, 1)), _line(polygon=_box(0, 0, 4, 4))]
-    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    lines = [line(polygon=_box(0.1, 0.2, 0.9, 0.4)), line(polygon=_box(0, 0, 1, 1)), line(polygon=_box(0, 0, 4, 4))]
+    (record,), report = load_records(write(tmp_path, [{"img_name": "a", "annotations": lines}]))
     assert len(record.lines) == 1 and dict(report.skipped) == {"lines: coordinates like shares": 2}
     assert "annotations[0].polygon: [[0.1, 0.2], " in report.examples["lines: coordinates like shares"]
 
@@ -101,9 +73,9 @@ def test_changed_texts_are_noted_and_not_left_out(tmp_path: Path) -> None:
     item = {
         "img_name": "a",
         "caption": "u\u0308ber\n* all",
-        "annotations": _apart(*(_line(text=text) for text in texts)),
+        "annotations": apart(*(line(text=text) for text in texts)),
     }
-    (record,), report = load_records(_write(tmp_path, [item]))
+    (record,), report = load_records(write(tmp_path, [item]))
     assert [line.text for line in record.lines] == ["OPEN", "OPEN", "über", "a b", "é x", "مفتوح"]
     assert record.caption == "über   all"
     assert dict(report.skipped) == {} and dict(report.notes) == {
@@ -113,20 +85,20 @@ def test_changed_texts_are_noted_and_not_left_out(tmp_path: Path) -> None:
         "lines: right-to-left text": 1,
     }
     assert "(used, but lines: right-to-left text: 1; lines: text not in" in str(report)
-    two = load_records([_write(tmp_path, [item]), _write(tmp_path, [item], "b.json")])[1]
+    two = load_records([write(tmp_path, [item]), write(tmp_path, [item], "b.json")])[1]
     assert two.notes["lines: text with invisible characters (dropped)"] == 4
 
 
 def test_notes_count_only_what_is_in_use(tmp_path: Path) -> None:
-    item = {"img_name": "a", "annotations": [_line(text="a  b")]}
-    report = load_records(_write(tmp_path, [item] * 10), fraction=0.3)[1]
-    assert list(report.notes.values()) == [3] and load_records(_write(tmp_path, [{"img_name": "a"}]))[1].notes == {}
+    item = {"img_name": "a", "annotations": [line(text="a  b")]}
+    report = load_records(write(tmp_path, [item] * 10), fraction=0.3)[1]
+    assert list(report.notes.values()) == [3] and load_records(write(tmp_path, [{"img_name": "a"}]))[1].notes == {}
 
 
 def test_texts_that_teach_nothing_are_hidden_from_the_loss(tmp_path: Path) -> None:
     texts = ["###", "*", ".", "#", "OPEN\nSHOP", "a\u2028b", "a\r\nb", "\u200b", "\u3164", "caf\ufffd", "OPEN"]
-    item = {"img_name": "a", "annotations": _apart(*(_line(text=text) for text in texts))}
-    (record,), report = load_records(_write(tmp_path, [item]))
+    item = {"img_name": "a", "annotations": apart(*(line(text=text) for text in texts))}
+    (record,), report = load_records(write(tmp_path, [item]))
     assert [line.text for line in record.lines] == ["OPEN"] and len(record.ignored_polygons) == 10
     assert dict(report.skipped) == {
         "lines: text that marks a line as unreadable, such as ### (ignored by the loss)": 4,
@@ -143,9 +115,9 @@ def test_crossing_polygons_become_their_hull(tmp_path: Path) -> None:
         [[x, y + 100 * n] for x, y in polygon]
         for n, polygon in enumerate((bow_tie, concave, star, SQUARE, SQUARE[::-1]))
     ]
-    lines = [_line(polygon=polygon) for polygon in given]
-    lines.append(_line(polygon=bow_tie, valid=False))
-    (record,), report = load_records(_write(tmp_path, [{"img_name": "a", "annotations": lines}]))
+    lines = [line(polygon=polygon) for polygon in given]
+    lines.append(line(polygon=bow_tie, valid=False))
+    (record,), report = load_records(write(tmp_path, [{"img_name": "a", "annotations": lines}]))
     polygons = [line.polygon for line in record.lines]
     assert sorted(map(tuple, polygons[0].tolist())) == sorted(map(tuple, SQUARE))
     assert [polygon.tolist() for polygon in polygons[1::2]] == given[1::2]
