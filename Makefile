@@ -12,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench-step bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench bench-step bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -87,6 +87,10 @@ smoke-official: setup
 
 torture: setup
 	$(BIN)/python -m tests.helpers.processes.torture --kills 50
+
+# Ours beside the public recipe, each saving switched off in turn, on a CPU; bench-step only counts operations.
+bench: setup
+	$(BIN)/python -m tests.peers.bench
 
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py
