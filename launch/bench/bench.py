@@ -1,9 +1,9 @@
 """Measures one micro-step: `make bench`, or without the public recipe `python launch/bench/bench.py`.
 
 At each size, the tiny model and the official one (constants as weights, 256 px), it measures the production recipe's
-objective, `consistency`, and the steps of `peers`, which take turns in one process; the FLOPs of each part of the model;
-and the production step with each saving of savings.py switched off in turn. A step is input, forward and backward pass,
-without DeepSpeed and optimizer. Writes runs/bench/step.json. Six minutes on two idle cores, 8 GB of memory.
+objective, `consistency`, and the steps of `peers`, which take turns in one process; the FLOPs of each part of the
+model; and the production step with each saving of savings.py switched off in turn. A step is input, forward and
+backward pass, without DeepSpeed and optimizer. Writes runs/bench/step.json. Minutes on two idle cores, 7 GB of memory.
 """
 
 from __future__ import annotations

@@ -72,9 +72,7 @@ def writenet_in_every_call() -> AbstractContextManager[None]:
         return predict_noise(model, x, t, conditions, model.control_maps(conditions))
 
     users = (guidance, teacher, self_consistency)
-    return _replaced(
-        *((user, "predict_noise", predict) for user in users), (AttentionRecorder, "write", lambda *_: ())
-    )
+    return _replaced(*((user, "predict_noise", predict) for user in users), (AttentionRecorder, "write", lambda *_: ()))
 
 
 def teacher_by_switching() -> AbstractContextManager[None]:
