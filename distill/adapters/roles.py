@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anytext2.core.batch import Conditions, Control
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.layers import ProjectedContext
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -103,7 +104,18 @@ def without_adapters(module: _Module) -> _Module:
     return twin
 
 
-def predict_noise(model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions, control: Control) -> Tensor:
-    """The model's eps for ``x`` [B,C,h,w] at ``t`` [B], in at least float32 whatever the model computes in."""
-    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, conditions.image_context, control)
+def predict_noise(
+    model: AnyText2,
+    x: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    control: Control,
+    projected: ProjectedContext | None = None,
+) -> Tensor:
+    """The model's eps for ``x`` [B,C,h,w] at ``t`` [B], in at least float32 whatever the model computes in.
+
+    projected: `AnyText2.project_context` of the conditions, which several calls share.
+    """
+    context = conditions.image_context if projected is None else projected
+    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control)
     return eps.to(torch.promote_types(eps.dtype, torch.float32))

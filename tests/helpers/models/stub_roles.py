@@ -48,6 +48,9 @@ class StubModel(nn.Module):
         self.writes += 1
         return (conditions.text_context[..., None] * self.gain,)
 
+    def project_context(self, conditions: Conditions) -> torch.Tensor:
+        return conditions.image_context
+
     def predict_noise(
         self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, control: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
