@@ -147,6 +147,10 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
+BlockContext = tuple[KeyValue, ...]
+"""Keys and values for each cross-attention of a transformer block."""
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, AnyText2's second pair of both ("attnx") and feed-forward; all residual.
 
@@ -165,7 +169,7 @@ class TransformerBlock(nn.Module):
         self.attn1x = CrossAttention(width, width, heads) if attnx else None
         self.attn2x = CrossAttention(width, context_dim, heads) if attnx else None
 
-    def forward(self, x_ND: Tensor, context: Tensor | tuple[KeyValue, ...], batch: int, attnx_scale: float) -> Tensor:
+    def forward(self, x_ND: Tensor, context: Tensor | BlockContext, batch: int, attnx_scale: float) -> Tensor:
         """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B, or their `project_context` -> [B*T, D]."""
         first, second = (context, context) if isinstance(context, Tensor) else (context[0], context[-1])
         normed = self.norm1(x_ND)
@@ -177,16 +181,9 @@ class TransformerBlock(nn.Module):
             x = torch.add(x, self.attn2x(self.norm2(x), second, batch), alpha=attnx_scale)
         return x + self.ff(self.norm3(x))
 
-    def project_context(self, context_MD: Tensor, batch: int) -> tuple[KeyValue, ...]:
-        """Keys and values of context tokens [B*S, D] for each cross-attention of the block."""
+    def project_context(self, context_MD: Tensor, batch: int) -> BlockContext:
+        """Keys and values of context tokens [B*S, D]."""
         return tuple(layer.project(context_MD, batch) for layer in (self.attn2, self.attn2x) if layer is not None)
-
-
-ProjectedContext = dict[nn.Module, tuple[KeyValue, ...]]
-"""`TransformerBlock.project_context` of every block of a network. It is the same at all timesteps."""
-
-Context = Tensor | ProjectedContext
-"""Context tokens [B*S, D], or what the blocks make of them."""
 
 
 class SpatialTransformer(nn.Module):
@@ -199,13 +196,25 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, context_dim, heads, attnx)])
         self.proj_out = with_init_scale(nn.Conv2d(width, width, 1), 0.0)
 
-    def forward(self, x_BChw: Tensor, context: Context, attnx_scale: float = 1.0) -> Tensor:
-        """[B, C, h, w] and the context -> [B, C, h, w]."""
+    def forward(self, x_BChw: Tensor, context: Tensor | tuple[BlockContext, ...], attnx_scale: float = 1.0) -> Tensor:
+        """[B, C, h, w] and context tokens [B*S, D], or their `project_context` -> [B, C, h, w]."""
         batch, width, h, w = x_BChw.shape
         tokens = self.proj_in(self.norm(x_BChw)).permute(0, 2, 3, 1).reshape(-1, width)
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context if isinstance(context, Tensor) else context[block], batch, attnx_scale)
+        for number, block in enumerate(self.transformer_blocks):
+            given = context if isinstance(context, Tensor) else context[number]
+            tokens = block(tokens, given, batch, attnx_scale)
         return x_BChw + self.proj_out(tokens.view(batch, h, w, width).permute(0, 3, 1, 2))
+
+    def project_context(self, context_MD: Tensor, batch: int) -> tuple[BlockContext, ...]:
+        """`TransformerBlock.project_context` of each block, for context tokens [B*S, D]."""
+        return tuple(block.project_context(context_MD, batch) for block in self.transformer_blocks)  # type: ignore[operator]
+
+
+ProjectedContext = dict[nn.Module, tuple[BlockContext, ...]]
+"""`SpatialTransformer.project_context` by transformer of a network. It is the same at all timesteps."""
+
+Context = Tensor | ProjectedContext
+"""Context tokens [B*S, D], or what the transformers make of them."""
 
 
 # --- convolutional blocks of the UNet --------------------------------------------------------------------------------
@@ -267,7 +276,7 @@ class TimestepEmbedSequential(nn.Sequential):
             if isinstance(layer, ResBlock):
                 x = layer(x, activated_BD)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, attnx_scale)
+                x = layer(x, context if isinstance(context, Tensor) else context[layer], attnx_scale)
             else:
                 x = layer(x)
         return x

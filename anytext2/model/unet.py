@@ -22,7 +22,6 @@ from anytext2.model.layers import (
     ResBlock,
     SpatialTransformer,
     TimestepEmbedSequential,
-    TransformerBlock,
     Upsample,
     activate_embedding,
     with_init_scale,
@@ -233,8 +232,8 @@ class UNet(nn.Module):
     def project_context(self, context_BTD: Tensor) -> ProjectedContext:
         """Keys and values of a context [B, T, context_dim], for any number of calls at other latents and timesteps."""
         context_MD, batch = context_BTD.to(self.dtype).flatten(0, 1), len(context_BTD)
-        blocks = (module for module in self.modules() if isinstance(module, TransformerBlock))
-        return {block: block.project_context(context_MD, batch) for block in blocks}
+        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
+        return {layer: layer.project_context(context_MD, batch) for layer in transformers}
 
     def _check(self, x_BChw: Tensor, control: Control | None) -> None:
         height, width = x_BChw.shape[2:]
