@@ -9,12 +9,13 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like, solver_grid
@@ -88,7 +89,7 @@ def sample_ddim(
     x = _at_least_float32(x_T)
     times = leading_timesteps(n_steps, schedule.timesteps)
     drawn = [noise(step).to(x) for step in range(n_steps)] if eta > 0 and noise is not None else []
-    for step, (now, then) in enumerate(pairwise(_levels([*times.tolist(), 0], schedule, x))):
+    for step, (now, then) in enumerate(pairwise(_levels(F.pad(times, (0, 1)), schedule, x))):
         eps = predict(x, now.t).to(x.dtype)
         x0 = now.x0(x, eps)
         if drawn:
@@ -138,9 +139,9 @@ def sample_trajectory(
     if gamma > 0 and n_steps > 1 and noise is None:
         raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
-    times = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule)).tolist()
-    ends = [*times[1:], 0]
-    past = [int((1.0 - gamma) * end) for end in ends]
+    times = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
+    ends = F.pad(times[1:], (0, 1))
+    past = ((1.0 - gamma) * ends.double()).long()
     drawn = [noise(step).to(x) for step in range(n_steps - 1)] if gamma > 0 and noise is not None else []
     levels = zip(*(_levels(of, schedule, x) for of in (times, past, ends)), strict=True)
     for step, (now, then, end) in enumerate(levels):
@@ -180,7 +181,7 @@ def sample_consistency(
         raise ValueError(f"consistency sampling with {n_steps} steps needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
     times = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
-    levels = _levels(times.tolist(), schedule, x)
+    levels = _levels(times, schedule, x)
     scalings = boundary_scalings(times, options.sigma_data, options.timestep_scaling)
     c_skip, c_out = (expand_like(scaling, x).unbind() for scaling in scalings)
     drawn = [] if noise is None else [noise(step).to(x) for step in range(n_steps - 1)]
@@ -215,12 +216,12 @@ class _Level(NamedTuple):
         return (x - self.sigma * eps) / self.alpha
 
 
-def _levels(times: Sequence[int], schedule: NoiseSchedule, x: Tensor) -> list[_Level]:
-    """The levels at ``times``, on the device of ``x`` [B,C,h,w].
+def _levels(times: Tensor, schedule: NoiseSchedule, x: Tensor) -> list[_Level]:
+    """The levels at ``times``, int64 [N], on the device of ``x`` [B,C,h,w].
 
     They are made before the first step: a tensor that comes from the host inside of the loop stops an accelerator.
     """
-    t = torch.tensor(times, device=x.device)
+    t = times.to(x.device)
     alpha, sigma = schedule.alpha_sigma(t, x)
     rows = t[:, None].repeat(1, x.shape[0])
     return [_Level(*level) for level in zip(rows.unbind(), alpha.unbind(), sigma.unbind(), strict=True)]
