@@ -134,7 +134,7 @@ def read_batch(recipe: Recipe, count: int) -> Batch:
 def write_dataset_once(folder: Path, size: int, count: int) -> list[Path]:
     """The annotation file of drawn pictures in `folder`."""
     if not (folder / "data.json").is_file():
-        write_dataset(folder, count, SyntheticConfig(size=size), seed=0)
+        write_dataset(folder, count, SyntheticConfig(size=max(size, COUNTED_SIZE)), seed=0)
     return [folder / "data.json"]
 
 
