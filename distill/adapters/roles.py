@@ -5,7 +5,7 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from typing import Protocol, TypeVar, cast
@@ -25,14 +25,18 @@ STUDENT, EMA, FAKE_SCORE = "student", "average", "fake"
 """Names of the adapters: the student, the moving average of its weights, and the fake score of DMD."""
 
 
-class Roles(Protocol):
-    """Selects the role of the base weights. Outside the contexts the student's adapter is active."""
+class SamplingRoles(Protocol):
+    """What sampling needs: the model with the student's adapter, and the teacher."""
 
     @property
     def model(self) -> AnyText2: ...
 
     def teacher(self) -> AbstractContextManager[AnyText2]:
         """The undistilled model, in inference mode: its tensors must be cloned before they enter a graph."""
+
+
+class Roles(SamplingRoles, Protocol):
+    """Selects the role of the base weights. Outside the contexts the student's adapter is active."""
 
     def target(self) -> AbstractContextManager[object]:
         """The weights of the consistency target (the student or its average), inference mode."""
@@ -87,19 +91,21 @@ class AdapterRoles:
             layer._active_adapter = [adapter]
 
 
-def without_adapters(module: _Module) -> _Module:
+def without_adapters(
+    module: _Module, plain: Callable[[BaseTunerLayer], nn.Module] = BaseTunerLayer.get_base_layer
+) -> _Module:
     """The same network without PEFT's layers, over the same parameters and buffers, in evaluation mode.
 
-    Adapted layers are replaced by their base layers, the modules above them by shallow copies, which share the
-    original's dictionaries of parameters and buffers: `to` and loading weights change both. Modules without adapted
-    layers are the original's own. An unadapted module is returned as it is.
+    Adapted layers are replaced by what `plain` makes of them (their base layers), the modules above them by shallow
+    copies, which share the original's dictionaries of parameters and buffers: `to` and loading weights change both.
+    Modules without adapted layers are the original's own. An unadapted module is returned as it is.
     """
     if isinstance(module, BaseTunerLayer):
-        return cast(_Module, module.get_base_layer())
+        return cast(_Module, plain(module))
     if not any(isinstance(inner, BaseTunerLayer) for inner in module.modules()):
         return module
     twin = copy(module)
-    twin._modules = {name: child and without_adapters(child) for name, child in module._modules.items()}
+    twin._modules = {name: child and without_adapters(child, plain) for name, child in module._modules.items()}
     twin.training = False
     return twin
 
