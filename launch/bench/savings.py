@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -52,12 +53,18 @@ def guidance_in_two_calls() -> AbstractContextManager[None]:
     def write(_: AttentionRecorder, model: AnyText2, given: Conditions | _Both, role: str, rows: int = 0) -> Any:
         return _for_each(model.control_maps, given)
 
-    def predict(model: AnyText2, x: Tensor, t: Tensor, given: _Both, control: _Both, scale: Tensor) -> Tensor:
-        c, u = (predict_noise(model, x, t, *branch) for branch in zip(given, control, strict=True))
+    def predict(
+        model: AnyText2, x: Tensor, t: Tensor, given: _Both, control: _Both, scale: Tensor, context: _Both
+    ) -> Tensor:
+        c, u = (predict_noise(model, x, t, *branch) for branch in zip(given, control, context, strict=True))
         return u + scale * (c - u)
 
+    project = AnyText2.project_context
     return _replaced(
-        (teacher, "with_negative", both), (AttentionRecorder, "write", write), (teacher, "predict_guided", predict)
+        (teacher, "with_negative", both),
+        (AttentionRecorder, "write", write),
+        (AnyText2, "project_context", lambda model, given: _for_each(partial(project, model), given)),
+        (teacher, "predict_guided", predict),
     )
 
 
@@ -68,11 +75,16 @@ def _for_each(call: Callable[[Any], Any], given: Any) -> Any:
 def writenet_in_every_call() -> AbstractContextManager[None]:
     """The WriteNet runs before each call of the UNet."""
 
-    def predict(model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions, control: Control) -> Tensor:
-        return predict_noise(model, x, t, conditions, model.control_maps(conditions))
+    def predict(model: AnyText2, x: Tensor, t: Tensor, given: Conditions, _: Control, *context: Any) -> Tensor:
+        return predict_noise(model, x, t, given, model.control_maps(given), *context)
 
     users = (guidance, teacher, self_consistency)
     return _replaced(*((user, "predict_noise", predict) for user in users), (AttentionRecorder, "write", lambda *_: ()))
+
+
+def context_in_every_call() -> AbstractContextManager[None]:
+    """Each call of the teacher's UNet projects the image captions' context."""
+    return _replaced((AnyText2, "project_context", lambda *_: None))
 
 
 def teacher_by_switching() -> AbstractContextManager[None]:
@@ -130,6 +142,7 @@ def pictures_encoded() -> AbstractContextManager[None]:
 SAVINGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "batched guidance": guidance_in_two_calls,
     "WriteNet once a role": writenet_in_every_call,
+    "context projected once": context_in_every_call,
     "teacher without LoRA layers": teacher_by_switching,
     "fused LoRA layers": lora_layers_of_peft,
     "both captions in one call": captions_in_two_calls,

@@ -135,7 +135,7 @@ def make_workload(
     model = _constant_model(recipe, dtype) if constant else make_model(recipe.model, recipe.seed)
     roles, named = make_roles(model, make_objective(recipe, make_schedule(model.cfg)), recipe)
     roles.wrapped.to(device=device, dtype=dtype)
-    loaded = _with_latents(_load_batch(recipe, batch, folder), roles.model, device)
+    loaded = _with_latents(load_batch(recipe, batch, folder), roles.model, device)
     return Workload(recipe, roles, loaded, tuple(parameter for _, parameter in named), device)
 
 
@@ -148,7 +148,8 @@ def _constant_model(recipe: Recipe, dtype: torch.dtype) -> AnyText2:
     return model
 
 
-def _load_batch(recipe: Recipe, count: int, folder: Path) -> LoadedBatch:
+def load_batch(recipe: Recipe, count: int, folder: Path) -> LoadedBatch:
+    """A micro-batch of drawn pictures, which are kept in `folder`."""
     size = max(recipe.data.options.resolution, _LEAST_SIZE)
     pictures = folder / f"pictures_{size}"
     if not (pictures / "data.json").is_file():
