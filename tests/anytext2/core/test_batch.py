@@ -84,7 +84,7 @@ def test_batch_moves_every_tensor_and_is_frozen() -> None:
     batch = collate([_sample(1, 2)])
     moved = batch.to("meta")
     tensors = [getattr(moved, f.name) for f in fields(moved) if isinstance(getattr(batch, f.name), torch.Tensor)]
-    assert len(tensors) == 8 and all(tensor.device.type == "meta" for tensor in tensors)
+    assert len(tensors) == 10 and all(tensor.device.type == "meta" for tensor in tensors)
     assert batch.image.device.type == "cpu" and moved.texts == batch.texts
     with pytest.raises(FrozenInstanceError):
         batch.index = (2,)  # type: ignore[misc]

@@ -209,7 +209,9 @@ def student(model: AnyText2, batch: Batch) -> tuple[nn.Module, Callable[[], torc
 def collate_first(batch: Batch) -> Batch:
     """The batch's first sample alone."""
     values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: None if value is None else value[:1] for name, value in values.items()})
+    first = Batch(**{name: None if value is None else value[:1] for name, value in values.items()})
+    n = batch.n_lines[0]
+    return dataclasses.replace(first, line_index=batch.line_index[:, :n], font_line=batch.font_line[:n])
 
 
 @pytest.mark.heavy
