@@ -111,8 +111,9 @@ class CrossAttention(nn.Module):
 
         Tokens of a batch are rows of one matrix, so that a linear layer is one product without changes of shape.
         """
+        query = self._heads(self.to_q(x_ND), batch)  # first: dropout in a LoRA layer draws in this order
         key, value = self.project(context, batch) if isinstance(context, Tensor) else context
-        mixed = F.scaled_dot_product_attention(self._heads(self.to_q(x_ND), batch), key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value)
         return self.to_out(mixed.transpose(1, 2).reshape(len(x_ND), -1))
 
     def project(self, context_MD: Tensor, batch: int) -> KeyValue:
