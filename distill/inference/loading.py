@@ -20,6 +20,7 @@ from anytext2.core.batch import Sample
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.glyphs.fonts import load_font_table
+from anytext2.model.memory_format import use_gpu_format
 from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import load_student
@@ -34,6 +35,7 @@ from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.judgement import judge_records
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions
 from distill.inference.model import make_model
+from distill.runtime.device_settings import apply_device_settings
 
 DEFAULT_GUIDANCE = 7.5
 _CUDA = re.compile(r"cuda(?::(\d+))?")
@@ -127,7 +129,9 @@ def load_sampling_model(
     if folder is not None and not has_student:
         load_partial_weights(model, [folder / MODEL_WEIGHTS])
     wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
+    apply_device_settings(target, tf32=False)
     wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
+    use_gpu_format(model)
     run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
     return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind, recipe_file)
 
