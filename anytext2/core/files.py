@@ -27,7 +27,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """
     path.touch()
     mode = path.stat().st_mode & 0o777
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, None if metadata is None else dict(metadata))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        None if metadata is None else dict(metadata),
+    )
     path.chmod(mode)
 
 

@@ -1,7 +1,7 @@
 """The memory format of the convolutional networks: channels-last on a GPU.
 
-cuDNN's kernels for half precision read and write channels-last tensors. For others, every call copies weights, input and
-output. A convolution with such weights makes a channels-last map of whatever comes in, so that the weights decide.
+cuDNN's kernels for half precision read and write channels-last tensors. For others, every call copies weights, input
+and output. A convolution with such weights makes a channels-last map of whatever comes in, so that the weights decide.
 On a CPU group norm is slower in this format, and nothing is changed (docs/LOG.md, "channels_last on a CPU").
 """
 
@@ -30,6 +30,6 @@ def to_channels_last(network: nn.Module) -> None:
     """
     for p in network.parameters():
         if p.dim() == 4 and not p.requires_grad:
-            # `contiguous(memory_format=...)` would leave a kernel of one channel or one cell as it is, and a convolution
-            # with it would give a contiguous map.
+            # `contiguous(memory_format=...)` would leave a kernel of one channel or one cell as it is, and a
+            # convolution with it would give a contiguous map.
             p.data = torch.empty_like(p.data, memory_format=torch.channels_last).copy_(p.data)

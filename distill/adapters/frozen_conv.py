@@ -1,7 +1,7 @@
 """A convolution with frozen weights that keeps only the shape of its input for the backward pass.
 
 PyTorch's own keeps the input itself, which only the gradient of the weights needs. In a student those inputs are a
-quarter of what the backward pass would hold in memory.
+eighth of what the backward pass would hold in memory.
 
 Shape legend: B batch, C input and E output channels, h/w cells, k/l sides of the kernel.
 """
@@ -49,7 +49,7 @@ class _FrozenConv(torch.autograd.Function):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """nn.Conv2d with that backward pass. Whatever it cannot do (trained weights, other paddings) goes to nn.Conv2d's."""
+    """nn.Conv2d with that backward pass. What it cannot do (trained weights, other paddings) goes to nn.Conv2d's."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias

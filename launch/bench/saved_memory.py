@@ -24,6 +24,7 @@ from anytext2.core.batch import Conditions
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from anytext2.model.layers import CrossAttention, FeedForward, ResBlock, TimestepEmbedSequential, TransformerBlock
 from anytext2.model.text_encoder import CONTEXT_LENGTH
+from distill.adapters.frozen_conv import FrozenConv2d
 from distill.config.schema import Recipe
 from distill.inference.model import make_schedule
 from distill.training.build import make_objective, make_roles
@@ -43,6 +44,11 @@ class Student:
     latent: Tensor
     mode: FakeTensorMode
 
+    def use_recomputation(self, setting: str) -> None:
+        """See distill/config/schema.py."""
+        for network in (self.model.model.diffusion_model, self.model.control_model):
+            network.activation_checkpointing = setting
+
     def saved_bytes(self, cost: RooflineMode | None = None) -> int:
         """Bytes of the tensors that a forward pass of WriteNet and UNet keeps for the backward pass, each once."""
         saved = SavedTensors(self.model)
@@ -56,7 +62,7 @@ class Student:
 def make_student(recipe: Recipe, batch: int, size: int) -> Student:
     """The student of a recipe for `batch` pictures of `size` px."""
     config = load_model_config(recipe.model.config)
-    model = build_model(config, "meta", DTYPE, recipe.model.activation_checkpointing)
+    model = build_model(config, "meta", DTYPE)
     roles, _ = make_roles(model, make_objective(recipe, make_schedule(config)), recipe)
     mode = FakeTensorMode()
     with mode:
@@ -118,6 +124,19 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+@contextmanager
+def plain_convolutions(model: nn.Module) -> Iterator[None]:
+    """Inside, frozen convolutions keep their inputs, as PyTorch's own do."""
+    changed = [module for module in model.modules() if isinstance(module, FrozenConv2d)]
+    for module in changed:
+        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.__class__ = FrozenConv2d
+
+
 KINDS: dict[str, Callable[[str, nn.Module], bool]] = {
     "feed-forward": lambda name, module: isinstance(module, FeedForward),
     "self-attention": lambda name, module: isinstance(module, CrossAttention) and ".attn1" in name,
@@ -157,7 +176,8 @@ def measure_parts(student: Student) -> list[Part]:
 
 def _groups(student: Student) -> dict[tuple[str, int], list[tuple[nn.Module, float]]]:
     """The modules by kind and cells of a map, each with the estimated seconds of its forward."""
-    cost, groups, handles = RooflineMode(), {}, []
+    cost, handles = RooflineMode(), []
+    groups: dict[tuple[str, int], list[tuple[nn.Module, float]]] = {}
     started: dict[nn.Module, float] = {}
 
     def start(module: nn.Module, inputs: Any) -> None:

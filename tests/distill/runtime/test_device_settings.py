@@ -43,5 +43,5 @@ def test_the_accumulation_is_switched_inside_only_and_may_be_nested() -> None:
 
 def test_a_torch_without_the_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch._C, "_set_cublas_allow_fp16_accumulation")
-    with pytest.raises(ValueError, match=r"^train.teacher_fp16_accumulation=true: needs torch 2.7 .*; set it to false$"):
+    with pytest.raises(ValueError, match=r"^train.teacher_fp16_accumulation=true: needs torch 2.7 .* to false$"):
         require_fp16_accumulation()
