@@ -281,8 +281,7 @@ def negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Conte
     config = recipe.objective_config
     if not isinstance(config, StudentConfig) or config.is_unguided:
         return lambda: None
-    prompt = config.negative_prompt
-    return lambda: roles.model.negative_contexts(prompt)
+    return lambda: roles.model.negative_contexts(config.negative_prompt)
 
 
 def _announce(network: _Network) -> None:
