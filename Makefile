@@ -12,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench-step bench-memory bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench bench-step bench-memory bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -50,7 +50,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory -j2 types quick-tests
 
-.PHONY: types quick-tests
+.PHONY: types quick-tests all-tests
 types:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -58,8 +58,13 @@ types:
 quick-tests:
 	$(BIN)/python -m pytest -n 2 -m '$(QUICK)'
 
-# Everything that must hold.
-test: setup lint
+# Everything that must hold. Here too types are checked beside the tests.
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types all-tests
+
+all-tests:
 	$(BIN)/python -m pytest
 
 test-slow: setup
@@ -87,6 +92,10 @@ smoke-official: setup
 
 torture: setup
 	$(BIN)/python -m tests.helpers.processes.torture --kills 50
+
+# Ours beside the public recipe, each saving switched off in turn, on a CPU; bench-step only counts operations.
+bench: setup
+	$(BIN)/python -m tests.peers.bench
 
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py

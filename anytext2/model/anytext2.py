@@ -155,6 +155,8 @@ class AnyText2(nn.Module):
         """
         if batch.masked_latent is not None:
             rows = batch.masked_latent.to(self.dtype)
+            if all(batch.editing):
+                return rows
             blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
             return torch.stack([row if editing else blank[0] for row, editing in zip(rows, batch.editing, strict=True)])
         edited = [row for row, editing in enumerate(batch.editing) if editing]

@@ -1,4 +1,4 @@
-"""Counts what one micro-step dispatches: ATen operations, forward and backward, and values read back to the host.
+"""Counts what one micro-step dispatches: ATen operations, calls of modules, and values read back to the host.
 
 On a GPU, Python dispatches operations one by one. Below some batch size their number, not the arithmetic, is what a
 micro-step costs; and a value that is read back to the host stops the queue.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "unique")
@@ -57,3 +58,18 @@ def counted_reads() -> Iterator[Counter[str]]:
     finally:
         for name, original in originals.items():
             setattr(torch.Tensor, name, original)
+
+
+@contextmanager
+def counted_module_calls() -> Iterator[Counter[str]]:
+    """Counts the calls of modules inside the block by class name."""
+    found: Counter[str] = Counter()
+
+    def count(module: torch.nn.Module, _: Any) -> None:
+        found[type(module).__name__] += 1
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield found
+    finally:
+        handle.remove()

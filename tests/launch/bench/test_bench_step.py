@@ -15,11 +15,6 @@ PRODUCTION = find_recipe(Path("rtx4090x3.yaml"))
 STEP = ["data.options.resolution=128", "model.activation_checkpointing=false"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_step, "FOLDER", tmp_path)
-
-
 def test_what_is_counted() -> None:
     x = torch.ones(2, 2, requires_grad=True)
     with OperationCounter() as forward:
@@ -33,17 +28,17 @@ def test_what_is_counted() -> None:
 
 
 @pytest.mark.heavy
-def test_a_larger_batch_has_hardly_more_operations() -> None:
+def test_a_larger_batch_has_hardly_more_operations(tmp_path: Path) -> None:
     """What is left are crops of lines, of which a larger batch has more."""
     recipe = load_recipe(PRODUCTION, [*STEP, "model.config=tiny"])
-    one, four = (bench_step.count_operations(recipe, batch, torch.float32) for batch in (1, 4))
+    one, four = (bench_step.count_operations(recipe, batch, torch.float32, tmp_path) for batch in (1, 4))
     assert four["backward"] == one["backward"]
     assert four["forward"] - one["forward"] < 40 * 8
 
 
 @pytest.mark.slow
-def test_the_production_step_stays_below_its_limit() -> None:
+def test_the_production_step_stays_below_its_limit(tmp_path: Path) -> None:
     """24,246 before guidance was batched, the teacher had no adapters' layers and LoRA layers were fused."""
-    found = bench_step.count_operations(load_recipe(PRODUCTION, STEP), 1, torch.bfloat16)
+    found = bench_step.count_operations(load_recipe(PRODUCTION, STEP), 1, torch.bfloat16, tmp_path)
     assert found["together"] <= 12_000, found
     assert found["reads"] == 0, found["reads_by_name"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,24 @@ from anytext2.model.anytext2 import AnyText2
 from distill.config.recipes import find_recipe, load_recipe
 from distill.config.schema import Recipe
 from distill.objectives.phased import Phased
-from launch.bench import bench_step
 from launch.bench.host_waits import count_copies
+from launch.bench.workload import load_batch
 
 TINY = ["data.options.resolution=128", "model.config=tiny"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_step, "FOLDER", tmp_path)
 
 
 def tiny(overrides: Sequence[str] = (), config: Path | None = None) -> Recipe:
     return load_recipe(config, [*TINY, *overrides])
 
 
-def copies_of(recipe: Recipe) -> dict[str, int]:
-    return dict(count_copies(recipe, bench_step.load_batch(recipe, 2)))
+@pytest.fixture
+def copies_of(tmp_path: Path) -> Callable[[Recipe], dict[str, int]]:
+    return lambda recipe: dict(count_copies(recipe, load_batch(recipe, 2, tmp_path)))
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["rtx4090x3.yaml", "rtx4090x3_2step.yaml"])
-def test_the_production_step_never_waits(name: str) -> None:
+def test_the_production_step_never_waits(copies_of: Callable[[Recipe], dict[str, int]], name: str) -> None:
     copies = copies_of(tiny(config=find_recipe(Path(name))))
     assert set(copies) == {"async"} and copies["async"] < 30, copies
 
@@ -54,12 +50,14 @@ def test_the_production_step_never_waits(name: str) -> None:
     ],
     ids=lambda options: "-".join(options)[:60],
 )
-def test_no_objective_waits(options: list[str]) -> None:
+def test_no_objective_waits(copies_of: Callable[[Recipe], dict[str, int]], options: list[str]) -> None:
     assert set(copies_of(tiny(options))) == {"async"}
 
 
 @pytest.mark.heavy
-def test_a_blocking_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocking_copy_is_found(
+    copies_of: Callable[[Recipe], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = AnyText2.control_maps
 
     def control_maps(self: AnyText2, conditions: Any) -> Any:
@@ -71,7 +69,9 @@ def test_a_blocking_copy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.tolist, bool], ids=["item", "tolist", "bool"])
-def test_a_value_that_the_host_reads_is_an_error(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_the_host_reads_is_an_error(
+    copies_of: Callable[[Recipe], dict[str, int]], read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Phased.loss
 
     def loss(self: Phased, roles: Any, item: Any) -> Any:
