@@ -12,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench bench-step bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench bench-step bench-memory bench-data torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -99,6 +99,9 @@ bench: setup
 
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py
+
+bench-memory: setup
+	$(BIN)/python launch/bench/bench_memory.py
 
 bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py

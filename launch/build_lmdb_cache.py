@@ -39,12 +39,14 @@ from anytext2.cache.encoders import (
 from anytext2.cache.header import CacheHeader
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
+from anytext2.model.memory_format import use_gpu_format
 from distill.config.schema import Recipe
 from distill.data.build import cache_header, cache_path, weights_hash
 from distill.data.picture_files import probe_pictures
 from distill.data.splits import records_by_size
 from distill.inference.loading import load_dataset, resolve_device
 from distill.inference.model import make_model
+from distill.runtime.device_settings import apply_device_settings
 from launch.common.data_options import resolve_data
 
 _GIB = 2**30
@@ -144,7 +146,9 @@ def _announce(args: argparse.Namespace, stores: Sequence[Store], max_bytes: int)
 
 
 def _encoders(args: argparse.Namespace, recipe: Recipe, device: str) -> Encoders:
-    model = make_model(recipe.model, recipe.seed).to(device).eval()
+    model = make_model(recipe.model, recipe.seed).to(device).eval().requires_grad_(False)
+    apply_device_settings(model.device, tf32=False)
+    use_gpu_format(model)
     found = Encoders()
     if args.latents:
         found = replace(

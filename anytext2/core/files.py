@@ -21,10 +21,17 @@ def fsync(path: Path) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file with the mode of any new file in its folder; the library's own is 0600."""
+    """Writes a safetensors file with the mode of any new file in its folder; the library's own is 0600.
+
+    The tensors are written contiguous, whatever their memory format is.
+    """
     path.touch()
     mode = path.stat().st_mode & 0o777
-    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        None if metadata is None else dict(metadata),
+    )
     path.chmod(mode)
 
 

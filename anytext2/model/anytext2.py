@@ -73,11 +73,11 @@ class AnyText2(nn.Module):
 
     Args:
         cfg: sizes of all parts.
-        activation_checkpointing: recompute the activations of the UNet and the WriteNet in the backward pass. It saves
-            memory and costs one more forward pass.
+        activation_checkpointing: which activations of the UNet and the WriteNet are recomputed in the backward pass,
+            see :mod:`anytext2.model.recomputation`.
     """
 
-    def __init__(self, cfg: AnyText2Config, activation_checkpointing: bool = False) -> None:
+    def __init__(self, cfg: AnyText2Config, activation_checkpointing: str = "none") -> None:
         super().__init__()
         self.cfg = cfg
         self.model = DiffusionWrapper(UNet(cfg.unet, activation_checkpointing))
@@ -244,7 +244,7 @@ def build_model(
     config: AnyText2Config,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: str = "none",
 ) -> AnyText2:
     """A model in eval mode, randomly initialised for training from scratch with torch's global generator.
 

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SILU_GAIN = 1.68
 """Initialisation gain after SiLU that preserves the root mean square: 1 / sqrt(E[silu(x)^2]) for x ~ N(0, 1)."""
@@ -138,13 +139,20 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back. Index 1 is a dropout of rate 0 in the official network."""
+    """GEGLU to four times the width and back. Index 1 is a dropout of rate 0 in the official network.
+
+    recompute: its activations, twelve times as large as its input, are recomputed in the backward pass.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
+        self.recompute = False
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.net, x, use_reentrant=False)
         return self.net(x)
 
 

@@ -26,6 +26,7 @@ from anytext2.model.layers import (
     activate_embedding,
     with_init_scale,
 )
+from anytext2.model.recomputation import Recomputing
 
 
 @dataclass(frozen=True)
@@ -161,19 +162,18 @@ def run_block(block: nn.Module, recompute: bool, *inputs: Context | float) -> Te
     return block(*inputs)
 
 
-class UNet(nn.Module):
+class UNet(Recomputing):
     """Predicts the noise of a noisy latent.
 
     Args:
         cfg: the shape.
-        activation_checkpointing: recompute the activations of blocks in the backward pass. The attribute may be changed
-            at any time.
+        activation_checkpointing: which activations are recomputed in the backward pass, see
+            :mod:`anytext2.model.recomputation`.
     """
 
-    def __init__(self, cfg: UNetConfig, activation_checkpointing: bool = False) -> None:
+    def __init__(self, cfg: UNetConfig, activation_checkpointing: str = "none") -> None:
         super().__init__()
         self.cfg = cfg
-        self.activation_checkpointing = activation_checkpointing
         self.time_embed = make_time_embed(cfg)
         self.input_blocks, skip_widths = make_input_blocks(cfg)
         self.middle_block = make_middle_block(cfg, cfg.attnx_middle)
@@ -183,6 +183,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             with_init_scale(nn.Conv2d(cfg.widths[0], cfg.out_channels, 3, padding=1), 0.0),
         )
+        self.activation_checkpointing = activation_checkpointing
 
     @property
     def dtype(self) -> torch.dtype:
@@ -211,7 +212,7 @@ class UNet(nn.Module):
             ValueError: h or w is not a multiple of `cfg.downsampling`, or the number of control maps is wrong.
         """
         self._check(x_BChw, control)
-        recompute = self.activation_checkpointing
+        recompute = self.recomputes_blocks
         if isinstance(context, Tensor):
             context = context.to(self.dtype).flatten(0, 1)
         embedding = activate_embedding(self.time_embed, t_B, self.cfg.model_channels, self.dtype)

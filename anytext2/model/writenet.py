@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anytext2.core.batch import Control
 from anytext2.model.layers import SILU_GAIN, activate_embedding, with_init_scale
+from anytext2.model.recomputation import Recomputing
 from anytext2.model.unet import UNetConfig, make_input_blocks, make_middle_block, make_time_embed, run_block
 
 HINT_DOWNSAMPLING = 8
@@ -68,7 +69,7 @@ def make_zero_convolution(width: int) -> nn.Sequential:
     return nn.Sequential(with_init_scale(nn.Conv2d(width, width, 1), 0.0))
 
 
-class WriteNet(nn.Module):
+class WriteNet(Recomputing):
     """Computes the control maps of the UNet from the hints.
 
     Args:
@@ -78,12 +79,11 @@ class WriteNet(nn.Module):
     """
 
     def __init__(
-        self, unet_cfg: UNetConfig, cfg: WriteNetConfig | None = None, activation_checkpointing: bool = False
+        self, unet_cfg: UNetConfig, cfg: WriteNetConfig | None = None, activation_checkpointing: str = "none"
     ) -> None:
         super().__init__()
         self.unet_cfg = unet_cfg
         self.cfg = cfg = cfg or WriteNetConfig()
-        self.activation_checkpointing = activation_checkpointing
         self.time_embed = make_time_embed(unet_cfg)
         self.input_blocks, widths = make_input_blocks(unet_cfg)
         self.zero_convs = nn.ModuleList(make_zero_convolution(width) for width in widths)
@@ -95,6 +95,7 @@ class WriteNet(nn.Module):
         self.fuse_block_za = nn.Conv2d(hint_width, unet_cfg.model_channels, 3, padding=1)
         self.middle_block = make_middle_block(unet_cfg, attnx=False)
         self.middle_block_out = make_zero_convolution(unet_cfg.widths[-1])
+        self.activation_checkpointing = activation_checkpointing
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +107,11 @@ class WriteNet(nn.Module):
         self._check(glyph_B1HW, position_B1HW, masked_latent_BChw)
         glyph = self.glyph_block(glyph_B1HW.to(self.dtype))
         position = self.position_block(position_B1HW.to(self.dtype))
-        return self.fuse_block_za(torch.cat([glyph, position, masked_latent_BChw.to(glyph.dtype)], dim=1))
+        # Maps of different memory formats would be concatenated, and copied, as contiguous ones.
+        is_last = glyph.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
+        masked = masked_latent_BChw.to(glyph.dtype, memory_format=memory_format)
+        return self.fuse_block_za(torch.cat([glyph, position, masked], dim=1))
 
     def forward(
         self,
@@ -131,7 +136,7 @@ class WriteNet(nn.Module):
         Raises:
             ValueError: the sizes of the hints do not match, or h or w is not a multiple of the UNet's downsampling.
         """
-        recompute = self.activation_checkpointing
+        recompute = self.recomputes_blocks
         hint = self.fuse_hints(glyph_B1HW, position_B1HW, masked_latent_BChw)
         context = text_context_BTD.to(self.dtype).flatten(0, 1)
         # fast_control: timestep 0 and a zero latent for every sample. One row is enough, because it broadcasts.

@@ -13,6 +13,7 @@ from torch import nn
 
 from anytext2.core.rng import seed_for
 from anytext2.model.anytext2 import AnyText2
+from distill.adapters.frozen_conv import forget_inputs
 from distill.adapters.fused_linear import fuse_linear_layers
 from distill.adapters.roles import STUDENT
 from distill.adapters.targets import lora_targets
@@ -70,6 +71,7 @@ def add_student(model: AnyText2, config: AdapterConfig, seed: int) -> PeftModel:
         torch.manual_seed(seed_for(seed, 0, 0, "lora"))
         student = get_peft_model(model, lora, adapter_name=STUDENT)  # type: ignore[arg-type]  # any nn.Module works
     fuse_linear_layers(student)
+    forget_inputs(student)
     return student
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anytext2.core.batch import Conditions, Control
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.layers import ProjectedContext
+from distill.runtime.device_settings import fp16_accumulation, require_fp16_accumulation
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -50,10 +51,14 @@ class AdapterRoles:
 
     `wrapped` is the PeftModel, or the bare model where base weights are trained and there is no student. The
     consistency target is the moving average if there is such an adapter, else the student.
+    teacher_fp16_accumulation: as in distill/config/schema.py.
     """
 
-    def __init__(self, wrapped: nn.Module) -> None:
+    def __init__(self, wrapped: nn.Module, teacher_fp16_accumulation: bool = False) -> None:
         self.wrapped = wrapped
+        if teacher_fp16_accumulation:
+            require_fp16_accumulation()
+        self.teacher_fp16_accumulation = teacher_fp16_accumulation
         self._adapted = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
         self._target = EMA if isinstance(wrapped, PeftModel) and EMA in wrapped.peft_config else STUDENT
         self._teacher = without_adapters(self.model)
@@ -67,7 +72,7 @@ class AdapterRoles:
     @contextmanager
     def teacher(self) -> Iterator[AnyText2]:
         """The undistilled model, in inference mode; its tensors must be cloned before autograd saves them."""
-        with torch.inference_mode():
+        with torch.inference_mode(), fp16_accumulation(self.teacher_fp16_accumulation):
             yield self._teacher
 
     @contextmanager

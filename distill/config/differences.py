@@ -23,6 +23,7 @@ LEARNED = (
     *("lora.kind", "lora.rank", "lora.alpha", "lora.dropout", "lora.targets"),
     *("train.effective_batch", "train.optimizer", "train.learning_rate", "train.schedule", "train.warmup_steps"),
     *("train.min_lr_ratio", "train.betas", "train.weight_decay", "train.max_grad_norm", "train.ema_decay"),
+    "train.teacher_fp16_accumulation",
 )
 """Keys, and sections of keys, that change what is learned."""
 

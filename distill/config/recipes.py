@@ -57,9 +57,11 @@ def _check_pairs(recipe: Recipe) -> None:
         two = f"objective {name} trains two adapters in turn"
         if recipe.train.optimizer != "adamw":
             raise ValueError(f"train.optimizer={recipe.train.optimizer}: {two}, which only adamw can")
-        if recipe.model.activation_checkpointing:
+        if (recompute := recipe.model.activation_checkpointing) != "none":
             # The backward pass would recompute the fake score's forward with the student's adapter.
-            raise ValueError(f"model.activation_checkpointing=true: {two}, which cannot be recomputed; set it to false")
+            raise ValueError(
+                f"model.activation_checkpointing={recompute}: {two}, which cannot be recomputed; set it to none"
+            )
     if name == "recognize" and recipe.data.options.like_reference:
         raise ValueError(
             "data.options.like_reference=true: objective recognize must know each glyph line's font, which is random "

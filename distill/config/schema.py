@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anytext2.data.options import DatasetConfig
+from anytext2.model.recomputation import RECOMPUTATIONS
 from distill.adapters.lora import AdapterConfig
 from distill.config.objective import resolve_objective
 from distill.objectives.base import LCM_STUDENT, ObjectiveConfig, StudentSpec
@@ -36,6 +37,8 @@ class ModelConfig:
     key name, for smoke tests), or a .ckpt / .safetensors file with the official keys.
     parts: safetensors files with some of the keys, or run folders that trained some, laid over `weights` in order. From
     scratch, the text embedding's font recogniser then starts as a copy of the glyph recogniser.
+    activation_checkpointing: `none`, `selective` or `all` (also `false` and `true`): what the backward pass recomputes
+    instead of storing it, see anytext2/model/recomputation.py.
     fault_injection: a known fault of earlier attempts, one of distill/checks/fault_injection.py, to measure its cost;
     empty: none.
     """
@@ -43,10 +46,14 @@ class ModelConfig:
     config: str = "tiny"
     weights: str = "embedded"
     parts: list[str] = field(default_factory=list)
-    activation_checkpointing: bool = False
+    activation_checkpointing: str = "none"
     fault_injection: str = ""
 
     def __post_init__(self) -> None:
+        given = str(self.activation_checkpointing)
+        self.activation_checkpointing = {"true": "all", "false": "none"}.get(given.lower(), given)
+        if self.activation_checkpointing not in RECOMPUTATIONS:
+            raise ValueError(f"model.activation_checkpointing='{given}': one of {', '.join(RECOMPUTATIONS)}")
         if self.fault_injection and self.fault_injection not in FAULTS:
             raise ValueError(
                 f"model.fault_injection='{self.fault_injection}': one of {', '.join(FAULTS)}, or empty for none"
@@ -145,6 +152,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     # Compute threads of each CPU rank; 0 shares the machine's cores among the ranks.
     threads: int = 0
+    # Accumulate the teacher's fp16 matrix products in fp16: faster on GeForce cards, and less exact.
+    teacher_fp16_accumulation: bool = False
     # Run the fp16 section of the DeepSpeed configuration on a CPU too: slow, for testing the production precision.
     fp16_on_cpu: bool = False
 

@@ -22,6 +22,7 @@ from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.memory_format import use_gpu_format
 from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import load_student
@@ -37,6 +38,7 @@ from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.judgement import judge_records
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions
 from distill.inference.model import make_model
+from distill.runtime.device_settings import apply_device_settings
 
 DEFAULT_GUIDANCE = 7.5
 _CUDA = re.compile(r"cuda(?::(\d+))?")
@@ -136,9 +138,11 @@ def load_sampling_model(
     model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
         load_partial_weights(model, [folder / MODEL_WEIGHTS])
+    apply_device_settings(target, tf32=False)
     roles, networks = _make_roles(model, folder if has_student else None, merge, keep_teacher)
     for network in networks:
         network.to(device=target, dtype=PRECISIONS[kind]).eval()
+    use_gpu_format(roles.model)
     run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
     return SamplingModel(recipe, roles, folder, has_student, run_dir, target, kind, recipe_file)
 

@@ -17,6 +17,7 @@ from torch import nn
 from anytext2.core.batch import Contexts
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
+from anytext2.model.memory_format import use_gpu_format
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import EMA, STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
@@ -36,6 +37,7 @@ from distill.inference.model import make_model, make_schedule, require_recognize
 from distill.objectives import OBJECTIVES
 from distill.objectives.base import FullWeightObjective, Objective
 from distill.objectives.teacher import StudentConfig
+from distill.runtime.device_settings import apply_device_settings
 from distill.runtime.signals import StopRequests
 from distill.runtime.world import World, on_main
 from distill.tracking.tracker import Tracker, environment
@@ -75,7 +77,7 @@ def make_roles(
         wrapped, params = model, list(objective.trainable(model))
         for _, p in params:
             p.requires_grad_(True)
-    return AdapterRoles(wrapped), params
+    return AdapterRoles(wrapped, recipe.train.teacher_fp16_accumulation), params
 
 
 def check_adapter(recipe: Recipe) -> None:
@@ -211,8 +213,10 @@ def _build_network(
     _refuse_stale_contexts(recipe, [name for name, _ in params])
     if warm is not None:
         _start_warm(warm, [(n, p) for n, p in params if adapter_of(n) == STUDENT], world)
+    apply_device_settings(world.device, tf32=True)
     step = TrainingStep(roles.wrapped, objective, roles).to(world.device)
     engine = Engine(step, params, recipe.train, plan, ds_config, world)
+    use_gpu_format(roles.model)  # not before: DeepSpeed broadcasts contiguous weights only
     restored = Restored(Progress())
     if resume is not None:
         restored = restore(resume, recipe, engine)
@@ -277,8 +281,7 @@ def negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Conte
     config = recipe.objective_config
     if not isinstance(config, StudentConfig) or config.is_unguided:
         return lambda: None
-    prompt = config.negative_prompt
-    return lambda: roles.model.negative_contexts(prompt)
+    return lambda: roles.model.negative_contexts(config.negative_prompt)
 
 
 def _announce(network: _Network) -> None:

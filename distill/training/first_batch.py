@@ -15,6 +15,7 @@ from anytext2.model.anytext2 import BLANK_PIXEL
 from distill.adapters.roles import STUDENT, AdapterRoles, Roles
 from distill.checks import model_checks
 from distill.checks.batch_checks import check_samples, has_text, no_text
+from distill.checks.teacher_precision import check_accumulation
 from distill.config.schema import Recipe
 from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
@@ -121,6 +122,8 @@ def _findings(
     yield from model_checks.check_conditions(model, item.batch, conditions)
     yield from model_checks.check_recognizer(model, item.batch, item.masked_latent)
     yield from model_checks.check_control(model, conditions)
+    if roles.teacher_fp16_accumulation:
+        yield from check_accumulation(roles, item.masked_latent, conditions)
     if objective.trains == "lora":
         first_updates = _first_updates(objective)
         for adapter, update in first_updates.items():

@@ -107,7 +107,7 @@ def test_a_sweep_writes_each_line_into_the_script(tmp_path: Path, capsys: pytest
     [
         (["train.stepz=1"], "train.stepz"),
         (["objective.name=nonsense"], "objective.name='nonsense'"),
-        (["--gpus", "5"], "train.effective_batch=48 is not micro_batch=4 x ranks=5"),
+        (["--gpus", "5"], "train.effective_batch=48 is not micro_batch=8 x ranks=5"),
         (["--nodes", "3", "--gpus", "3"], "ranks=9"),
         (["--nodes", "0"], "--nodes 0: at least 1"),
         (["--gpus", "0"], "--gpus 0: at least 1"),

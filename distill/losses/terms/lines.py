@@ -57,7 +57,7 @@ def decoded_lines(given: TermInput, max_lines: int) -> Lines | None:
     if not places:
         return None
     model = given.roles.model
-    again = model.control_model.activation_checkpointing and torch.is_grad_enabled()
+    again = model.control_model.activation_checkpointing != "none" and torch.is_grad_enabled()
     decode = partial(checkpoint, model.decode, use_reentrant=False) if again else model.decode
     student = decode_lines(given.x0, places, decode)
     with torch.no_grad():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
-from anytext2.model.layers import initialise
+from anytext2.model.layers import FeedForward, initialise
 from anytext2.model.unet import UNet, UNetConfig
 from tests.helpers.models import plain_blocks
 from tests.helpers.models.parity import (
@@ -123,17 +125,28 @@ def test_no_argument_is_changed_and_a_call_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.heavy
-def test_recomputed_activations_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("setting", ["selective", "all"])
+def test_recomputed_activations_give_the_same_gradients(setting: str) -> None:
     unet = make(small())
     x, context = inputs_of(small())
     t, control = torch.tensor([10, 20]), control_of(unet, x)
     wanted = [x, context, *control, *unet.parameters()]
     kept = gradients([unet(x, t, context, control)], wanted)
-    unet.activation_checkpointing = True
-    calls: list[int] = []
-    unet.middle_block.register_forward_pre_hook(lambda *_: calls.append(1))
+    unet.activation_checkpointing = setting
+    layers = [module for module in unet.modules() if isinstance(module, FeedForward)]
+    calls: Counter[int] = Counter()
+    for layer in layers:
+        layer.net.register_forward_pre_hook(lambda net, inputs: calls.update([inputs[0].shape[-1]]))
     assert_same(gradients([unet(x, t, context, control)], wanted), kept, 1e-12)
-    assert len(calls) == 2  # once forward, once again in the backward pass
+    # Once forward, and once again in the backward pass where it is recomputed.
+    count, widest = Counter(layer.width for layer in layers), max(layer.width for layer in layers)
+    assert len(count) > 1
+    assert calls == {width: n * (2 if setting == "all" or width < widest else 1) for width, n in count.items()}
+
+
+def test_another_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"activation_checkpointing = 'some': must be one of none, selective, all"):
+        UNet(small(), "some")
 
 
 def test_the_noise_comes_in_the_latents_dtype_whatever_the_weights_are() -> None:

@@ -133,6 +133,18 @@ def test_an_override_that_cannot_be_read_is_quoted(override: str, words: list[st
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("true", "all"), ("false", "none"), ("True", "all"), ("all", "all"), ("none", "none"), ("selective", "selective")],
+)
+def test_recomputation_has_three_settings_and_two_older_spellings(given: str, meant: str, tmp_path: Path) -> None:
+    by_override = load_recipe(DEFAULT_RECIPE, [f"model.activation_checkpointing={given}"])
+    by_file = load_recipe(written(tmp_path, f"model: {{activation_checkpointing: {given}}}"), [])
+    assert by_override.model.activation_checkpointing == by_file.model.activation_checkpointing == meant
+    message = fault(DEFAULT_RECIPE, "model.activation_checkpointing=some")
+    assert "model.activation_checkpointing='some': one of none, selective, all" in message
+
+
 def test_all_unknown_keys_are_named_at_once_each_with_the_nearest(tmp_path: Path) -> None:
     path = written(tmp_path, "trian: {max_steps: 3}\ndata: {options: {ink_treshold: 0.5}}\nobjective: {wmin: 2}")
     message = fault(path, "max_steps=4", "seed=3", "train.batch=2")

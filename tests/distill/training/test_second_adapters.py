@@ -80,8 +80,8 @@ def test_pairs_that_do_not_fit_are_refused_before_weights_are_read(runs: Trainin
             ["log.preview_steps=80", "10 times"],
         ),
         (
-            [*VARIANTS["fake"], "model.activation_checkpointing=true"],
-            ["model.activation_checkpointing", "two adapters"],
+            [*VARIANTS["fake"], "model.activation_checkpointing=selective"],
+            ["model.activation_checkpointing=selective", "two adapters"],
         ),
         (
             ["model.fault_injection=writenet_sees_noise", "objective.terms.attention_mass.weight=1"],
