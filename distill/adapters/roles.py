@@ -44,7 +44,8 @@ class AdapterRoles:
     """The roles of a model with PEFT adapters.
 
     `wrapped` is the PeftModel, or the bare model where base weights are trained and there is no student. The
-    consistency target is the moving average if there is such an adapter, else the student.
+    consistency target is the moving average if there is such an adapter, else the student. `active`: the adapter that
+    computes outside of `teacher`.
     """
 
     def __init__(self, wrapped: nn.Module) -> None:
@@ -52,6 +53,7 @@ class AdapterRoles:
         self._adapted = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
         self._target = EMA if isinstance(wrapped, PeftModel) and EMA in wrapped.peft_config else STUDENT
         self._teacher = without_adapters(self.model)
+        self._choose(STUDENT)
 
     @property
     def model(self) -> AnyText2:
@@ -81,9 +83,12 @@ class AdapterRoles:
             self._choose(STUDENT)
 
     def _choose(self, adapter: str) -> None:
-        # PEFT's set_adapter() would make the chosen one trainable and the others not.
+        self.active = adapter
+        # PEFT's set_adapter() would make the chosen one trainable and the others not. All layers share one list: torch
+        # compiles a block again where lists that were one object have become several.
+        active = [adapter]
         for layer in self._adapted:
-            layer._active_adapter = [adapter]
+            layer._active_adapter = active
 
 
 def without_adapters(module: _Module) -> _Module:

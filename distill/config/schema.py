@@ -124,6 +124,9 @@ _CHOICES = {
 }
 
 
+COMPILE_MODES = ("none", "blocks", "graphs")
+
+
 @dataclass
 class TrainConfig:
     """Batch, optimizer and schedule. Steps are optimizer updates; one that fp16 skips does not count.
@@ -145,6 +148,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     # Compute threads of each CPU rank; 0 shares the machine's cores among the ranks.
     threads: int = 0
+    # How a micro-step runs: as written (`none`), with compiled `blocks`, or as CUDA `graphs`; distill/compilation.
+    compile: str = "none"
     # Run the fp16 section of the DeepSpeed configuration on a CPU too: slow, for testing the production precision.
     fp16_on_cpu: bool = False
 
@@ -154,6 +159,8 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS:
             why = "; adamw8bit was removed because it saves 54 MB of 24 GB" if self.optimizer == "adamw8bit" else ""
             raise ValueError(f"train.optimizer={self.optimizer!r}: one of {', '.join(OPTIMIZERS)}{why}")
+        if self.compile not in COMPILE_MODES:
+            raise ValueError(f"train.compile={self.compile!r}: one of {', '.join(COMPILE_MODES)}")
         check_rate(self.optimizer, self.learning_rate)
         self.betas = list(self.betas) or list(OPTIMIZERS[self.optimizer].betas)
         _require_at_least(1, "train", self, "max_steps")
