@@ -15,6 +15,7 @@ Forward = Callable[..., Any]
 """The forward of a class: takes the module and its arguments."""
 
 _RUN = "_intercepted_by"
+_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def intercept(module: nn.Module, run: Callable[..., Any]) -> None:
@@ -24,12 +25,17 @@ def intercept(module: nn.Module, run: Callable[..., Any]) -> None:
 
 
 def _intercepted(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass, so that `isinstance` answers as before and a copy of the module runs on its own weights."""
+    """A subclass, so that `isinstance` answers as before and a copy of the module runs on its own weights.
+
+    One for each class: torch compiles a block again for a module of another class.
+    """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_RUN](kind.forward, self, *args, **kwargs)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    if kind not in _SUBCLASSES:
+        _SUBCLASSES[kind] = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return _SUBCLASSES[kind]
 
 
 class Switch:
