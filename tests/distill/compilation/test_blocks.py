@@ -110,7 +110,7 @@ def compare(backend: str, tolerance: float, heights: tuple[int, ...], attnx: boo
 
 @pytest.mark.heavy
 def test_all_roles_agree_and_equal_blocks_share_a_program() -> None:
-    """A size has a transformer and a ResBlock for student and teacher, and the student's transformer has two adapters."""
+    """Student and teacher have a transformer and a ResBlock each; the student's transformer has two adapters."""
     assert compare("aot_eager", 1e-12, heights=(4,), attnx=False) == (4, 5)
 
 

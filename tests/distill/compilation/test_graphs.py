@@ -11,33 +11,9 @@ from torch import Tensor, nn
 from distill.compilation.capture import Captured, Run
 from distill.compilation.graphs import GraphedCalls
 from tests.helpers.models.parity import assert_same, normal
+from tests.helpers.models.rerun import Rerun
 
 WIDTH = 4
-
-
-class Rerun:
-    """Records nothing: a replay calls the function again and writes its results into the first ones."""
-
-    def __init__(self) -> None:
-        self.records = self.pools = 0
-
-    def new_pool(self) -> int:
-        self.pools += 1
-        return self.pools
-
-    def warm_up(self, run: Run) -> None:
-        run()
-
-    def record(self, run: Run, pool: Any) -> Captured:
-        self.records += 1
-        outputs = list(run())
-
-        @torch.no_grad()
-        def replay() -> None:
-            for output, value in zip(outputs, run(), strict=True):
-                output.copy_(value)
-
-        return Captured(replay, outputs)
 
 
 class Refusing(Rerun):
