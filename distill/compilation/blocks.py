@@ -7,8 +7,8 @@ object of its own, so that torch never compares a call with the guards of other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,36 +51,42 @@ class BlockPrograms(Switch):
         """Number of compiled programs."""
         return len(self._programs)
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """As `Switch.active`. What is compiled inside is compiled with its backward pass."""
+        with _whole_compilation(), super().active():
+            yield
+
     def _run(self, forward: Forward, block: nn.Module, *args: Any) -> Any:
         if not self.is_on:
             return forward(block, *args)
         key = (forward, self._shapes[block], call_key(*split(args, {})))
-        program = self._programs.get(key)
-        return self._first_call(key, forward, block, *args) if program is None else program(block, *args)
+        program = self._programs.get(key) or self._new_program(key, forward)
+        try:
+            return program(block, *args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self._close(f"{type(block).__name__} does not compile ({reason}); what is not compiled yet")
+            self._programs[key] = forward
+            return forward(block, *args)
 
-    def _first_call(self, key: Hashable, forward: Forward, block: nn.Module, *args: Any) -> Any:
-        """Compiles. What fails runs as written from then on, and nothing more is compiled.
+    def _new_program(self, key: Hashable, forward: Forward) -> Forward:
+        """A program that is compiled at its first call, or the forward where nothing more is to be compiled.
 
         Programs of before stay: a block that is recomputed must run in the backward pass as it ran in the forward pass.
         """
         if not self._is_closed and len(self._programs) >= self._limit:
             self._close(f"{self._limit} programs are compiled, more shapes of blocks")
         if self._is_closed:
-            return forward(block, *args)
+            return forward
         program = torch.compile(_own_code(forward), backend=self._backend, fullgraph=True, dynamic=False)
-        try:
-            with _whole_compilation():
-                result = program(block, *args)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self._close(f"{type(block).__name__} does not compile ({reason}); what is not compiled yet")
-            program, result = forward, forward(block, *args)
         self._programs[key] = program
-        return result
+        return program
 
     def _close(self, reason: str) -> None:
+        if not self._is_closed:
+            self._say(f"train.compile=blocks: {reason} runs eagerly")
         self._is_closed = True
-        self._say(f"train.compile=blocks: {reason} runs eagerly")
 
 
 def _own_code(function: Forward) -> Forward:

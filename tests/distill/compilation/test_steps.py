@@ -67,13 +67,8 @@ def losses_and_gradients(path: Switch, roles: AdapterRoles, item: StepInput) -> 
     return found
 
 
-@pytest.mark.parametrize(
-    ("kind", "recompute"),
-    [
-        pytest.param("graphs", False, marks=pytest.mark.heavy),
-        pytest.param("blocks", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "recompute"), [("graphs", False), ("blocks", True)])
 def test_a_micro_step_has_the_same_loss_and_gradients(kind: str, recompute: bool) -> None:
     roles, item = roles_with_average()
     roles.model.control_model.activation_checkpointing = recompute
@@ -100,10 +95,8 @@ SETTINGS = [
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("kind", "recompute"),
-    [("graphs", "false"), pytest.param("blocks", "true", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "recompute"), [("graphs", "false"), ("blocks", "true")])
 def test_a_training_on_two_ranks_in_two_sizes_is_the_same_and_resumes_exactly(
     tmp_path: Path, kind: str, recompute: str
 ) -> None:
