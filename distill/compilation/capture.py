@@ -52,8 +52,11 @@ class CudaCapture:
         current.wait_stream(stream)
 
     def record(self, run: Run, pool: Any) -> Captured:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (pinned memory, NCCL's watchdog) call CUDA meanwhile; only this one is watched.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = list(run())
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads (pinned memory, NCCL's watchdog) call CUDA meanwhile; only this one is watched.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                outputs = list(run())
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own stream behind
         return Captured(graph.replay, outputs)
