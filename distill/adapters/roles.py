@@ -51,7 +51,7 @@ class AdapterRoles:
 
     `wrapped` is the PeftModel, or the bare model where base weights are trained and there is no student. The
     consistency target is the moving average if there is such an adapter, else the student.
-    teacher_fp16_accumulation: as in distill/config/schema.py.
+    teacher_fp16_accumulation: as in distill/config/schema.py. `active`: the adapter that computes outside of `teacher`.
     """
 
     def __init__(self, wrapped: nn.Module, teacher_fp16_accumulation: bool = False) -> None:
@@ -62,6 +62,7 @@ class AdapterRoles:
         self._adapted = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
         self._target = EMA if isinstance(wrapped, PeftModel) and EMA in wrapped.peft_config else STUDENT
         self._teacher = without_adapters(self.model)
+        self._choose(STUDENT)
 
     @property
     def model(self) -> AnyText2:
@@ -91,9 +92,12 @@ class AdapterRoles:
             self._choose(STUDENT)
 
     def _choose(self, adapter: str) -> None:
-        # PEFT's set_adapter() would make the chosen one trainable and the others not.
+        self.active = adapter
+        # PEFT's set_adapter() would make the chosen one trainable and the others not. All layers share one list: torch
+        # compiles a block again where lists that were one object have become several.
+        active = [adapter]
         for layer in self._adapted:
-            layer._active_adapter = [adapter]
+            layer._active_adapter = active
 
 
 def without_adapters(

@@ -44,6 +44,7 @@ FREE = {
     "lora.weights": "the start of a run, which a resume does not come to again",
     "train.micro_batch": "the same global batch, in other portions",
     "train.threads": "the same values, faster or slower",
+    "train.compile": "the same values up to rounding, faster",
     "train.fp16_on_cpu": "precision follows the machine and the DeepSpeed configuration",
     "checkpoint": "what is kept",
     "log": "what is written down",

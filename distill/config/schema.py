@@ -131,6 +131,9 @@ _CHOICES = {
 }
 
 
+COMPILE_MODES = ("none", "blocks", "graphs")
+
+
 @dataclass
 class TrainConfig:
     """Batch, optimizer and schedule. Steps are optimizer updates; one that fp16 skips does not count.
@@ -154,6 +157,8 @@ class TrainConfig:
     threads: int = 0
     # Accumulate the teacher's fp16 matrix products in fp16: faster on GeForce cards, and less exact.
     teacher_fp16_accumulation: bool = False
+    # How a micro-step runs: as written (`none`), with compiled `blocks`, or as CUDA `graphs`; distill/compilation.
+    compile: str = "none"
     # Run the fp16 section of the DeepSpeed configuration on a CPU too: slow, for testing the production precision.
     fp16_on_cpu: bool = False
 
@@ -163,6 +168,8 @@ class TrainConfig:
         if self.optimizer not in OPTIMIZERS:
             why = "; adamw8bit was removed because it saves 54 MB of 24 GB" if self.optimizer == "adamw8bit" else ""
             raise ValueError(f"train.optimizer={self.optimizer!r}: one of {', '.join(OPTIMIZERS)}{why}")
+        if self.compile not in COMPILE_MODES:
+            raise ValueError(f"train.compile={self.compile!r}: one of {', '.join(COMPILE_MODES)}")
         check_rate(self.optimizer, self.learning_rate)
         self.betas = list(self.betas) or list(OPTIMIZERS[self.optimizer].betas)
         _require_at_least(1, "train", self, "max_steps")

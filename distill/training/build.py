@@ -25,6 +25,7 @@ from distill.adapters.warm_start import WarmStart, load_warm_start, read_warm_st
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, keep_recipes
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
+from distill.compilation.setup import make_compilation
 from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 from distill.data.batch_sampler import BatchSampler
@@ -258,6 +259,7 @@ def _assemble(
         engine=engine,
         objective=objective,
         roles=roles,
+        compilation=make_compilation(recipe, roles, world),
         batches=MicroBatches(dataset, data.sampler, engine.plan, world, recipe.data.workers),
         inputs=StepInputs(
             recipe.seed, world.device, latents if objective.needs_latents else None, negative_contexts(recipe, roles)

@@ -12,6 +12,7 @@ from torch import nn
 from anytext2.core.rng import seed_for
 from distill.adapters.roles import AdapterRoles, Roles
 from distill.checkpoint.run_lock import RunLock
+from distill.compilation.intercept import Switch
 from distill.config.schema import Recipe, ema_decay, learning_rate
 from distill.data.batch_sampler import SampleKey
 from distill.data.loader import LoadedBatch
@@ -52,6 +53,7 @@ class Trainer:
     engine: Engine
     objective: Objective
     roles: AdapterRoles
+    compilation: Switch
     batches: MicroBatches
     inputs: StepInputs
     progress: Progress
@@ -104,8 +106,10 @@ class Trainer:
         for loaded in islice(stream, engine.plan.accumulation):
             self.watchdog.heartbeat("training")
             self._seed_dropout(loaded.keys[0])
-            output = engine.forward(self.inputs(loaded, progress.updates))
-            engine.backward(output.loss)
+            item = self.inputs(loaded, progress.updates)
+            with self.compilation.active():
+                output = engine.forward(item)
+                engine.backward(output.loss)
             self.guard.add(loaded, output.per_sample)
             self.metrics.window.add(output.report, loaded.skipped)
             self.samples.add(loaded.keys)

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from distill.compilation.blocks import _own_code
 from distill.tracking import mlflow_client
 from tests.helpers.models.two_layers import WIDTH, Net
 
@@ -119,6 +120,30 @@ def test_a_taken_port_is_named_in_the_error() -> None:
         taken.listen()
         with pytest.raises(dist.DistNetworkError, match="EADDRINUSE"):
             dist.TCPStore("127.0.0.1", taken.getsockname()[1], is_master=True, wait_for_workers=False)
+
+
+def test_each_code_object_has_compiled_programs_of_its_own() -> None:
+    """`BlockPrograms` copies a function for each program; in one function the ninth would be refused or run eagerly."""
+    compiled: list[int] = []
+
+    def backend(module: Any, example: list[torch.Tensor]) -> Any:
+        compiled.append(len(example[0]))
+        return module.forward
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    for length in range(1, 11):
+        program = torch.compile(_own_code(double), backend=backend, fullgraph=True, dynamic=False)
+        assert torch.equal(program(torch.ones(length)), torch.full((length,), 2.0))
+    assert compiled == list(range(1, 11))
+
+
+def test_functorch_compiles_a_backward_pass_at_once_if_asked() -> None:
+    """`BlockPrograms` asks, so that its errors come while the forward pass runs, where they are caught."""
+    import torch._functorch.config as config
+
+    assert config.force_non_lazy_backward_lowering is False
 
 
 # --- MLflow ---

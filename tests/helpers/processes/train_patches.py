@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from distill.compilation.blocks import BlockPrograms
+from distill.compilation.graphs import GraphedCalls
+from distill.compilation.setup import recomputes, step_networks
+from distill.training import build
 from distill.training.trainer import Trainer
 from launch import train
+from tests.helpers.models.rerun import Rerun
 
 
 def before_run(prepare: Callable[[Any], None]) -> None:
@@ -59,6 +64,33 @@ def overflow_in(trainer: Any, batches: tuple[int, ...]) -> None:
         return replace(output, loss=output.loss * float("inf")) if hit else output
 
     change_loss(trainer, change)
+
+
+def train_on_fast_path(argv: list[str], kind: str, stop: int) -> None:
+    """The command with `blocks` traced by torch but not translated, or with `graphs` that compute again; stop: as in
+    `train_with_overflows`. It fails where no block or call takes the fast path, or where one is refused."""
+    paths: list[Any] = []
+
+    def fail(line: str) -> None:
+        raise AssertionError(line)
+
+    def make(recipe: Any, roles: Any, world: Any) -> Any:
+        networks = step_networks(roles)
+        if kind == "blocks":
+            path: Any = BlockPrograms(fail, "eager")
+            path.compile(networks)
+        else:
+            path = GraphedCalls(Rerun(), fail, lambda: roles.active, captures_training=not recomputes(recipe))
+            path.capture([*networks, roles.model.cond_stage_model.tower.transformer])
+        paths.append(path)
+        return path
+
+    def check(trainer: Any) -> None:
+        assert paths[0].count > 0
+
+    build.make_compilation = make
+    after_each_update(check)
+    train_with_overflows(argv, (), stop)
 
 
 def train_with_overflows(argv: list[str], batches: tuple[int, ...], stop: int) -> None:
