@@ -27,6 +27,7 @@ from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.arrival import report_missing_ranks
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
+from distill.training.gradients import GradientSum
 from distill.training.zero_shards import Shards
 
 
@@ -133,6 +134,12 @@ class Engine:
         if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
             # The trainer ends such a run, after some more tries and with its own words.
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
+        self._gradients: GradientSum | None = None
+        if sum(flat.numel() for flat in self._optimizer.bit16_groups_flat) <= self._optimizer.reduce_bucket_size:
+            self._gradients = GradientSum(
+                self._engine, self._optimizer, config.get("communication_data_type", "fp32")
+            )
+        self._is_first_micro_batch = True
         self._group_names = list(groups)
         self._shards = Shards(self._optimizer, self._kind, list(groups.values()), self.total)
         self._shards.start_optimizer()
@@ -150,8 +157,16 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Scales, divides by the accumulation, and hands the gradient to its owner's shard."""
+        gradients, is_last = self._gradients, self.is_at_boundary
+        if gradients is not None and self._is_first_micro_batch:
+            gradients.attach()
         self._engine.backward(loss)
-        if not self.is_at_boundary:
+        self._is_first_micro_batch = is_last
+        if gradients is not None:
+            gradients.add()
+            if is_last:
+                gradients.share_out()
+        if not is_last:
             self._engine.step()  # only counts the micro-batch
 
     def step(self, learning_rate: float, ema_decay: float = 0.0, adapter: str = "") -> StepResult:
