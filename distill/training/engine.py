@@ -25,6 +25,7 @@ from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.arrival import report_missing_ranks
+from distill.runtime.gloo import gather_parts
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
 from distill.training.gradients import GradientSum
@@ -66,6 +67,8 @@ def init_world(local_rank: int, threads: int) -> World:
     try:
         with report_missing_ranks(here):
             deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        if backend == "gloo":
+            deepspeed.comm.comm.cdb.all_gather_function = gather_parts
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise

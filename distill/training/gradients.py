@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distill.runtime.gloo import sum_parts
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -32,7 +34,7 @@ class GradientSum:
 
     def __init__(self, engine: Any, zero: Any, dtype: str = "fp32") -> None:
         self._zero, self._dtype = zero, DTYPES[dtype]
-        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._ranks = dist.get_world_size()
         for hook in zero._grad_acc_hooks:
             hook.remove()
         engine.enable_backward_allreduce = False
@@ -62,17 +64,19 @@ class GradientSum:
             self._zero.averaged_gradients[number] = _Part(self._mean_part(total))
 
     def _mean_part(self, total: Tensor) -> Tensor:
-        size = total.numel() // self._ranks
+        """This rank's part of the mean over the ranks, float32. Collective."""
         if self._ranks == 1:
             return total
-        sent = total.div_(self._ranks).to(self._dtype)
-        if dist.get_backend() == "nccl":
-            part = torch.empty(size, dtype=sent.dtype, device=sent.device)
-            dist.reduce_scatter_tensor(part, sent)
-        else:  # gloo scatters slower than it reduces to all
-            dist.all_reduce(sent)
-            part = sent.narrow(0, self._rank * size, size)
-        return part.float()
+        if self._dtype == torch.float32:
+            return self._sum_part(total).div_(self._ranks)
+        return self._sum_part((total / self._ranks).to(self._dtype)).float()  # divided first: 16 bits overflow
+
+    def _sum_part(self, sent: Tensor) -> Tensor:
+        if dist.get_backend() == "gloo":
+            return sum_parts(sent)
+        part = torch.empty(sent.numel() // self._ranks, dtype=sent.dtype, device=sent.device)
+        dist.reduce_scatter_tensor(part, sent)
+        return part
 
 
 def _views(flat: Tensor, group: list[Tensor]) -> list[Tensor]:

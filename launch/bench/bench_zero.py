@@ -2,8 +2,9 @@
 
 The trained weights are the official LoRA's: 504 tensors at rank 64. The frozen network is left out (--seconds 0), so that
 optimizer and communication dominate, or replaced by a pause as long as its work would be. The variants take turns
-update by update in the same processes: gloo on a CPU, NCCL where there are enough GPUs. Prints medians and their
-ratios to DDP, and what the collectives were given. Writes runs/bench/zero.json.
+update by update in the same processes: gloo on a CPU, NCCL where there are enough GPUs. Prints, with their ratios to
+DDP, medians of the time and of the CPU time of all ranks, which other load on the machine affects less, and what the
+collectives were given. Writes runs/bench/zero.json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch.multiprocessing as multiprocessing
 from distill.config.ds_config import precision_of, read_ds_config
 from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
-from distill.runtime.world import World, shutdown
+from distill.runtime.world import World, all_gather_object, shutdown
 from distill.training.engine import init_world
 from launch.bench.collectives import counted_collectives
 from launch.bench.zero_variants import Ddp, Layers, Shapes, Unsharded, Variant, Zero, with_changes
@@ -74,7 +75,8 @@ def measure(ranks: int, args: argparse.Namespace) -> dict[str, Any]:
     print(f"\n{ranks} ranks, {args.micro_steps} micro-steps, {args.seconds:g} s each, {found['precision']} on {found['device']}")
     for name, row in found["variants"].items():
         sent = ", ".join(f"{row['calls'][n]} {n} {size / 2**20:.1f} MiB" for n, size in row["bytes"].items() if size > 2**10)
-        print(f"{name:<34}{1000 * row['median']:9.1f} ms  {row['to_ddp']:6.3f}x  {sent}", flush=True)
+        wall, cpu = (f"{1000 * row[key]:8.1f} ms {row[key + '_to_ddp']:6.3f}x" for key in ("wall", "cpu"))
+        print(f"{name:<34}{wall}  CPU {cpu}  {sent}", flush=True)
     return found
 
 
@@ -105,22 +107,26 @@ def _measure_here(world: World, args: argparse.Namespace) -> dict[str, Any]:
     config = read_ds_config(args.deepspeed or Path("zero2.json" if on_gpu else "zero2_cpu.json"))
     variants = _make(world, args, config)
     rows = list(torch.randn(args.micro_steps, 8, 1, generator=torch.Generator().manual_seed(world.rank)).to(world.device))
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    wall: dict[str, list[float]] = {name: [] for name in variants}
+    cpu: dict[str, list[float]] = {name: [] for name in variants}
     found: dict[str, dict[str, Any]] = {}
     for turn in range(WARM_UP + args.rounds):
         for name, variant in variants.items():
             torch.distributed.barrier()
             _wait(on_gpu)
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             with counted_collectives() as collectives:
                 norm = variant.update(rows)
             _wait(on_gpu)
             if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - begin)
+                wall[name].append(time.perf_counter() - begin)
+                cpu[name].append(sum(all_gather_object(time.process_time() - begin_cpu)))
             found[name] = {"norm": norm, "calls": collectives.calls, "bytes": collectives.sizes}
-    base = statistics.median(times.get("DDP", next(iter(times.values()))))
-    for name, row in found.items():
-        row |= {"median": statistics.median(times[name]), "to_ddp": statistics.median(times[name]) / base}
+    for key, times in (("wall", wall), ("cpu", cpu)):
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        base = medians.get("DDP", next(iter(medians.values())))
+        for name, row in found.items():
+            row |= {key: medians[name], f"{key}_to_ddp": medians[name] / base}
     return {
         "ranks": world.size, "micro_steps": args.micro_steps, "seconds": args.seconds, "precision": precision_of(config),
         "device": torch.cuda.get_device_name(world.device) if on_gpu else "the CPU", "variants": found,

@@ -18,13 +18,15 @@ _WHOLE = {
     "reduce_scatter_tensor": (1, "input"),
     "all_gather_into_tensor": (0, "output_tensor"),
     "all_gather": (0, "tensor_list"),
+    "batch_isend_irecv": (0, "p2p_op_list"),
 }
 """For each collective the argument that holds its whole data: what goes in, or what comes out of a gathering."""
 
 
 @dataclass
 class Collectives:
-    """calls: how often each collective was called. sizes: bytes of their whole data, summed up."""
+    """calls: how often each collective was called. sizes: bytes of their whole data, summed up; of `batch_isend_irecv`
+    what this rank sends."""
 
     calls: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -55,6 +57,11 @@ def counted_collectives() -> Iterator[Collectives]:
             setattr(dist, name, original)
 
 
-def _bytes(data: torch.Tensor | list[torch.Tensor]) -> int:
-    tensors = [data] if torch.is_tensor(data) else data
+def _bytes(data: torch.Tensor | list[torch.Tensor] | list[dist.P2POp]) -> int:
+    items = [data] if torch.is_tensor(data) else data
+    tensors = [item.tensor if isinstance(item, dist.P2POp) else item for item in items if _leaves(item)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _leaves(item: torch.Tensor | dist.P2POp) -> bool:
+    return torch.is_tensor(item) or item.op is dist.isend
