@@ -18,12 +18,13 @@ def gather_parts(output_tensor: Tensor, input_tensor: Tensor, group: Any = None,
     output_tensor: flat, the ranks' equal parts one after the other. input_tensor: this rank's part, perhaps the place
     in `output_tensor` itself.
     """
+    group = group or dist.group.WORLD
     parts = output_tensor.chunk(dist.get_world_size(group))
     mine = parts[dist.get_rank(group)]
     if mine.data_ptr() != input_tensor.data_ptr():
         mine.copy_(input_tensor)
     sent = [
-        dist.broadcast(part, dist.get_global_rank(group or dist.group.WORLD, rank), group=group, async_op=True)
+        dist.broadcast(part, dist.get_global_rank(group, rank), group=group, async_op=True)
         for rank, part in enumerate(parts)
     ]
     for work in sent:
@@ -31,7 +32,7 @@ def gather_parts(output_tensor: Tensor, input_tensor: Tensor, group: Any = None,
 
 
 def sum_parts(tensor: Tensor) -> Tensor:
-    """This rank's part of the sum over the ranks, in place in `tensor`; its other parts are left as they are. Collective.
+    """This rank's part of the sum over the ranks, in place in `tensor`, whose other parts stay. Collective.
 
     tensor: flat, one part for each rank, all of the same length.
     """

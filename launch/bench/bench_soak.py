@@ -156,7 +156,8 @@ def network() -> AnyText2Config:
 def _row(window: Window) -> str:
     return (
         f"to update {window.updates:>6}: {1000 * window.seconds:7.1f} ms an update, "
-        f"{1000 * window.cpu_seconds:7.1f} ms of CPU, {window.mib:7.1f} MiB here, {window.children_mib:7.1f} MiB in children"
+        f"{1000 * window.cpu_seconds:7.1f} ms of CPU, {window.mib:7.1f} MiB here, "
+        f"{window.children_mib:7.1f} MiB in children"
     )
 
 

@@ -79,8 +79,8 @@ def look_into_deepspeed() -> dict[str, Any]:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    from distill.optim.gradients import GradientSum
     from distill.training.engine import init_world
-    from distill.training.gradients import GradientSum
 
     asked: list[str] = []
     init_world(0, 1)
@@ -149,7 +149,8 @@ def look_into_deepspeed() -> dict[str, Any]:
             loss = engine(torch.ones(1, WIDTH, dtype=torch.float16)).float().square().mean()
             engine.backward(loss * factor)
             gradients.add()
-            untouched.append(zero.averaged_gradients.get(0) is None and all(p.grad is not None for p in net.parameters()))
+            found = [p.grad is not None for p in net.parameters()]
+            untouched.append(zero.averaged_gradients.get(0) is None and all(found))
             if len(boundaries) == 1:
                 gradients.share_out()
             boundaries.append(bool(engine.is_gradient_accumulation_boundary()))
@@ -279,7 +280,7 @@ def test_the_loss_scaler_can_be_kept_from_raising_at_its_floor(facts: dict[str, 
 
 @pytest.mark.process
 def test_its_own_reduction_can_be_switched_off(facts: dict[str, Any]) -> None:
-    """`_grad_acc_hooks` and `enable_backward_allreduce`: after a backward pass the gradients are where autograd put them."""
+    """`_grad_acc_hooks` and `enable_backward_allreduce`: after a backward pass gradients are where they were put."""
     assert facts["hooks"] >= 4 and facts["attached"] and facts["untouched"] == [True] * 4
 
 

@@ -30,8 +30,9 @@ def parts_job() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 @pytest.mark.process
 def test_parts_are_gathered_and_summed() -> None:
     whole = torch.tensor([float(rank + 1) for rank in range(RANKS) for _ in range(PART)])
+    numbers = torch.arange(RANKS * PART).float()
     for rank, dtypes in enumerate(returned(run_ranks(RANKS, parts_job))):
         for dtype, (outside, inside, summed) in zip(DTYPES, dtypes, strict=True):
             assert outside.dtype == summed.dtype == dtype
             assert torch.equal(outside.float(), whole) and torch.equal(inside.float(), whole)
-            assert torch.equal(summed.float(), 6.0 * torch.arange(RANKS * PART)[rank * PART : (rank + 1) * PART].float())
+            assert torch.equal(summed.float(), 6 * numbers[rank * PART : (rank + 1) * PART])

@@ -42,10 +42,14 @@ class GradientSum:
         # Autograd adds to the views of `_added`, in the parameters' precision; the sum over micro-batches is float32.
         self._added = [torch.zeros_like(flat) for flat in weights]
         self._sums = [flat if flat.dtype == torch.float32 else flat.float() for flat in self._added]
+        self._is_attached = False
         self._views = [_views(flat, group) for flat, group in zip(self._added, zero.bit16_groups, strict=True)]
 
     def attach(self) -> None:
-        """Before the first backward pass of an update: all gradients are zero."""
+        """Before each backward pass; before the first one of an update all gradients become zero."""
+        if self._is_attached:
+            return
+        self._is_attached = True
         for total, group, views in zip(self._sums, self._zero.bit16_groups, self._views, strict=True):
             total.zero_()
             for p, view in zip(group, views, strict=True):
@@ -60,6 +64,7 @@ class GradientSum:
 
     def share_out(self) -> None:
         """After the last micro-batch: gives ZeRO-2 this rank's part of the mean over the ranks. Collective."""
+        self._is_attached = False  # ZeRO-2's step clears the parameters' gradients
         for number, total in enumerate(self._sums):
             self._zero.averaged_gradients[number] = _Part(self._mean_part(total))
 
