@@ -12,7 +12,7 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench-step bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench-step bench-data bench-zero bench-soak torture clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -93,6 +93,12 @@ bench-step: setup
 
 bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
+
+bench-zero: setup
+	$(BIN)/python launch/bench/bench_zero.py
+
+bench-soak: setup
+	$(BIN)/python launch/bench/bench_soak.py
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
