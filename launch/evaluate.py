@@ -27,6 +27,7 @@ if is_command(__name__):
 import torch
 
 from anytext2.core.files import whole_file
+from distill.adapters.merging import MergedRoles
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.store import write_text_atomically
 from distill.evaluation import PROTOCOL
@@ -193,7 +194,12 @@ def _write_results(
         "command": " ".join(sys.argv),
         "checkpoint": str(model.checkpoint) if model.checkpoint else None,
         **{key: facts.get(key) for key in RUN_KEYS},
-        "sampling": {"device": model.device.type, "precision": model.precision, "threads": torch.get_num_threads()},
+        "sampling": {
+            "device": model.device.type,
+            "precision": model.precision,
+            "merged": isinstance(model.roles, MergedRoles),
+            "threads": torch.get_num_threads(),
+        },
         **results,
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -226,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
     networks = load_image_networks(args)
     steps, sampler = args.student_steps or (), args.student_sampler or ""
     model = load_sampling_model(
-        args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
+        args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler, args.merge
     )
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     (evaluate_benchmark if args.protocol == PROTOCOL else evaluate_held_out)(args, model, networks)

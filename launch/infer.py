@@ -18,9 +18,9 @@ if is_command(__name__):
 
 from PIL import Image
 
-from anytext2.core.batch import Batch, collate
+from anytext2.core.batch import Sample, collate
 from anytext2.core.files import whole_file
-from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_schedule
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
@@ -44,7 +44,15 @@ def infer(args: argparse.Namespace) -> None:
     require_output_folder(args.out, "--out")
     steps, sampler = args.steps or (), args.sampler or ""
     model = load_sampling_model(
-        args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler
+        args.checkpoint,
+        args.config,
+        args.overrides,
+        args.precision,
+        args.device,
+        steps,
+        sampler,
+        args.merge,
+        args.teacher,
     )
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     dataset, report = load_dataset(data_sources(args.data, model), model.recipe)
@@ -55,9 +63,10 @@ def infer(args: argparse.Namespace) -> None:
     specs = sampling_specs(args, model)
     args.out.mkdir(parents=True, exist_ok=True)
     examples: list[SampleImages] = []
+    negative = args.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
+    prepare = SamplingPreparation(model.roles, args.seed, negative)
     for first in range(0, len(samples), args.batch):
-        batch = collate(samples[first : first + args.batch]).to(model.device).normalized()
-        examples += sample_images(args, model, batch, specs)
+        examples += sample_images(args, model, prepare, samples[first : first + args.batch], specs)
     grid = args.out / "grid.png"
     with whole_file(grid) as file:
         sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(file)
@@ -65,14 +74,18 @@ def infer(args: argparse.Namespace) -> None:
 
 
 def sample_images(
-    args: argparse.Namespace, model: SamplingModel, batch: Batch, specs: Sequence[SamplingSpec]
+    args: argparse.Namespace,
+    model: SamplingModel,
+    prepare: SamplingPreparation,
+    samples: Sequence[Sample],
+    specs: Sequence[SamplingSpec],
 ) -> list[SampleImages]:
     """Samples a batch in every way of `specs` and writes the PNGs."""
-    negative = args.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
-    inputs = prepare_sampling(model.roles, batch, args.seed, negative)
-    originals = to_uint8(to_unit_range(batch.image))
-    hints = [hint_to_image(position, glyph) for position, glyph in zip(batch.position, batch.glyph, strict=True)]
+    batch = collate(samples)
+    originals = to_uint8(to_unit_range(batch.normalized().image))
+    hints = [hint_to_image(sample.position, sample.glyph) for sample in samples]
     examples = [SampleImages(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
+    inputs = prepare(batch.to(model.device).normalized())
     schedule = make_schedule(model.roles.model.cfg)
     for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):
         for b, image in enumerate(to_uint8(sampled.image)):

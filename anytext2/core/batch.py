@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from anytext2.core.line_crop import quad_from_mask
+from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, font_crop, quad_from_mask
 
 UNSET_COLOR = 500
 """Value of all three channels of an unknown colour. The convention is AnyText2's; known colours are 0..255."""
@@ -112,8 +112,9 @@ class Batch:
     image, masked_image: uint8 as they come from a worker (a quarter of the bytes), float32 in [-1, 1] after
     `normalized`.
 
-    quads: `line_quads` of `position`. They are computed while the masks are on the host, so that no step waits for a
-    copy from the accelerator.
+    Computed while the masks are on the host, so that no step waits for a copy from the accelerator:
+    quads: `line_quads` of `position`. line_index: int64 [2, N], sample number and line number of the N lines of the
+    batch. font_line: float32 [N, 1, 48, 320], `font_lines` of the lines.
 
     image_context: [B, K, 77, D], padded with zeros; context_chunks: number of chunks of each row, 0 if the row has no
     cached context. None and empty if no row has one.
@@ -137,6 +138,8 @@ class Batch:
     languages: tuple[tuple[str, ...], ...]
     polygons: tuple[tuple[np.ndarray, ...], ...]
     quads: tuple[tuple[np.ndarray | None, ...], ...]
+    line_index: torch.Tensor
+    font_line: torch.Tensor
     posterior: torch.Tensor | None = None
     masked_latent: torch.Tensor | None = None
     image_context: torch.Tensor | None = None
@@ -213,6 +216,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         column = [getattr(sample, field.name) for sample in samples]
         columns[field.name] = _pad_and_stack(column) if field.name == "image_context" else _stack(column)
     quads = line_quads(columns["position"], columns["n_lines"])
+    pairs = [(number, line) for number, n in enumerate(columns["n_lines"]) for line in range(n)]
+    columns["line_index"] = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    columns["font_line"] = font_lines(columns["font_hint"], quads)
     if columns["image_context"] is None:
         return Batch(**columns, quads=quads)
     chunks = tuple(0 if sample.image_context is None else len(sample.image_context) for sample in samples)
@@ -245,6 +251,12 @@ def line_quads(position: torch.Tensor, n_lines: Sequence[int]) -> tuple[tuple[np
     """For each sample and line, the corners float32 [4, 2] of its region in the masks [B, L, H, W]; None if empty."""
     masks = position.cpu().numpy()
     return tuple(tuple(quad_from_mask(masks[b, line]) for line in range(n)) for b, n in enumerate(n_lines))
+
+
+def font_lines(hints: torch.Tensor, quads: Sequence[Sequence[np.ndarray | None]]) -> torch.Tensor:
+    """`font_crop` of all lines, sample by sample: float32 [N, 1, 48, 320]. hints: uint8 [B, 1, H, W] in {0, 1}."""
+    crops = [font_crop(hint.float(), quad) for hint, row in zip(hints, quads, strict=True) for quad in row]
+    return torch.stack(crops) if crops else torch.zeros(0, 1, LINE_HEIGHT, LINE_WIDTH)
 
 
 def _map_tensors(value: _Self, fn: Callable[[torch.Tensor], torch.Tensor]) -> _Self:

@@ -10,6 +10,7 @@ Shape suffixes: N lines, P points, C channels, H/W pixels of the picture, h/w pi
 from __future__ import annotations
 
 import math
+import warnings
 
 import cv2
 import numpy as np
@@ -20,6 +21,9 @@ from torch import Tensor
 LINE_HEIGHT = 48
 LINE_WIDTH = 320
 """Size in pixels of the recogniser's input."""
+
+# Official AnyText2 takes the font hint of a line without a region from the top left corner.
+_DEFAULT_QUAD = np.array([[0, 0], [100, 0], [100, 100], [0, 100]], dtype=np.float32)
 
 VERTICAL_ASPECT = 1.2
 """A line whose height is more than this many times its width is rotated by 90 degrees before recognition."""
@@ -122,6 +126,21 @@ def recognizer_input(lines_NChw: Tensor) -> Tensor:
     resized = F.interpolate(lines_NChw, (LINE_HEIGHT, new_width), mode="bilinear", align_corners=True)
     padded = F.pad(2 * resized - 1, (0, LINE_WIDTH - new_width))
     return padded.expand(-1, 3, -1, -1)
+
+
+def font_crop(hint_1HW: Tensor, quad: np.ndarray | None) -> Tensor:
+    """What the font recogniser sees of one line: float32 [1, 48, 320], one channel of `recognizer_input`.
+
+    Without a region (no quad, or one thinner than a pixel) it is the hint's top left corner, as in official AnyText2,
+    and a warning says so.
+    """
+    crop = None if quad is None else crop_line(hint_1HW, quad)
+    if crop is None:
+        # The same text for all lines, so that Python's default filter shows it once.
+        warnings.warn("a line's position mask has no region to take a font from", stacklevel=2)
+        crop = crop_line(hint_1HW, _DEFAULT_QUAD)
+        assert crop is not None
+    return recognizer_input(crop[None])[0, :1]
 
 
 def recognizer_sampling_grid(quad: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:

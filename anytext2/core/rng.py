@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from anytext2.core.transfer import to_device
+
 _MESSAGE, _EIGHT_WORDS = struct.Struct("<QQ"), struct.Struct("<8Q")
 _SEED_BITS = 63  # torch and numpy both accept any non-negative int64
 
@@ -115,19 +117,19 @@ class Draws:
     ) -> torch.Tensor:
         """Standard normal numbers [B, *shape_per_sample], drawn in float32 and then cast to `dtype`."""
         rows = [torch.randn(tuple(shape_per_sample), generator=generator) for generator in self._generators(purpose)]
-        return torch.stack(rows).to(device=device, dtype=dtype)
+        return to_device(torch.stack(rows).to(dtype), device)
 
     def uniform(self, purpose: str, low: float, high: float, device: torch.device | str | None = None) -> torch.Tensor:
         """Uniform numbers in [low, high), float32 [B]."""
         rows = [torch.rand((), generator=generator, dtype=torch.float64) for generator in self._generators(purpose)]
-        return (low + (high - low) * torch.stack(rows)).to(device=device, dtype=torch.float32)
+        return to_device((low + (high - low) * torch.stack(rows)).to(torch.float32), device)
 
     def integers(
         self, purpose: str, low: int, high_exclusive: int, device: torch.device | str | None = None
     ) -> torch.Tensor:
         """Uniform integers in [low, high_exclusive), int64 [B]."""
         rows = [torch.randint(low, high_exclusive, (), generator=generator) for generator in self._generators(purpose)]
-        return torch.stack(rows).to(device=device)
+        return to_device(torch.stack(rows), device)
 
     def _generators(self, purpose: str) -> list[torch.Generator]:
         return [

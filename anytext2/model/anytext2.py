@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anytext2.core.batch import Batch, Conditions, Contexts, Control
 from anytext2.model.config import AnyText2Config, ScheduleConfig, load_model_config
-from anytext2.model.layers import initialise
+from anytext2.model.layers import Context, ProjectedContext, initialise
 from anytext2.model.recognizer import Recognizer
 from anytext2.model.text_embedding import TextEmbedding
 from anytext2.model.text_encoder import TextEncoder
@@ -156,12 +156,13 @@ class AnyText2(nn.Module):
         if batch.masked_latent is not None:
             rows = batch.masked_latent.to(self.dtype)
             blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
-            editing = torch.tensor(batch.editing, device=rows.device).reshape(-1, 1, 1, 1)
-            return torch.where(editing, rows, blank)
+            return torch.stack([row if editing else blank[0] for row, editing in zip(rows, batch.editing, strict=True)])
         edited = [row for row, editing in enumerate(batch.editing) if editing]
         if len(edited) < batch.size and blank is None:
             blank = self.blank_latent(*batch.position.shape[-2:])
-        latents = list(self.encode(batch.masked_image[edited])) if edited else []
+        # Rows one by one: an index tensor would make the host wait for its copy to the device.
+        pictures = [batch.masked_image[row] for row in edited]
+        latents = list(self.encode(torch.stack(pictures))) if edited else []
         latents += [] if blank is None else [blank[0]]
         position = {row: number for number, row in enumerate(edited)}
         return torch.stack([latents[position.get(row, -1)] for row in range(batch.size)])
@@ -225,12 +226,16 @@ class AnyText2(nn.Module):
         self,
         x_BChw: Tensor,
         t_B: Tensor,
-        image_context_BTD: Tensor,
+        context: Context,
         control: Control | None,
         attnx_scale: float = 1.0,
     ) -> Tensor:
         """The UNet's eps [B, z, h, w] of noisy latents at timesteps t in 0..timesteps - 1; see `UNet.forward`."""
-        return self.model.diffusion_model(x_BChw, t_B, image_context_BTD, control, attnx_scale)
+        return self.model.diffusion_model(x_BChw, t_B, context, control, attnx_scale)
+
+    def project_context(self, conditions: Conditions) -> ProjectedContext:
+        """What the UNet's calls with these conditions share: see `UNet.project_context`."""
+        return self.model.diffusion_model.project_context(conditions.image_context)
 
 
 def build_model(

@@ -90,6 +90,10 @@ def tokens_to_map(tokens_BTC: Tensor, h: int, w: int) -> Tensor:
     return tokens_BTC.transpose(1, 2).unflatten(2, (h, w))
 
 
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of a cross-attention, [B, heads, S, d] each."""
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention with projections. If the context is the input itself, it is self-attention."""
 
@@ -102,17 +106,21 @@ class CrossAttention(nn.Module):
         # A Sequential, because the official keys are `to_out.0.*`.
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x_ND: Tensor, context_MD: Tensor, batch: int) -> Tensor:
-        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B -> [B*T, D].
+    def forward(self, x_ND: Tensor, context: Tensor | KeyValue, batch: int) -> Tensor:
+        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B, or their `project` -> [B*T, D].
 
         Tokens of a batch are rows of one matrix, so that a linear layer is one product without changes of shape.
         """
-        query, key, value = (
-            tokens.view(batch, -1, self.heads, tokens.shape[1] // self.heads).transpose(1, 2)
-            for tokens in (self.to_q(x_ND), self.to_k(context_MD), self.to_v(context_MD))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        key, value = self.project(context, batch) if isinstance(context, Tensor) else context
+        mixed = F.scaled_dot_product_attention(self._heads(self.to_q(x_ND), batch), key, value)
         return self.to_out(mixed.transpose(1, 2).reshape(len(x_ND), -1))
+
+    def project(self, context_MD: Tensor, batch: int) -> KeyValue:
+        """Keys and values of context tokens [B*S, D]."""
+        return self._heads(self.to_k(context_MD), batch), self._heads(self.to_v(context_MD), batch)
+
+    def _heads(self, tokens_ND: Tensor, batch: int) -> Tensor:
+        return tokens_ND.view(batch, -1, self.heads, tokens_ND.shape[1] // self.heads).transpose(1, 2)
 
 
 class GEGLU(nn.Module):
@@ -123,7 +131,8 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width_in, 2 * width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        joined = self.proj(x)
+        value, gate = joined.split(joined.shape[-1] // 2, dim=-1)
         return value * F.gelu(gate)
 
 
@@ -136,6 +145,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+BlockContext = tuple[KeyValue, ...]
+"""Keys and values for each cross-attention of a transformer block."""
 
 
 class TransformerBlock(nn.Module):
@@ -156,16 +169,21 @@ class TransformerBlock(nn.Module):
         self.attn1x = CrossAttention(width, width, heads) if attnx else None
         self.attn2x = CrossAttention(width, context_dim, heads) if attnx else None
 
-    def forward(self, x_ND: Tensor, context_MD: Tensor, batch: int, attnx_scale: float) -> Tensor:
-        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B -> [B*T, D]."""
+    def forward(self, x_ND: Tensor, context: Tensor | BlockContext, batch: int, attnx_scale: float) -> Tensor:
+        """Tokens [B*T, D] and context tokens [B*S, D] of a batch of B, or their `project_context` -> [B*T, D]."""
+        first, second = (context, context) if isinstance(context, Tensor) else (context[0], context[-1])
         normed = self.norm1(x_ND)
         x = x_ND + self.attn1(normed, normed, batch)
-        x = x + self.attn2(self.norm2(x), context_MD, batch)
+        x = x + self.attn2(self.norm2(x), first, batch)
         if self.attn1x is not None and self.attn2x is not None and attnx_scale != 0:
             normed = self.norm1(x)
             x = torch.add(x, self.attn1x(normed, normed, batch), alpha=attnx_scale)
-            x = torch.add(x, self.attn2x(self.norm2(x), context_MD, batch), alpha=attnx_scale)
+            x = torch.add(x, self.attn2x(self.norm2(x), second, batch), alpha=attnx_scale)
         return x + self.ff(self.norm3(x))
+
+    def project_context(self, context_MD: Tensor, batch: int) -> BlockContext:
+        """Keys and values of context tokens [B*S, D]."""
+        return tuple(layer.project(context_MD, batch) for layer in (self.attn2, self.attn2x) if layer is not None)
 
 
 class SpatialTransformer(nn.Module):
@@ -178,13 +196,25 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(width, context_dim, heads, attnx)])
         self.proj_out = with_init_scale(nn.Conv2d(width, width, 1), 0.0)
 
-    def forward(self, x_BChw: Tensor, context_MD: Tensor, attnx_scale: float = 1.0) -> Tensor:
-        """[B, C, h, w] and context tokens [B*S, D] -> [B, C, h, w]."""
+    def forward(self, x_BChw: Tensor, context: Tensor | tuple[BlockContext, ...], attnx_scale: float = 1.0) -> Tensor:
+        """[B, C, h, w] and context tokens [B*S, D], or their `project_context` -> [B, C, h, w]."""
         batch, width, h, w = x_BChw.shape
         tokens = self.proj_in(self.norm(x_BChw)).permute(0, 2, 3, 1).reshape(-1, width)
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context_MD, batch, attnx_scale)
+        for number, block in enumerate(self.transformer_blocks):
+            given = context if isinstance(context, Tensor) else context[number]
+            tokens = block(tokens, given, batch, attnx_scale)
         return x_BChw + self.proj_out(tokens.view(batch, h, w, width).permute(0, 3, 1, 2))
+
+    def project_context(self, context_MD: Tensor, batch: int) -> tuple[BlockContext, ...]:
+        """`TransformerBlock.project_context` of each block, for context tokens [B*S, D]."""
+        return tuple(block.project_context(context_MD, batch) for block in self.transformer_blocks)  # type: ignore[operator]
+
+
+ProjectedContext = dict[nn.Module, tuple[BlockContext, ...]]
+"""`SpatialTransformer.project_context` by transformer of a network. It is the same at all timesteps."""
+
+Context = Tensor | ProjectedContext
+"""Context tokens [B*S, D], or what the transformers make of them."""
 
 
 # --- convolutional blocks of the UNet --------------------------------------------------------------------------------
@@ -212,7 +242,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x_BChw: Tensor, activated_BD: Tensor) -> Tensor:
-        branch = self.in_layers(x_BChw) + self.emb_layers[1](activated_BD).unflatten(1, (-1, 1, 1))
+        branch = self.in_layers(x_BChw) + self.emb_layers[1](activated_BD).view(len(activated_BD), -1, 1, 1)
         return self.skip_connection(x_BChw) + self.out_layers(branch)
 
 
@@ -241,12 +271,12 @@ class Upsample(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """A numbered block of the UNet: passes the embedding to ResBlocks and the context to SpatialTransformers."""
 
-    def forward(self, x: Tensor, activated_BD: Tensor, context_MD: Tensor, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, activated_BD: Tensor, context: Context, attnx_scale: float = 1.0) -> Tensor:  # type: ignore[override]
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, activated_BD)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context_MD, attnx_scale)
+                x = layer(x, context if isinstance(context, Tensor) else context[layer], attnx_scale)
             else:
                 x = layer(x)
         return x

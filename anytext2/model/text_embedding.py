@@ -8,21 +8,15 @@ Shape suffixes: N lines of the whole batch, sample by sample; D width of the emb
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytext2.core.batch import Batch
-from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, crop_line, recognizer_input
+from anytext2.core.line_crop import recognizer_input
 from anytext2.model.recognizer import Recognizer, RecognizerConfig
-
-# Official AnyText2 takes the font hint of a line without a region from the top left corner.
-_DEFAULT_QUAD = np.array([[0, 0], [100, 0], [100, 100], [0, 100]], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,8 +34,7 @@ class TextEmbeddingConfig:
 class LineEmbeddingParts:
     """The four summands of the line embeddings, [N, D] each, and the recognisers' inputs.
 
-    style: of the font. glyph_input, font_input: float32 [N, 3, 48, 320]. has_region: for each line, whether its
-    position mask has a region for the font hint.
+    style: of the font. glyph_input, font_input: float32 [N, 3, 48, 320].
     """
 
     glyph: Tensor
@@ -50,7 +43,6 @@ class LineEmbeddingParts:
     color: Tensor
     glyph_input: Tensor
     font_input: Tensor
-    has_region: tuple[bool, ...]
 
     @property
     def total(self) -> Tensor:
@@ -94,10 +86,10 @@ class TextEmbedding(nn.Module):
     def parts(self, batch: Batch, recognizer: Recognizer) -> LineEmbeddingParts:
         """The summands of the line embeddings. The batch must have at least one line."""
         dtype = self.position_encoder.conv1.weight.dtype
-        sample, line = _packed_index(batch.n_lines, batch.position.device)
+        sample, line = batch.line_index
         position_N1HW = batch.position[sample, line].unsqueeze(1).to(dtype)
         glyph_input = recognizer_input(batch.glyph_line[sample, line].unsqueeze(1).float())
-        font_input, has_region = font_inputs(batch)
+        font_input = batch.font_line.expand(-1, 3, -1, -1)
         return LineEmbeddingParts(
             glyph=self.proj(recognizer.features(glyph_input).flatten(1)),
             position=self.position_encoder(position_N1HW),
@@ -105,37 +97,4 @@ class TextEmbedding(nn.Module):
             color=self.color_proj(batch.color[sample, line].to(dtype)),
             glyph_input=glyph_input,
             font_input=font_input,
-            has_region=has_region,
         )
-
-
-def font_inputs(batch: Batch) -> tuple[Tensor, tuple[bool, ...]]:
-    """The recogniser's inputs float32 [N, 3, 48, 320]: crops of the font hint at the lines' position masks.
-
-    A line without a region (empty mask, or thinner than a pixel) gets the hint's top left corner, as in official
-    AnyText2, and a warning. The second result says which lines have a region.
-    """
-    hints_B1HW = batch.font_hint.float()
-    inputs: list[Tensor] = []
-    has_region: list[bool] = []
-    for b, n in enumerate(batch.n_lines):
-        for number in range(n):
-            quad = batch.quads[b][number]
-            crop = None if quad is None else crop_line(hints_B1HW[b], quad)
-            has_region.append(crop is not None)
-            if crop is None:
-                # The same text for all lines, so that Python's default filter shows it once per run.
-                warnings.warn("a line's position mask has no region to take a font from", stacklevel=2)
-                crop = crop_line(hints_B1HW[b], _DEFAULT_QUAD)
-                assert crop is not None
-            inputs.append(recognizer_input(crop[None]))
-    if not inputs:
-        return hints_B1HW.new_zeros(0, 3, LINE_HEIGHT, LINE_WIDTH), ()
-    return torch.cat(inputs), tuple(has_region)
-
-
-def _packed_index(n_lines: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample number and line number, int64 [N] each, of all lines in order."""
-    pairs = [(b, number) for b, n in enumerate(n_lines) for number in range(n)]
-    sample, line = torch.tensor(pairs, dtype=torch.int64).to(device).unbind(1)
-    return sample, line

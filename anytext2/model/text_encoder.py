@@ -19,6 +19,7 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from anytext2.core.batch import Contexts
+from anytext2.core.transfer import to_device
 
 VOCABULARY_SIZE = 49408
 CONTEXT_LENGTH = 77
@@ -65,7 +66,7 @@ def _token_ids(caption: str) -> tuple[int, ...]:
 
 def tokenize_text_captions(captions: Sequence[str]) -> Tensor:
     """Token ids int64 [B, 77] of text captions; longer captions are cut."""
-    return torch.stack([_make_chunk(_token_ids(caption)[: CONTEXT_LENGTH - 2]) for caption in captions])
+    return torch.tensor([_make_chunk(_token_ids(caption)[: CONTEXT_LENGTH - 2]) for caption in captions])
 
 
 def tokenize_image_captions(captions: Sequence[str], n_chunks: int = 0) -> Tensor:
@@ -73,15 +74,12 @@ def tokenize_image_captions(captions: Sequence[str], n_chunks: int = 0) -> Tenso
     length = CONTEXT_LENGTH - 2
     rows = [_token_ids(caption) for caption in captions]
     n_chunks = n_chunks or max(1, -(-max(map(len, rows)) // length))
-    return torch.stack(
-        [torch.stack([_make_chunk(row[k * length : (k + 1) * length]) for k in range(n_chunks)]) for row in rows]
-    )
+    return torch.tensor([[_make_chunk(row[k * length : (k + 1) * length]) for k in range(n_chunks)] for row in rows])
 
 
-def _make_chunk(ids: Sequence[int]) -> Tensor:
-    """START_TOKEN, at most 75 ids and END_TOKEN up to the length of 77: int64 [77]."""
-    padding = CONTEXT_LENGTH - 1 - len(ids)
-    return torch.tensor([START_TOKEN, *ids] + [END_TOKEN] * padding, dtype=torch.int64)
+def _make_chunk(ids: Sequence[int]) -> list[int]:
+    """START_TOKEN, at most 75 ids and END_TOKEN up to the length of 77."""
+    return [START_TOKEN, *ids] + [END_TOKEN] * (CONTEXT_LENGTH - 1 - len(ids))
 
 
 def count_placeholders(captions: Sequence[str]) -> tuple[int, ...]:
@@ -133,12 +131,13 @@ class TextEncoder(nn.Module):
             return result_BKTD
         # Chunks with the same tokens, such as empty ones, are encoded once.
         ids_NT, position = torch.unique(ids_BKT[~is_stored_BK], dim=0, return_inverse=True)
-        row, chunk = ((~is_stored_BK).nonzero(as_tuple=True)[axis].to(result_BKTD.device) for axis in (0, 1))
-        return result_BKTD.index_put((row, chunk), self.encode_chunks(ids_NT)[position.to(result_BKTD.device)])
+        row, chunk = (~is_stored_BK).nonzero(as_tuple=True)
+        row, chunk, position = to_device(torch.stack([row, chunk, position]), result_BKTD.device)
+        return result_BKTD.index_put((row, chunk), self.encode_chunks(ids_NT)[position])
 
     def encode_chunks(self, ids_NT: Tensor) -> Tensor:
         """Contexts [N, 77, D] of chunks with token ids int64 [N, 77]."""
-        return self._encode(self.tower.token_embedding(ids_NT.to(self._device)))
+        return self._encode(self.tower.token_embedding(to_device(ids_NT, self._device)))
 
     def encode_text_captions(
         self, captions: Sequence[str], lines_ND: Tensor, n_lines: Sequence[int], names: Sequence[str]
@@ -156,7 +155,7 @@ class TextEncoder(nn.Module):
     ) -> Contexts:
         """Contexts of image captions and text captions, by one call of the tower."""
         ids_BKT = tokenize_image_captions(image_captions, self.cfg.image_chunks)
-        image_NTD = self.tower.token_embedding(ids_BKT.flatten(0, 1).to(self._device))
+        image_NTD = self.tower.token_embedding(to_device(ids_BKT.flatten(0, 1), self._device))
         text_BTD = self.embed_text_captions(text_captions, lines_ND, n_lines, names)
         encoded = self._encode(torch.cat([image_NTD, text_BTD]))
         image, text = encoded.split([len(image_NTD), len(text_BTD)])
@@ -176,13 +175,15 @@ class TextEncoder(nn.Module):
             ValueError: the number of placeholders of a caption is not its sample's number of lines.
         """
         assert len(lines_ND) == sum(n_lines), (lines_ND.shape, n_lines)
-        ids_BT = tokenize_text_captions(captions)
-        sample, token = (ids_BT == PLACEHOLDER_TOKEN).nonzero(as_tuple=True)
-        rows = _placeholder_rows(captions, torch.bincount(sample, minlength=len(captions)).tolist(), n_lines, names)
-        embedded = self.tower.token_embedding(ids_BT.to(self._device))
+        chunks = [_make_chunk(_token_ids(caption)[: CONTEXT_LENGTH - 2]) for caption in captions]
+        found = [[token for token, id_ in enumerate(chunk) if id_ == PLACEHOLDER_TOKEN] for chunk in chunks]
+        rows = _placeholder_rows(captions, [len(tokens) for tokens in found], n_lines, names)
+        embedded = self.tower.token_embedding(to_device(torch.tensor(chunks), self._device))
         if rows:
-            chosen = lines_ND[torch.tensor(rows).to(lines_ND.device)].to(embedded.dtype)
-            embedded = embedded.index_put((sample.to(embedded.device), token.to(embedded.device)), chosen)
+            samples = [sample for sample, tokens in enumerate(found) for _ in tokens]
+            places = torch.tensor([samples, [token for tokens in found for token in tokens], rows])
+            sample, token, row = to_device(places, embedded.device)
+            embedded = embedded.index_put((sample, token), lines_ND[row].to(embedded.dtype))
         return embedded
 
     def _encode(self, embedded_BTD: Tensor) -> Tensor:

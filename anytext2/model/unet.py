@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from anytext2.core.batch import Control
 from anytext2.model.layers import (
+    Context,
     Downsample,
+    ProjectedContext,
     ResBlock,
     SpatialTransformer,
     TimestepEmbedSequential,
@@ -152,7 +154,7 @@ def make_output_blocks(cfg: UNetConfig, skip_widths: Sequence[int]) -> nn.Module
     return nn.ModuleList(blocks)
 
 
-def run_block(block: nn.Module, recompute: bool, *inputs: Tensor | float) -> Tensor:
+def run_block(block: nn.Module, recompute: bool, *inputs: Context | float) -> Tensor:
     """Calls a block. With `recompute`, its activations are recomputed in the backward pass instead of stored."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
@@ -191,7 +193,7 @@ class UNet(nn.Module):
         self,
         x_BChw: Tensor,
         t_B: Tensor,
-        context_BTD: Tensor,
+        context: Context,
         control: Control | None = None,
         attnx_scale: float = 1.0,
     ) -> Tensor:
@@ -200,7 +202,7 @@ class UNet(nn.Module):
         Args:
             x_BChw: noisy scaled latent [B, in_channels, h, w]; h and w are multiples of `cfg.downsampling`.
             t_B: timesteps [B], integer or float, 0..999.
-            context_BTD: context of the image captions [B, T, context_dim].
+            context: of the image captions [B, T, context_dim], or its `project_context`.
             control: the WriteNet's control maps, which are added to the skip maps and to the middle block's output.
             attnx_scale: weight of the attnx layers; with 0 they are not computed.
         Returns:
@@ -210,7 +212,8 @@ class UNet(nn.Module):
         """
         self._check(x_BChw, control)
         recompute = self.activation_checkpointing
-        context = context_BTD.to(self.dtype).flatten(0, 1)
+        if isinstance(context, Tensor):
+            context = context.to(self.dtype).flatten(0, 1)
         embedding = activate_embedding(self.time_embed, t_B, self.cfg.model_channels, self.dtype)
         hidden = x_BChw.to(self.dtype)
         skips: list[Tensor] = []
@@ -225,6 +228,12 @@ class UNet(nn.Module):
             joined = torch.cat([hidden, skips.pop()], dim=1)
             hidden = run_block(block, recompute, joined, embedding, context, attnx_scale)
         return self.out(hidden).to(x_BChw.dtype)
+
+    def project_context(self, context_BTD: Tensor) -> ProjectedContext:
+        """Keys and values of a context [B, T, context_dim], for any number of calls at other latents and timesteps."""
+        context_MD, batch = context_BTD.to(self.dtype).flatten(0, 1), len(context_BTD)
+        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
+        return {layer: layer.project_context(context_MD, batch) for layer in transformers}
 
     def _check(self, x_BChw: Tensor, control: Control | None) -> None:
         height, width = x_BChw.shape[2:]

@@ -5,7 +5,7 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from typing import Protocol, TypeVar, cast
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anytext2.core.batch import Conditions, Control
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.layers import ProjectedContext
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -24,14 +25,18 @@ STUDENT, EMA, FAKE_SCORE = "student", "average", "fake"
 """Names of the adapters: the student, the moving average of its weights, and the fake score of DMD."""
 
 
-class Roles(Protocol):
-    """Selects the role of the base weights. Outside the contexts the student's adapter is active."""
+class SamplingRoles(Protocol):
+    """What sampling needs: the model with the student's adapter, and the teacher."""
 
     @property
     def model(self) -> AnyText2: ...
 
     def teacher(self) -> AbstractContextManager[AnyText2]:
         """The undistilled model, in inference mode: its tensors must be cloned before they enter a graph."""
+
+
+class Roles(SamplingRoles, Protocol):
+    """Selects the role of the base weights. Outside the contexts the student's adapter is active."""
 
     def target(self) -> AbstractContextManager[object]:
         """The weights of the consistency target (the student or its average), inference mode."""
@@ -86,24 +91,37 @@ class AdapterRoles:
             layer._active_adapter = [adapter]
 
 
-def without_adapters(module: _Module) -> _Module:
+def without_adapters(
+    module: _Module, plain: Callable[[BaseTunerLayer], nn.Module] = BaseTunerLayer.get_base_layer
+) -> _Module:
     """The same network without PEFT's layers, over the same parameters and buffers, in evaluation mode.
 
-    Adapted layers are replaced by their base layers, the modules above them by shallow copies, which share the
-    original's dictionaries of parameters and buffers: `to` and loading weights change both. Modules without adapted
-    layers are the original's own. An unadapted module is returned as it is.
+    Adapted layers are replaced by what `plain` makes of them (their base layers), the modules above them by shallow
+    copies, which share the original's dictionaries of parameters and buffers: `to` and loading weights change both.
+    Modules without adapted layers are the original's own. An unadapted module is returned as it is.
     """
     if isinstance(module, BaseTunerLayer):
-        return cast(_Module, module.get_base_layer())
+        return cast(_Module, plain(module))
     if not any(isinstance(inner, BaseTunerLayer) for inner in module.modules()):
         return module
     twin = copy(module)
-    twin._modules = {name: child and without_adapters(child) for name, child in module._modules.items()}
+    twin._modules = {name: child and without_adapters(child, plain) for name, child in module._modules.items()}
     twin.training = False
     return twin
 
 
-def predict_noise(model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions, control: Control) -> Tensor:
-    """The model's eps for ``x`` [B,C,h,w] at ``t`` [B], in at least float32 whatever the model computes in."""
-    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, conditions.image_context, control)
+def predict_noise(
+    model: AnyText2,
+    x: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    control: Control,
+    projected: ProjectedContext | None = None,
+) -> Tensor:
+    """The model's eps for ``x`` [B,C,h,w] at ``t`` [B], in at least float32 whatever the model computes in.
+
+    projected: `AnyText2.project_context` of the conditions, which several calls share.
+    """
+    context = conditions.image_context if projected is None else projected
+    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control)
     return eps.to(torch.promote_types(eps.dtype, torch.float32))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anytext2.core.batch import Batch, Conditions, Control
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.layers import Context
 
 FAINT_INK = 1.0 / 255.0
 
@@ -66,7 +67,7 @@ class _WriteNetSeesNoise(AnyText2):
     def control_maps(self, conditions: Conditions) -> Control:
         return conditions.glyph, conditions.position, conditions.masked_latent, conditions.text_context
 
-    def predict_noise(self, x: Tensor, t: Tensor, context: Tensor, control: Control | None, *more: Any) -> Tensor:
+    def predict_noise(self, x: Tensor, t: Tensor, context: Context, control: Control | None, *more: Any) -> Tensor:
         assert control is not None
         return super().predict_noise(x, t, context, self.control_model(*control, x, t), *more)
 

@@ -6,6 +6,7 @@ import torch
 
 from anytext2.core.batch import Batch
 from anytext2.core.rng import Draws
+from anytext2.core.transfer import to_device
 from anytext2.model.anytext2 import AnyText2
 
 
@@ -33,9 +34,9 @@ class LatentSource:
             return self._model.encode(batch.image, draws.normal("posterior", latent_shape, batch.image.device))
         missing = [row for row, index in enumerate(batch.index) if index not in self._kept]
         if missing:
-            encoded = self._model.encode(batch.image[missing]).to("cpu", torch.float16)
+            encoded = self._model.encode(torch.stack([batch.image[row] for row in missing])).to("cpu", torch.float16)
             self._kept.update({batch.index[row]: latent for row, latent in zip(missing, encoded, strict=True)})
-        return torch.stack([self._kept[index] for index in batch.index]).to(batch.image.device)
+        return to_device(torch.stack([self._kept[index] for index in batch.index]), batch.image.device)
 
     @torch.no_grad()
     def masked(self, batch: Batch) -> torch.Tensor:

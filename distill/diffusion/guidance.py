@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anytext2.core.batch import Conditions, Contexts, Control
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.layers import ProjectedContext
 from distill.adapters.roles import predict_noise
 
 
@@ -40,13 +41,21 @@ def repeat_tokens(context_BTD: Tensor, tokens: int) -> Tensor:
 
 
 def predict_guided(
-    model: AnyText2, x: Tensor, t: Tensor, conditions: Conditions, control: Control, scale: float | Tensor
+    model: AnyText2,
+    x: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    control: Control,
+    scale: float | Tensor,
+    projected: ProjectedContext | None = None,
 ) -> Tensor:
     """The guided eps ``u + scale (c - u)`` [B,C,h,w] of ``x`` [B,C,h,w] at ``t`` [B], in at least float32.
 
-    ``conditions`` and ``control`` have 2B rows, see `with_negative`. ``scale``: a number, or [B,1,1,1].
+    ``conditions``, ``control`` and ``projected`` have 2B rows, see `with_negative` and `predict_noise`. ``scale``: a
+    number, or [B,1,1,1].
     """
-    conditional, unconditional = predict_noise(model, _twice(x), _twice(t), conditions, control).chunk(2)
+    both = predict_noise(model, _twice(x), _twice(t), conditions, control, projected)
+    conditional, unconditional = both.chunk(2)
     return unconditional + scale * (conditional - unconditional)
 
 

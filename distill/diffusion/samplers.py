@@ -9,11 +9,13 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.diffusion.schedule import NoiseSchedule, boundary_scalings, expand_like, solver_grid
@@ -85,19 +87,19 @@ def sample_ddim(
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise; pass noise= or set eta to 0")
     x = _at_least_float32(x_T)
-    schedule = schedule.to(x.device)
-    for step, (t, s) in enumerate(_pairs(leading_timesteps(n_steps, schedule.timesteps), last=0)):
-        times, next_times = _fill(t, x), _fill(s, x)
-        eps = predict(x, times).to(x.dtype)
-        x0 = schedule.eps_to_x0(x, eps, times)
-        (alpha, sigma), (s_alpha, s_sigma) = schedule.alpha_sigma(times, x), schedule.alpha_sigma(next_times, x)
-        if eta > 0 and noise is not None:
+    times = leading_timesteps(n_steps, schedule.timesteps)
+    drawn = [noise(step).to(x) for step in range(n_steps)] if eta > 0 and noise is not None else []
+    for step, (now, then) in enumerate(pairwise(_levels(F.pad(times, (0, 1)), schedule, x))):
+        eps = predict(x, now.t).to(x.dtype)
+        x0 = now.x0(x, eps)
+        if drawn:
             # eq. 16: the share of the step's noise that is drawn afresh instead of carried on
-            fresh = eta * (s_sigma / sigma) * (1.0 - (alpha / s_alpha).square()).clamp_min(0.0).sqrt()
-            carried = (s_sigma.square() - fresh.square()).clamp_min(0.0).sqrt()
-            x = ddim_step(x0, eps, s_alpha, carried) + fresh * noise(step).to(x)
+            share = (1.0 - (now.alpha / then.alpha).square()).clamp_min(0.0).sqrt()
+            fresh = eta * (then.sigma / now.sigma) * share
+            carried = (then.sigma.square() - fresh.square()).clamp_min(0.0).sqrt()
+            x = ddim_step(x0, eps, then.alpha, carried) + fresh * drawn[step]
         else:
-            x = ddim_step(x0, eps, s_alpha, s_sigma)
+            x = ddim_step(x0, eps, then.alpha, then.sigma)
     return x
 
 
@@ -137,16 +139,17 @@ def sample_trajectory(
     if gamma > 0 and n_steps > 1 and noise is None:
         raise ValueError(f"trajectory sampling with gamma = {gamma} needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
-    schedule = schedule.to(x.device)
-    times_down = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
-    for step, (t, end) in enumerate(_pairs(times_down, last=0)):
-        times, past = _fill(t, x), int((1.0 - gamma) * end)
-        eps = predict(x, times).to(x.dtype)
-        alpha, sigma = schedule.alpha_sigma(_fill(past, x), x)
-        x = ddim_step(schedule.eps_to_x0(x, eps, times), eps, alpha, sigma)
-        if noise is not None and past < end:
-            kept = schedule.alpha_sigma(_fill(end, x), x)[0] / alpha
-            x = kept * x + (1.0 - kept.square()).sqrt() * noise(step).to(x)
+    times = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
+    ends = F.pad(times[1:], (0, 1))
+    past = ((1.0 - gamma) * ends.double()).long()
+    drawn = [noise(step).to(x) for step in range(n_steps - 1)] if gamma > 0 and noise is not None else []
+    levels = zip(*(_levels(of, schedule, x) for of in (times, past, ends)), strict=True)
+    for step, (now, then, end) in enumerate(levels):
+        eps = predict(x, now.t).to(x.dtype)
+        x = ddim_step(now.x0(x, eps), eps, then.alpha, then.sigma)
+        if step < len(drawn):
+            kept = end.alpha / then.alpha
+            x = kept * x + (1.0 - kept.square()).sqrt() * drawn[step]
     return x
 
 
@@ -177,15 +180,16 @@ def sample_consistency(
     if n_steps > 1 and noise is None:
         raise ValueError(f"consistency sampling with {n_steps} steps needs a source of noise; pass noise=")
     x = _at_least_float32(x_T)
-    schedule = schedule.to(x.device)
-    times_down = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
-    for step, t in enumerate(times_down.tolist()):
-        times = _fill(t, x)
-        x0 = schedule.eps_to_x0(x, predict(x, times).to(x.dtype), times)
-        c_skip, c_out = boundary_scalings(times, options.sigma_data, options.timestep_scaling)
-        x = expand_like(c_skip, x) * x + expand_like(c_out, x) * x0
-        if noise is not None and step + 1 < n_steps:
-            x = schedule.add_noise(x, noise(step).to(x), _fill(int(times_down[step + 1]), x))
+    times = sampling_timesteps(n_steps, solver_grid(options.grid, options.solver_steps, schedule))
+    levels = _levels(times, schedule, x)
+    scalings = boundary_scalings(times, options.sigma_data, options.timestep_scaling)
+    c_skip, c_out = (expand_like(scaling, x).unbind() for scaling in scalings)
+    drawn = [] if noise is None else [noise(step).to(x) for step in range(n_steps - 1)]
+    for step, now in enumerate(levels):
+        x0 = now.x0(x, predict(x, now.t).to(x.dtype))
+        x = c_skip[step] * x + c_out[step] * x0
+        if step + 1 < n_steps:
+            x = levels[step + 1].alpha * x + levels[step + 1].sigma * drawn[step]
     return x
 
 
@@ -200,14 +204,27 @@ TEACHER_SAMPLER = "ddim"
 """The teacher's own sampler: the only one whose times are AnyText2's instead of the student's grid."""
 
 
-def _pairs(times_down: Tensor, last: int) -> Iterator[tuple[int, int]]:
-    """(t, next t) along a descending grid that ends at ``last``."""
-    values = times_down.tolist()
-    return zip(values, [*values[1:], last], strict=True)
+class _Level(NamedTuple):
+    """A time of a sampler's path: int64 [B], and the schedule's alpha and sigma there, [1,1,1]."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    def x0(self, x: Tensor, eps: Tensor) -> Tensor:
+        """x_0 = (x - sigma eps) / alpha."""
+        return (x - self.sigma * eps) / self.alpha
 
 
-def _fill(t: int, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
+def _levels(times: Tensor, schedule: NoiseSchedule, x: Tensor) -> list[_Level]:
+    """The levels at ``times``, int64 [N], on the device of ``x`` [B,C,h,w].
+
+    They are made before the first step: a tensor that comes from the host inside of the loop stops an accelerator.
+    """
+    t = times.to(x.device)
+    alpha, sigma = schedule.alpha_sigma(t, x)
+    rows = t[:, None].repeat(1, x.shape[0])
+    return [_Level(*level) for level in zip(rows.unbind(), alpha.unbind(), sigma.unbind(), strict=True)]
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

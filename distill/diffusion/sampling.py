@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,13 +21,16 @@ import torch
 from anytext2.core.batch import Batch, Conditions, Contexts, Control
 from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2
-from distill.adapters.roles import Roles, predict_noise
+from distill.adapters.roles import SamplingRoles, predict_noise
 from distill.diffusion.guidance import predict_guided, with_negative
 from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule
 from distill.viz.grids import to_unit_range
 
 Role = Literal["teacher", "undistilled", "student"]
+
+DECODED_CELLS = 8 * 64 * 64
+"""The VAE decodes at most this many latent cells in one call, 8 pictures of 512 px, which bounds its memory."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,43 @@ class SampledBatch:
     seconds: float
 
 
-def prepare_sampling(
-    roles: Roles, batch: Batch, seed: int, negative_prompt: str | None, epoch: int = 0
-) -> SamplingInputs:
-    """Computes what all ways of sampling share for `batch` (on the model's device), with frozen parts only.
+class SamplingPreparation:
+    """Computes what all ways of sampling share for a batch (on the model's device), with frozen parts only.
 
-    negative_prompt: None if no row is guided; then nothing unconditional is computed.
+    What no batch changes is computed once: the contexts of the negative prompt, and for each size the latent of a blank
+    picture, which takes more arithmetic than a call of the UNet. negative_prompt: None if no row is guided; then
+    nothing unconditional is computed.
     """
-    with roles.teacher() as model:
-        masked = model.masked_latents(batch)
-        conditions = model.encode_conditions(batch, masked)
-        negative = None if negative_prompt is None else model.negative_contexts(negative_prompt)
-    draws = Draws(seed, (epoch,) * batch.size, batch.index)
-    return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, negative)
+
+    def __init__(self, roles: SamplingRoles, seed: int, negative_prompt: str | None) -> None:
+        self._model, self._seed = roles.model, seed
+        self._blank: dict[torch.Size, torch.Tensor] = {}
+        self._negative: Contexts | None = None
+        if negative_prompt is not None:
+            with torch.inference_mode():
+                self._negative = self._model.negative_contexts(negative_prompt)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> SamplingInputs:
+        masked = self._model.masked_latents(batch, None if all(batch.editing) else self._blank_latent(batch))
+        conditions = self._model.encode_conditions(batch, masked)
+        draws = Draws(self._seed, (0,) * batch.size, batch.index)
+        return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, self._negative)
+
+    def _blank_latent(self, batch: Batch) -> torch.Tensor:
+        size = batch.position.shape[-2:]
+        if size not in self._blank:
+            self._blank[size] = self._model.blank_latent(*size)
+        return self._blank[size]
+
+
+def prepare_sampling(roles: SamplingRoles, batch: Batch, seed: int, negative_prompt: str | None) -> SamplingInputs:
+    """The `SamplingPreparation` of one batch alone."""
+    return SamplingPreparation(roles, seed, negative_prompt)(batch)
 
 
 def sample_batch(
-    roles: Roles,
+    roles: SamplingRoles,
     inputs: SamplingInputs,
     specs: Sequence[SamplingSpec],
     schedule: NoiseSchedule,
@@ -119,6 +143,7 @@ def sample_batch(
     device = inputs.conditions.image_context.device
     start = inputs.draws.normal("start_noise", inputs.latent_shape, device)
 
+    @cache
     def noise(step: int) -> torch.Tensor:
         return inputs.draws.normal(f"sampler_noise_{step}", inputs.latent_shape, device)
 
@@ -132,9 +157,15 @@ def sample_batch(
             began = _now(device)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
-            image = to_unit_range(model.decode(latent))
+            image = to_pictures(model, latent)
             seconds = predict.given.seconds + _now(device) - began
         yield SampledBatch(spec, latent, image, predict.evaluations, seconds)
+
+
+def to_pictures(model: AnyText2, latent: torch.Tensor) -> torch.Tensor:
+    """The pictures of latents [B, z, h, w], float32 [B, 3, H, W] in [0, 1]."""
+    at_once = max(1, DECODED_CELLS // latent[0, 0].numel())
+    return torch.cat([to_unit_range(model.decode(rows)) for rows in latent.split(at_once)])
 
 
 class _Prepared(NamedTuple):

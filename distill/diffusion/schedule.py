@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from anytext2.core.transfer import to_device
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -40,27 +42,45 @@ class NoiseSchedule:
         return self.alphas_cumprod.shape[0]
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
-        """The same schedule with its table on ``device`` (itself when it is there already)."""
-        moved = self.alphas_cumprod.to(device)
-        return self if moved is self.alphas_cumprod else NoiseSchedule(moved)
+        """The same schedule with its tables on ``device``; copied there once."""
+        device = torch.device(device)
+        if device == self.alphas_cumprod.device:
+            return self
+        if device not in self._copies:
+            with torch.inference_mode(False):  # or the copy could not enter a graph later
+                self._copies[device] = NoiseSchedule(to_device(self.alphas_cumprod, device))
+        return self._copies[device]
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) for integer ``t`` [B], shaped [B, 1, ...] to broadcast over ``like`` [B, ...]."""
-        t = t.to(like.device)
-        alpha, sigma = (table.to(like.device)[t] for table in self._roots)
-        return expand_like(alpha, like), expand_like(sigma, like)
+        table_2T = self.to(like.device)._roots(at_least_float32(like.dtype))
+        both = table_2T.index_select(1, to_device(t, like.device)).view(2, -1, *[1] * (like.ndim - 1))
+        alpha, sigma = both.unbind()
+        return alpha, sigma
 
     @cached_property
-    def _roots(self) -> tuple[Tensor, Tensor]:
-        """The tables of alpha and sigma."""
-        return self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt()
+    def _copies(self) -> dict[torch.device, NoiseSchedule]:
+        """This schedule on other devices."""
+        return {}
+
+    def _roots(self, dtype: torch.dtype) -> Tensor:
+        """The tables of alpha and sigma, [2, T]."""
+        if dtype not in self._tables:
+            with torch.inference_mode(False):
+                roots = torch.stack([self.alphas_cumprod.sqrt(), (1.0 - self.alphas_cumprod).sqrt()])
+                self._tables[dtype] = roots.to(dtype)
+        return self._tables[dtype]
+
+    @cached_property
+    def _tables(self) -> dict[torch.dtype, Tensor]:
+        return {}
 
     def velocity_weight(self, t: Tensor, cap: float) -> Tensor:
         """min(1 / abar_t, cap), float64 [B]: turns a squared error of eps into one of v = alpha eps - sigma x_0.
 
         Both errors belong to the same x_t, so v - v' = (eps - eps') / alpha_t (Salimans and Ho 2022, appendix D).
         """
-        return (1.0 / self.alphas_cumprod.to(t.device)[t]).clamp_max(cap)
+        return (1.0 / self.to(t.device).alphas_cumprod[t]).clamp_max(cap)
 
     def snr_weight(self, t: Tensor, gamma: float, of_noise: bool = False) -> Tensor:
         """min-SNR weights in (0, 1], float64 [B], SNR = abar / (1 - abar) (Hang et al. 2023, equation 12).
@@ -68,7 +88,7 @@ class NoiseSchedule:
         min(SNR, gamma) / gamma for a loss of x_0 (theirs, scaled so that the greatest is 1); min(SNR, gamma) / SNR for
         one of the noise.
         """
-        abar = self.alphas_cumprod.to(t.device)[t]
+        abar = self.to(t.device).alphas_cumprod[t]
         snr = abar / (1.0 - abar)
         return snr.clamp_max(gamma) / (snr if of_noise else gamma)
 
@@ -90,8 +110,13 @@ class NoiseSchedule:
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
     """``values`` [B] as [B, 1, ...] with the rank of ``like``, in its precision but at least float32."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return values.to(device=like.device, dtype=dtype).reshape(-1, *[1] * (like.ndim - 1))
+    dtype = at_least_float32(like.dtype)
+    return to_device(values, like.device).to(dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def ddim_timesteps(n_steps: int, timesteps: int = 1000) -> Tensor:

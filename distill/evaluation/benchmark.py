@@ -22,9 +22,9 @@ from PIL import Image
 from anytext2.core.batch import Sample, collate
 from anytext2.core.rng import Draws
 from anytext2.data.image_file import read_image
-from distill.adapters.roles import Roles
+from distill.adapters.roles import SamplingRoles
 from distill.diffusion.samplers import SamplerOptions
-from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.benchmark_data import SEED, benchmark_conditions, unique_file_stems
 from distill.evaluation.image_networks import ImageNetworks, ImageNetworkScores
@@ -89,7 +89,7 @@ class Benchmark:
 
     def __init__(
         self,
-        roles: Roles,
+        roles: SamplingRoles,
         schedule: NoiseSchedule,
         rows: Sequence[SamplingSpec],
         out: Path,
@@ -102,7 +102,7 @@ class Benchmark:
     ) -> None:
         self._roles, self._schedule, self._rows, self._out = roles, schedule, rows, out
         self._ocr_engine, self._networks, self._options = ocr_engine, networks, options
-        self._negative_prompt, self._max_examples = negative_prompt, max_examples
+        self._prepare, self._max_examples = SamplingPreparation(roles, SEED, negative_prompt), max_examples
         self._prompts = max(1, batch // IMAGES_PER_PROMPT)  # sampled together
         self.examples: list[SampleImages] = []
 
@@ -150,8 +150,7 @@ class Benchmark:
         device = next(self._roles.model.parameters()).device
         copies = IMAGES_PER_PROMPT
         batch = collate([sample for sample in samples for _ in range(copies)]).to(device).normalized()
-        inputs = prepare_sampling(self._roles, batch, SEED, self._negative_prompt)
-        inputs = replace(inputs, draws=Draws(SEED, tuple(range(copies)) * len(samples), batch.index))
+        inputs = replace(self._prepare(batch), draws=Draws(SEED, tuple(range(copies)) * len(samples), batch.index))
         for sampled in sample_batch(self._roles, inputs, self._rows, self._schedule, self._options):
             key, pictures = sampled.spec.key, to_uint8(sampled.image)
             for at, (sample, name) in enumerate(zip(samples, names, strict=True)):

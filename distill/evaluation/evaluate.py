@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from anytext2.core.batch import Sample, collate
-from distill.adapters.roles import Roles
+from distill.adapters.roles import SamplingRoles
 from distill.diffusion.samplers import LCM_OPTIONS, SamplerOptions
-from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch, to_pictures
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.accumulator import ORIGINALS, RECONSTRUCTIONS, ScoreAccumulator
 from distill.evaluation.image_networks import ImageNetworkScores
 from distill.evaluation.ocr import Embedder, OcrEngine
 from distill.evaluation.reference import ReferenceCache, reference_fingerprint
 from distill.evaluation.scores import LineScores, PairedComparison, RowScore, compare_pairs, to_json
-from distill.viz.grids import SampleImages, to_unit_range
+from distill.viz.grids import SampleImages
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Evaluation:
 
 
 def evaluate(
-    roles: Roles,
+    roles: SamplingRoles,
     samples: Sequence[Sample],
     schedule: NoiseSchedule,
     config: EvaluationConfig,
@@ -147,20 +148,21 @@ def evaluate(
     scores = ScoreAccumulator(texts, config.shown, config.resamples, config.seed, ocr_engine, embedder, networks)
     cache = None
     if reference is not None:
-        fingerprint = reference_fingerprint(roles.model, samples, specs[0], config.seed, config.negative_prompt)
+        with roles.teacher() as teacher:
+            fingerprint = reference_fingerprint(teacher, samples, specs[0], config.seed, config.negative_prompt)
         cache = ReferenceCache(reference, fingerprint)
     to_sample = specs[1:] if cache is not None and cache.is_loaded else specs
     negative = config.negative_prompt if any(spec.guidance != 1.0 for spec in to_sample) else None
     with evaluation_mode(roles.model):
+        prepare = SamplingPreparation(roles, config.seed, negative)
         for first in range(0, len(samples), config.batch):
             batch = collate(samples[first : first + config.batch]).to(device).normalized()
-            inputs = prepare_sampling(roles, batch, config.seed, negative)
-            with roles.teacher():
-                reconstructions = to_unit_range(roles.model.decode(roles.model.encode(batch.image)))
+            inputs = prepare(batch)
+            with torch.inference_mode():
+                reconstructions = to_pictures(roles.model, roles.model.encode(batch.image))
             scores.start_batch(batch, reconstructions)
             if cache is not None and cache.is_loaded:
-                with roles.teacher():
-                    scores.add_row(batch, cache.sampled_batch(roles.model, specs[0], first, batch.size))
+                scores.add_row(batch, cache.sampled_batch(roles.model, specs[0], first, batch.size))
             for sampled in sample_batch(roles, inputs, to_sample, schedule, options):
                 scores.add_row(batch, sampled)
                 if cache is not None and sampled.spec == specs[0]:

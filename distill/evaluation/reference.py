@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from anytext2.core.batch import Sample
 from anytext2.core.files import write_safetensors
 from anytext2.model.anytext2 import AnyText2
-from distill.diffusion.sampling import SampledBatch, SamplingSpec
-from distill.viz.grids import to_unit_range
+from distill.diffusion.sampling import SampledBatch, SamplingSpec, to_pictures
 
 _HASHED_VALUES = 4096
 """Tensors up to this size are hashed: norms and biases of every layer tell weights apart as well as all tensors do."""
@@ -46,12 +45,18 @@ class ReferenceCache:
     def is_loaded(self) -> bool:
         return self._loaded is not None
 
+    @torch.inference_mode()
     def sampled_batch(self, model: AnyText2, spec: SamplingSpec, first: int, count: int) -> SampledBatch:
         """The cached row of `count` pictures from `first` on; images are decoded anew."""
         assert self._loaded is not None
         latent = self._loaded[first : first + count].to(next(model.parameters()).device)
-        image = to_unit_range(model.decode(latent))
-        return SampledBatch(spec, latent, image, int(self._metadata["nfe"]), float(self._metadata["seconds"]) * count)
+        return SampledBatch(
+            spec,
+            latent,
+            to_pictures(model, latent),
+            int(self._metadata["nfe"]),
+            float(self._metadata["seconds"]) * count,
+        )
 
     def add(self, sampled: SampledBatch) -> None:
         """Collects the row of the next batch."""

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from anytext2.core.batch import Sample
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, SampleError
 from anytext2.glyphs.fonts import load_font_table
+from anytext2.model.anytext2 import AnyText2
 from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import load_student
-from distill.adapters.roles import AdapterRoles, Roles
+from distill.adapters.merging import MergedRoles
+from distill.adapters.roles import AdapterRoles, SamplingRoles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, recipe_of
 from distill.checkpoint.store import MANIFEST, find_checkpoint
@@ -50,7 +53,7 @@ class SamplingModel:
     """
 
     recipe: Recipe
-    roles: Roles
+    roles: SamplingRoles
     checkpoint: Path | None
     has_student: bool
     run_dir: Path | None
@@ -98,6 +101,8 @@ def load_sampling_model(
     device: str = "auto",
     student_steps: Sequence[int] = (),
     sampler: str = "",
+    merge: bool = False,
+    keep_teacher: bool = True,
 ) -> SamplingModel:
     """Builds the model of a recipe and loads a checkpoint into it.
 
@@ -105,8 +110,10 @@ def load_sampling_model(
     recipe's weights as they are. config: the recipe; by default the checkpoint's, else the embedded one. It and the
     overrides may change anything but what a student was trained to be (`OF_STUDENT`).
     precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps, sampler: how the student is to be
-    sampled (sampler empty: its own). Raises ValueError in one line; for steps that the student does not support, before
-    anything is loaded.
+    sampled (sampler empty: its own). merge: put the adapter into the student's weights, in memory; keep_teacher: with
+    a second copy of the adapted layers' weights for the teacher, which cannot be sampled otherwise.
+    Raises ValueError in one line; before anything is loaded for nothing to merge, or steps that the student does not
+    support.
     """
     if sampler and sampler not in SAMPLERS:
         raise ValueError(f"--sampler {sampler}: one of {', '.join(SAMPLERS)}")
@@ -123,13 +130,30 @@ def load_sampling_model(
         _require_same_student(own, recipe, is_certain=own.parent == folder)
     for steps in student_steps if has_student else ():
         recipe.student.require_steps(steps, "student steps", sampler)
+    if merge and not has_student:
+        place = folder or f"{recipe_file} without --checkpoint"
+        raise ValueError(f"--merge: {place} has no adapter; name a student's checkpoint, or leave out --merge")
     model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
         load_partial_weights(model, [folder / MODEL_WEIGHTS])
-    wrapped = load_student(model, folder) if folder is not None and has_student else model.requires_grad_(False)
-    wrapped.to(device=target, dtype=PRECISIONS[kind]).eval()
+    roles, networks = _make_roles(model, folder if has_student else None, merge, keep_teacher)
+    for network in networks:
+        network.to(device=target, dtype=PRECISIONS[kind]).eval()
     run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
-    return SamplingModel(recipe, AdapterRoles(wrapped), folder, has_student, run_dir, target, kind, recipe_file)
+    return SamplingModel(recipe, roles, folder, has_student, run_dir, target, kind, recipe_file)
+
+
+def _make_roles(
+    model: AnyText2, adapter: Path | None, merge: bool, keep_teacher: bool
+) -> tuple[SamplingRoles, Sequence[nn.Module]]:
+    """The roles, and the networks that hold all their weights. adapter: its folder; None: there is no student."""
+    if adapter is None:
+        return AdapterRoles(model.requires_grad_(False)), [model]
+    student = load_student(model, adapter)
+    if not merge:
+        return AdapterRoles(student), [student]
+    merged = MergedRoles(student, keep_teacher)
+    return merged, merged.networks
 
 
 def _require_same_student(file: Path, recipe: Recipe, is_certain: bool) -> None:

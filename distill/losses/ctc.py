@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytext2.core.transfer import to_device
 from anytext2.model.recognizer import CTC_BLANK, Recognizer, ctc_targets, load_charset
 
 
@@ -26,7 +27,7 @@ def text_loss(logits_NTK: Tensor, texts: Sequence[str], charset: Sequence[str]) 
     columns = torch.full((logits.shape[0],), logits.shape[1], dtype=torch.int64)
     return F.ctc_loss(
         logits.log_softmax(dim=-1).transpose(0, 1),
-        targets.to(logits.device),
+        to_device(targets, logits.device),
         columns,
         lengths,
         blank=CTC_BLANK,

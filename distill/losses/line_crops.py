@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from anytext2.core.batch import Batch
 from anytext2.core.line_crop import LINE_HEIGHT, LINE_WIDTH, recognizer_sampling_grid
 from anytext2.core.rng import Draws
+from anytext2.core.transfer import to_device
 
 MARGIN = 3
 """Cells on each side of a line that are decoded with it. docs/LOG.md has the remaining error."""
@@ -124,21 +125,25 @@ def _warped(pictures: Tensor, places: Sequence[LinePlace], like: Tensor) -> Tens
         ]
     )
     pictures = (pictures.to(like.dtype) + 1) / 2
-    return F.grid_sample(pictures, torch.from_numpy(grids).to(pictures), align_corners=True)
+    return F.grid_sample(pictures, _copied(grids, pictures), align_corners=True)
 
 
 def sample_pages(pages_B1HW: Tensor, places: Sequence[LinePlace], size: tuple[int, int]) -> Tensor:
     """Upright lines [N, 1, 48, 320] of pages of the whole picture of ``size`` (H, W) at any scale; padding 0."""
     grids = np.stack([_padded(place.points) * (2 / (size[1] - 1), 2 / (size[0] - 1)) - 1 for place in places])
     pages = torch.stack([pages_B1HW[place.row] for place in places])
-    return F.grid_sample(pages, torch.from_numpy(grids).to(pages), align_corners=True) * inside(places, pages)
+    return F.grid_sample(pages, _copied(grids, pages), align_corners=True) * inside(places, pages)
 
 
 def inside(places: Sequence[LinePlace], like: Tensor) -> Tensor:
     """1 inside an input's line, 0 in its padding, [N, 1, 48, 320]."""
     widths = torch.tensor([place.points.shape[1] for place in places])
     columns = torch.arange(LINE_WIDTH) < widths[:, None]
-    return columns[:, None, None, :].expand(-1, 1, LINE_HEIGHT, -1).to(like)
+    return to_device(columns.to(like.dtype), like.device)[:, None, None, :].expand(-1, 1, LINE_HEIGHT, -1)
+
+
+def _copied(grids: np.ndarray, like: Tensor) -> Tensor:
+    return to_device(torch.from_numpy(grids).to(like.dtype), like.device)
 
 
 def _padded(points: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anytext2.core.batch import Conditions, Control
+from anytext2.core.transfer import to_device
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.guidance import repeat_tokens
 from distill.diffusion.schedule import NoiseSchedule
@@ -124,7 +125,7 @@ class Denoise(FullWeightObjective):
         # drawn on the CPU, so that a batch without such samples costs nothing
         rolled = (item.draws.uniform("denoise/rollout", 0.0, 1.0) < self.config.rollout).nonzero().flatten()
         if len(rolled):
-            rows = rolled.to(latent.device)
+            rows = to_device(rolled, latent.device)
             noisy[rows] = self._rolled_out(model, item, rows, latent, noise, t, conditions, control)
             noise = noise.index_copy(0, rows, schedule.x0_to_eps(noisy[rows], latent[rows], t[rows]))
             weight[rows] *= schedule.snr_weight(t[rows], _ROLLOUT_GAMMA, of_noise=True)
@@ -165,7 +166,7 @@ class Denoise(FullWeightObjective):
         dropped = item.draws.uniform("denoise/drop", 0.0, 1.0) < self.config.context_dropout
         if not dropped.any():
             return conditions
-        rows = dropped.to(conditions.image_context.device).reshape(-1, 1, 1)
+        rows = to_device(dropped, conditions.image_context.device).reshape(-1, 1, 1)
         image, text = conditions.image_context, conditions.text_context
         negative = model.negative_contexts()
         return replace(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anytext2.core.batch import Conditions, Control
+from anytext2.core.transfer import to_device
 from distill.adapters.roles import FAKE_SCORE, STUDENT, Roles, predict_noise
 from distill.diffusion.samplers import sampling_timesteps
 from distill.diffusion.schedule import NoiseSchedule, expand_like, solver_grid
@@ -108,11 +109,11 @@ class DistributionMatching(Objective):
         with torch.no_grad():
             maps = tuple(level.detach() for level in control)
             for step in range(int(stage.max())):
-                t, after = (time.expand(len(stage)).to(x.device) for time in (self.times[step], self.times[step + 1]))
+                t, after = (to_device(self.times[number], x.device).expand(len(stage)) for number in (step, step + 1))
                 eps = predict_noise(roles.model, x, t, conditions, maps)
                 moved = ddim_step(schedule.eps_to_x0(x, eps, t), eps, *schedule.alpha_sigma(after, x))
-                x = torch.where((stage > step).to(x.device).reshape(-1, 1, 1, 1), moved, x)
-        t = self.times[stage].to(x.device)
+                x = torch.where(to_device(stage > step, x.device).reshape(-1, 1, 1, 1), moved, x)
+        t = to_device(self.times[stage], x.device)
         return schedule.eps_to_x0(x, predict_noise(roles.model, x, t, conditions, control), t), t
 
     def _student_loss(
@@ -120,7 +121,7 @@ class DistributionMatching(Objective):
     ) -> LossOutput:
         control = teacher.student_control()
         x0, stage_t = self._generate(roles, item, teacher.conditions, control, latent, schedule)
-        t = self._draw_time(item, "distribution_matching/score_t", _LEAST, _MOST).to(x0.device)
+        t = to_device(self._draw_time(item, "distribution_matching/score_t", _LEAST, _MOST), x0.device)
         noise = item.draws.normal("distribution_matching/score_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
         noisy = schedule.add_noise(x0.detach(), noise, t)
         real, _ = teacher(noisy, t)
@@ -137,7 +138,7 @@ class DistributionMatching(Objective):
         self, roles: Roles, item: StepInput, conditions: Conditions, x0: Tensor, schedule: NoiseSchedule
     ) -> LossOutput:
         """Noise prediction on the student's pictures."""
-        t = self._draw_time(item, "distribution_matching/fake_t", 0.0, 1.0).to(x0.device)
+        t = to_device(self._draw_time(item, "distribution_matching/fake_t", 0.0, 1.0), x0.device)
         noise = item.draws.normal("distribution_matching/fake_noise", x0.shape[1:], device=x0.device, dtype=x0.dtype)
         with roles.using(FAKE_SCORE):
             control = roles.model.control_maps(conditions)

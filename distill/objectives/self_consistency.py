@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from anytext2.core.transfer import to_device
 from distill.adapters.roles import EMA, Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule, solver_grid
 from distill.diffusion.solver import ddim_step
@@ -81,8 +83,8 @@ class SelfConsistency:
         """The loss for times t > s >= e, each int64 [B] on the CPU. Report: see `DistillationLoss`."""
         latent = require_latent(item)
         schedule = self.schedule.to(latent.device)
-        needs_target = bool((s > e).any())
-        t, s, e = (time.to(latent.device) for time in (t, s, e))
+        needs_target = not torch.equal(s, e)  # on the host, where the times still are
+        t, s, e = (to_device(time, latent.device) for time in (t, s, e))
         noise = item.draws.normal(f"{self.purpose}/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
         z_t = schedule.add_noise(latent, noise, t)
         teacher = GuidedTeacher(roles, item, self.config, schedule)

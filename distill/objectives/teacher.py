@@ -81,6 +81,7 @@ class GuidedTeacher:
                 negative = item.negative or model.negative_contexts(config.negative_prompt)
                 self._given = with_negative(conditions, negative)
             self._control = self._recorder.write(model, self._given, "teacher", item.batch.size)
+            self._context = model.project_context(self._given)
         # An inference tensor may not be saved for backward; clones made out here are normal ones.
         self.conditions = conditions.map(torch.clone)
 
@@ -104,10 +105,10 @@ class GuidedTeacher:
         """
         with self._roles.teacher() as model:
             if self._scale is None:
-                eps = predict_noise(model, noisy, t, self._given, self._control)
+                eps = predict_noise(model, noisy, t, self._given, self._control, self._context)
             else:
                 scale = expand_like(self._scale, noisy)
-                eps = predict_guided(model, noisy, t, self._given, self._control, scale)
+                eps = predict_guided(model, noisy, t, self._given, self._control, scale, self._context)
             x0 = self._schedule.eps_to_x0(noisy, eps, t)
         return x0.clone(), eps.clone()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anytext2.core.transfer import to_device
 from distill.adapters.roles import Roles, predict_noise
 from distill.diffusion.schedule import NoiseSchedule, solver_grid
 from distill.losses.step_input import LossOutput, StepInput, require_latent
@@ -47,7 +48,7 @@ class X0Regression(Objective):
         """Report: see `DistillationLoss`."""
         latent = require_latent(item)
         schedule = self.schedule.to(latent.device)
-        t = self.grid[item.draws.integers("x0_regression/t", 0, len(self.grid))].to(latent.device)
+        t = to_device(self.grid[item.draws.integers("x0_regression/t", 0, len(self.grid))], latent.device)
         noise = item.draws.normal("x0_regression/noise", latent.shape[1:], device=latent.device, dtype=latent.dtype)
         noisy = schedule.add_noise(latent, noise, t)
         teacher = GuidedTeacher(roles, item, self.config, schedule)

@@ -22,7 +22,7 @@ from distill.adapters.roles import AdapterRoles
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.splits import split_indices
-from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.evaluation.ocr import OcrEngine, OcrNotInstalled, RapidOcr, exact_match, ned
 from distill.evaluation.strokes import LineStructure, line_structure
@@ -106,10 +106,10 @@ class SpellingValidation:
     def _read(self, progress: Progress) -> dict[str, float]:
         """The sums over the lines of this rank's pictures, by the names in `SUMS`."""
         sums = dict.fromkeys(SUMS, 0.0)
+        prepare = SamplingPreparation(self._roles, self._recipe.seed, None)
         for first in range(0, len(self._samples), BATCH):
             batch = collate(self._samples[first : first + BATCH]).to(self._engine.world.device).normalized()
-            inputs = prepare_sampling(self._roles, batch, self._recipe.seed, None)
-            (sampled,) = sample_batch(self._roles, inputs, [self._spec], self._schedule, self._options)
+            (sampled,) = sample_batch(self._roles, prepare(batch), [self._spec], self._schedule, self._options)
             images, glyphs = to_uint8(sampled.image), batch.glyph.to(torch.uint8).cpu().numpy()
             for image, glyph, lines in zip(images, glyphs, batch.nonblank_lines, strict=True):
                 texts = self._ocr.recognize_lines(image, [line.polygon for line in lines])

@@ -62,7 +62,7 @@ def count_operations(recipe: Recipe, batch: int, dtype: torch.dtype) -> dict[str
     The second step is counted: the first one fills what is kept for a whole run.
     """
     step, roles = _make_step(recipe, dtype)
-    loaded = _load_batch(recipe, batch)
+    loaded = load_batch(recipe, batch)
     inputs = StepInputs(0, torch.device("cpu"), LatentSource(roles.model, False), negative_contexts(recipe, roles))
     for _ in range(2):
         step.zero_grad(set_to_none=True)
@@ -96,7 +96,8 @@ def _make_step(recipe: Recipe, dtype: torch.dtype) -> tuple[TrainingStep, Adapte
     return step, roles
 
 
-def _load_batch(recipe: Recipe, count: int) -> LoadedBatch:
+def load_batch(recipe: Recipe, count: int) -> LoadedBatch:
+    """A micro-batch of drawn pictures."""
     folder = FOLDER / "step_data"
     if not (folder / "data.json").is_file():
         write_dataset(folder, 16, SyntheticConfig(size=SIZE), seed=0)

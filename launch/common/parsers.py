@@ -159,6 +159,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
     )
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")

@@ -14,6 +14,7 @@ from PIL import Image
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.evaluation import ocr_engines
+from distill.inference import loading
 from distill.inference.loading import SamplingModel, load_sampling_model
 from distill.inference.model import make_model
 from launch import evaluate, infer
@@ -120,6 +121,31 @@ def test_the_sampler_of_the_student_can_be_chosen(workplace, tmp_path, reuse, ca
 
 
 @pytest.mark.heavy
+def test_a_merged_student_draws_the_same_pictures_and_the_teacher_beside_it(workplace, tmp_path, reuse, monkeypatch):
+    files = {path: path.read_bytes() for path in workplace.rglob("*") if path.is_file()}
+    more = ["--steps", "2", "--teacher", "--teacher-steps", "2"]
+    assert call_infer(workplace, tmp_path / "plain", *more) == 0
+    monkeypatch.undo()
+    assert call_infer(workplace, tmp_path / "merged", *more, "--merge") == 0
+    for key in (KEYS[0], KEYS[2]):
+        plain, merged = (
+            picture(tmp_path / name / f"sample000000-{key}.png").astype(int) for name in ("plain", "merged")
+        )
+        assert np.abs(plain - merged).max() <= 1, key
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_nothing_to_merge_is_refused_before_anything_is_loaded(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "make_model", lambda *_: pytest.fail("what is wrong with the command comes first"))
+    recipe = str(workplace / "run" / "recipe.yaml")
+    for main in (infer.main, evaluate.main):
+        assert main(["--config", recipe, "--merge", "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --merge: {recipe} without --checkpoint has no adapter; name a student's")
+        assert error.count("\n") == 1
+
+
+@pytest.mark.heavy
 def test_without_a_checkpoint_the_teacher_is_drawn(workplace, tmp_path):
     data, recipe = str(workplace / "data" / "data.json"), str(workplace / "run" / "recipe.yaml")
     more = ["--teacher-steps", "1", "--guidance", "1", "--out", str(tmp_path)]
@@ -165,9 +191,10 @@ def test_evaluation_writes_a_summary(workplace, tmp_path, capsys):
 def test_held_out_pictures_are_drawn_for_a_synthetic_run(workplace, tmp_path):
     argv = ["--run", str(workplace / "run"), "--out", str(tmp_path), "--count", "2", "--no-ocr"]
     steps = ["--teacher-steps", "1", "--undistilled-steps", "", "--student-steps", "1"]
-    assert evaluate.main([*argv, *steps, "data.synthetic.size=96"]) == 0
+    assert evaluate.main([*argv, *steps, "data.synthetic.size=96", "--merge"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["pictures"] == 2 and summary["data"] == [str(tmp_path / "held_out" / "data.json")]
+    assert summary["sampling"]["merged"] and summary["rows"][-1]["role"] == "student"
     assert summary["originals"]["exact_match"] is None and summary["rows"][0]["exact_match"] is None
     assert summary["rows"][0]["guidance"] == 5.0 - 1.0  # w in [2, 4] is a scale of 3 to 5
 

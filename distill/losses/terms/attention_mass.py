@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anytext2.core.transfer import to_device
 from anytext2.model.text_encoder import PLACEHOLDER_TOKEN, tokenize_text_captions
 from distill.losses.terms.base import Term, TermConfig, TermInput
 from distill.losses.text_mask import text_share
@@ -31,7 +32,7 @@ class AttentionMass(Term):
 
     def __call__(self, given: TermInput) -> Tensor:
         batch, cells = given.item.batch, given.x0.shape[-2:]
-        groups = token_groups(batch.text_caption).to(given.x0)
+        groups = to_device(token_groups(batch.text_caption).to(given.x0.dtype), given.x0.device)
         values = [
             _divergence(student, teacher, groups, text_share(batch, *_level(student, cells)).to(given.x0))
             for student, teacher in zip(given.attention.of("student"), given.attention.of("teacher"), strict=True)

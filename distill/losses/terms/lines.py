@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from anytext2.core.transfer import to_device
 from distill.losses.line_crops import LinePlace, choose_lines, decode_lines
 from distill.losses.terms.base import TermConfig, TermInput
 
@@ -73,11 +74,11 @@ def student_features(given: TermInput, max_lines: int) -> Tensor:
 def mean_of_lines(values: Tensor, places: Sequence[LinePlace], given: TermInput, step_weight: bool) -> Tensor:
     """Each sample's mean [B] over its lines' values [N], 0 without any; with ``step_weight`` times alpha-bar_t."""
     of = [place.row for place in places]
-    rows = torch.tensor(of, device=values.device)
+    rows = to_device(torch.tensor(of), values.device)
     # counted on the host: bincount would have to ask the device how many rows there are
-    counts = torch.tensor([max(1, of.count(row)) for row in range(given.t.shape[0])], device=values.device)
-    means = values.new_zeros(given.t.shape[0]).index_add(0, rows, values) / counts.to(values)
-    return means * given.schedule.alphas_cumprod.to(means.device)[given.t].to(means) if step_weight else means
+    counts = torch.tensor([max(1, of.count(row)) for row in range(given.t.shape[0])], dtype=values.dtype)
+    means = values.new_zeros(given.t.shape[0]).index_add(0, rows, values) / to_device(counts, values.device)
+    return means * given.schedule.to(means.device).alphas_cumprod[given.t].to(means) if step_weight else means
 
 
 def no_lines(given: TermInput) -> Tensor:

@@ -43,6 +43,8 @@ def test_collate_stacks_tensors_and_keeps_the_rest_in_order() -> None:
     batch = collate(samples)
     assert {field.name for field in fields(Batch)} == {field.name for field in fields(Sample)} | {
         "quads",
+        "line_index",
+        "font_line",
         "context_chunks",
     }
     for field in fields(Sample):

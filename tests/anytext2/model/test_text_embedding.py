@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anytext2.core.batch import Batch, collate, line_quads
+from anytext2.core.batch import Batch, collate, font_lines, line_quads
 from anytext2.model.anytext2 import AnyText2
 from anytext2.model.text_embedding import LineEmbeddingParts, TextEmbeddingConfig
 from tests.helpers.models.mini_model import MAX_LINES, mini_batch, mini_model, sample
@@ -23,6 +23,13 @@ def model() -> AnyText2:
 
 def parts_of(model: AnyText2, batch: Batch) -> LineEmbeddingParts:
     return model.embedding_manager.parts(batch, model.text_predictor)
+
+
+def with_masks(batch: Batch, **masks: torch.Tensor) -> Batch:
+    """The batch with other masks, and what `collate` computes of them."""
+    changed = replace(batch, **masks)
+    quads = line_quads(changed.position, changed.n_lines)
+    return replace(changed, quads=quads, font_line=font_lines(changed.font_hint, quads))
 
 
 def changed(before: Tensor, after: Tensor) -> list[int]:
@@ -73,7 +80,7 @@ def test_font_crop_is_the_hint_in_the_lines_own_place(model: AnyText2) -> None:
     batch = mini_batch()
     band = torch.zeros_like(batch.font_hint)
     band[1, :, 10:18] = 1  # line 1 of sample 1 is line 2 of the batch
-    fonts = parts_of(model, replace(batch, font_hint=band)).font_input
+    fonts = parts_of(model, with_masks(batch, font_hint=band)).font_input
     assert [row for row in range(6) if fonts[row].max() > 0] == [2]
     assert fonts[2, :, 12:-4, 12:180].min() > 0.9
 
@@ -90,10 +97,10 @@ def test_every_part_sees_its_own_input_and_no_other(model: AnyText2) -> None:
     for change, affected in (
         ({"glyph_line": glyph_line}, {"glyph"}),
         ({"color": color}, {"color"}),
-        ({"position": position, "quads": line_quads(position, batch.n_lines)}, {"position", "style"}),
+        ({"position": position}, {"position", "style"}),
         ({"font_hint": 1 - batch.font_hint}, {"style"}),
     ):
-        after = parts_of(model, replace(batch, **change))
+        after = parts_of(model, with_masks(batch, **change))
         for name in ("glyph", "position", "style", "color"):
             rows = changed(getattr(before, name), getattr(after, name))
             everywhere = list(range(6)) if "font_hint" in change else [packed]
@@ -131,9 +138,9 @@ def test_a_line_without_a_place_is_told(model: AnyText2) -> None:
     position = batch.position.clone()
     position[1, 0] = 0
     with pytest.warns(UserWarning, match="position mask has no region"):
-        parts = parts_of(model, replace(batch, position=position, quads=line_quads(position, batch.n_lines)))
-    assert parts.has_region == (True, False, True, True, True, True)
-    assert parts.total.isfinite().all()
+        changed = with_masks(batch, position=position)
+    assert [quad is None for row in changed.quads for quad in row] == [False, True, False, False, False, False]
+    assert parts_of(model, changed).total.isfinite().all()
 
 
 @pytest.mark.heavy

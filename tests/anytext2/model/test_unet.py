@@ -185,3 +185,13 @@ def test_a_latent_or_a_control_that_does_not_fit_is_refused() -> None:
 def test_a_wrong_configuration_names_the_field(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**changes)
+
+
+def test_a_projected_context_gives_the_same_noise_at_any_time() -> None:
+    cfg = small(attnx_levels=[2, 1])
+    unet = make(cfg)
+    x, context = inputs_of(cfg)
+    with torch.inference_mode():
+        projected = unet.project_context(context)
+        for t in (torch.tensor([3, 900]), torch.tensor([500, 0])):
+            torch.testing.assert_close(unet(x, t, projected), unet(x, t, context), rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ import anytext2  # noqa: F401  # declares torchvision's operators before diffuse
 from distill.diffusion import samplers
 from distill.diffusion.samplers import SamplerOptions
 from distill.diffusion.schedule import NoiseSchedule, ddim_timesteps
+from launch.bench.operations import OperationCounter, counted_reads
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -119,6 +120,28 @@ def test_half_precision_model_is_sampled_in_float32() -> None:
 
     result = samplers.sample_ddim(half, start().half(), 4, SCHEDULE)
     assert result.dtype == torch.float32 and set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("name", sorted(samplers.SAMPLERS))
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_no_step_waits_for_the_host(name: str, eta: float) -> None:
+    """On the meta device a value cannot be read, and a tensor of the host cannot be mixed with the latents.
+
+    What comes from the host (times, coefficients, noise) is copied before the first step.
+    """
+    copies: list[int] = []
+    counter = OperationCounter()
+
+    def on_meta(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert x.is_meta and t.is_meta and t.shape == (2,)
+        copies.append(counter.counts["aten._to_copy"])
+        return x * t.reshape(-1, 1, 1, 1)
+
+    with counted_reads() as reads, counter:
+        options = SamplerOptions(gamma=0.5, eta=eta)
+        result = samplers.SAMPLERS[name](on_meta, start().to("meta"), 4, SCHEDULE, lambda step: start(step), options)
+    assert result.is_meta and not reads
+    assert copies == [copies[0]] * 4 and counter.counts["aten._to_copy"] == copies[0] > 0
 
 
 @pytest.mark.parametrize("name", sorted(samplers.SAMPLERS))

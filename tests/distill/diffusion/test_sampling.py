@@ -9,7 +9,13 @@ from anytext2.core.batch import collate
 from anytext2.core.rng import Draws
 from distill.diffusion import sampling
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions, sample_consistency, sample_ddim, sample_phased
-from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
+from distill.diffusion.sampling import (
+    SamplingPreparation,
+    SamplingSpec,
+    prepare_sampling,
+    sample_batch,
+    to_pictures,
+)
 from distill.diffusion.schedule import NoiseSchedule
 from tests.helpers.models.stub_roles import TEACHER_GAIN, StubRoles, make_sample
 
@@ -119,6 +125,36 @@ def test_without_guidance_nothing_unconditional_is_computed():
     assert scene.negative is None
     (painting,) = sample_batch(roles, scene, [SamplingSpec("teacher", "ddim", 3)], SCHEDULE)
     assert (painting.nfe, roles.model.writes) == (3, 1)
+
+
+def test_what_no_batch_changes_is_encoded_once(monkeypatch):
+    roles, encoded = StubRoles(), []
+    for name in ("negative_contexts", "blank_latent"):
+        original = getattr(roles.model, name)
+        monkeypatch.setattr(
+            roles.model, name, lambda *of, name=name, original=original: encoded.append((name, *of)) or original(*of)
+        )
+    prepare = SamplingPreparation(roles, 7, "bad")
+    for index, size in ((1, 32), (2, 32), (3, 48)):
+        batch = collate([make_sample(index, size=size)])
+        alone = prepare_sampling(StubRoles(), batch, 7, "bad")
+        inputs = prepare(batch)
+        assert inputs.draws == alone.draws and torch.equal(
+            inputs.conditions.masked_latent, alone.conditions.masked_latent
+        )
+    assert encoded == [("negative_contexts", "bad"), ("blank_latent", 32, 32), ("blank_latent", 48, 48)]
+
+
+def test_many_pictures_are_decoded_in_several_calls(monkeypatch):
+    model, sizes = StubRoles().model, []
+    original = model.decode
+    monkeypatch.setattr(model, "decode", lambda latent: sizes.append(len(latent)) or original(latent))
+    latent = torch.randn(5, 2, 4, 4)
+    whole = to_pictures(model, latent)
+    monkeypatch.setattr(sampling, "DECODED_CELLS", 2 * 4 * 4)
+    assert torch.equal(to_pictures(model, latent), whole) and sizes == [5, 2, 2, 1]
+    monkeypatch.setattr(sampling, "DECODED_CELLS", 1)
+    assert torch.equal(to_pictures(model, latent), whole) and sizes[4:] == [1] * 5
 
 
 def test_a_sample_is_painted_alike_in_every_batch():

@@ -68,6 +68,9 @@ class Stub(nn.Module):
         hint = conditions.masked_latent + page
         return (self.writer(hint) + (self.writer_lora(hint) if self.adapters else 0),)
 
+    def project_context(self, conditions: Conditions) -> torch.Tensor:
+        return conditions.image_context
+
     def predict_noise(
         self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, control: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:

@@ -32,7 +32,10 @@ class StubModel(nn.Module):
         rgb = torch.cat([latent, latent.mean(dim=1, keepdim=True)], dim=1)
         return F.interpolate(rgb, scale_factor=8)
 
-    def masked_latents(self, batch: Batch) -> torch.Tensor:
+    def blank_latent(self, height: int, width: int) -> torch.Tensor:
+        return self.encode(torch.full((1, 3, height, width), -1.0))
+
+    def masked_latents(self, batch: Batch, blank: torch.Tensor | None = None) -> torch.Tensor:
         return self.encode(batch.masked_image)
 
     def encode_conditions(self, batch: Batch, masked: torch.Tensor) -> Conditions:
@@ -47,6 +50,9 @@ class StubModel(nn.Module):
     def control_maps(self, conditions: Conditions) -> tuple[torch.Tensor, ...]:
         self.writes += 1
         return (conditions.text_context[..., None] * self.gain,)
+
+    def project_context(self, conditions: Conditions) -> torch.Tensor:
+        return conditions.image_context
 
     def predict_noise(
         self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, control: tuple[torch.Tensor, ...]

@@ -1,0 +1,51 @@
+"""The student with its adapter merged into the weights, for sampling: it has no kernels of PEFT's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from anytext2.model.anytext2 import AnyText2
+from distill.adapters.roles import STUDENT, without_adapters
+
+
+class MergedRoles:
+    """Student and teacher as networks without PEFT's layers.
+
+    Only the adapted layers have weights of their own in both. keep_teacher: False: the teacher cannot be sampled, and
+    its weights of the adapted layers are freed with `wrapped`, which this object does not hold.
+    """
+
+    def __init__(self, wrapped: PeftModel, keep_teacher: bool) -> None:
+        base = wrapped.get_base_model()
+        assert isinstance(base, AnyText2)
+        self.model = without_adapters(base, _merged_layer)
+        self._teacher = without_adapters(base) if keep_teacher else None
+
+    @property
+    def networks(self) -> list[AnyText2]:
+        """What has to be moved to another device or dtype. They share the parameters of all other layers."""
+        return [self.model] if self._teacher is None else [self.model, self._teacher]
+
+    @contextmanager
+    def teacher(self) -> Iterator[AnyText2]:
+        """The undistilled model, in inference mode. Raises ValueError where it was not kept."""
+        if self._teacher is None:
+            raise ValueError("the teacher's weights were not kept beside the merged student; load the model with them")
+        with torch.inference_mode():
+            yield self._teacher
+
+
+def _merged_layer(layer: BaseTunerLayer) -> nn.Module:
+    """A base layer of its own with the student's adapter in its weight, by PEFT's merge in float64, rounded once."""
+    assert isinstance(layer, nn.Module)
+    exact = deepcopy(layer).double()
+    exact.merge(safe_merge=True, adapter_names=[STUDENT])
+    merged: nn.Module = exact.get_base_layer()
+    return merged.to(layer.get_base_layer().get_parameter("weight").dtype)
