@@ -50,7 +50,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory -j2 types quick-tests
 
-.PHONY: types quick-tests
+.PHONY: types quick-tests all-tests
 types:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -58,8 +58,13 @@ types:
 quick-tests:
 	$(BIN)/python -m pytest -n 2 -m '$(QUICK)'
 
-# Everything that must hold.
-test: setup lint
+# Everything that must hold. Here too types are checked beside the tests.
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types all-tests
+
+all-tests:
 	$(BIN)/python -m pytest
 
 test-slow: setup

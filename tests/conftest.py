@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import anytext2  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.disable()  # until the tests begin: a third of an import's time would be spent on searching what stays
 
 LONGEST_FIRST = (
     "test_torture.py",
@@ -21,7 +24,15 @@ LONGEST_FIRST = (
     "test_early_end.py",
     "test_resume.py",
     "test_outages.py",
+    "test_second_adapters.py",
+    "test_refused_commands.py",
     "test_validation.py",
+    "test_train_data.py",
+    "test_faults.py",
+    "test_oom_guard.py",
+    "test_two_hosts.py",
+    "test_old_checkpoint.py",
+    "test_adapter_runs.py",
     "test_lora.py",
 )
 """The longest files, so that no process works on one while the others have nothing left."""
@@ -32,13 +43,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported is never searched for garbage: a search takes half a second, and each end makes five
+    gc.enable()
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying the file does not."""
+    """A database with MLflow's tables: making them takes seconds, copying the file does not. All workers share it."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "empty-mlflow.db"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            new = path.with_suffix(".new")
+            MlflowClient(f"sqlite:///{new}").search_experiments()
+            new.replace(path)
     return path
 
 

@@ -21,6 +21,7 @@ import torch
 from anytext2.core.batch import Batch, Conditions, Contexts, Control
 from anytext2.core.rng import Draws
 from anytext2.model.anytext2 import AnyText2
+from anytext2.model.layers import ProjectedContext
 from distill.adapters.roles import SamplingRoles, predict_noise
 from distill.diffusion.guidance import predict_guided, with_negative
 from distill.diffusion.samplers import LCM_OPTIONS, SAMPLERS, TEACHER_SAMPLER, SamplerOptions
@@ -169,10 +170,14 @@ def to_pictures(model: AnyText2, latent: torch.Tensor) -> torch.Tensor:
 
 
 class _Prepared(NamedTuple):
-    """Conditions and control maps of a role, of 2B rows with guidance, and the WriteNet's seconds."""
+    """What all steps of a role share, of 2B rows with guidance, and the seconds that it took, the WriteNet's above all.
+
+    projected: `AnyText2.project_context` of the conditions.
+    """
 
     conditions: Conditions
     control: Control
+    projected: ProjectedContext
     seconds: float
 
 
@@ -183,8 +188,8 @@ def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Prepa
         conditions = with_negative(conditions, inputs.negative)
     device = conditions.image_context.device
     began = _now(device)
-    control = model.control_maps(conditions)
-    return _Prepared(conditions, control, _now(device) - began)
+    control, projected = model.control_maps(conditions), model.project_context(conditions)
+    return _Prepared(conditions, control, projected, _now(device) - began)
 
 
 @dataclass
@@ -198,9 +203,10 @@ class _Predict:
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         self.evaluations += 1 if self.scale is None else 2
+        conditions, control, projected, _ = self.given
         if self.scale is None:
-            return predict_noise(self.model, x, t, self.given.conditions, self.given.control)
-        return predict_guided(self.model, x, t, self.given.conditions, self.given.control, self.scale)
+            return predict_noise(self.model, x, t, conditions, control, projected)
+        return predict_guided(self.model, x, t, conditions, control, self.scale, projected)
 
 
 def _now(device: torch.device) -> float:

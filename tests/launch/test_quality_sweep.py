@@ -6,7 +6,7 @@ import json
 import re
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ from launch.experiments.quality_results import (
 from tests.helpers.paths import ROOT
 
 PLAN = ROOT / "launch" / "experiments" / "quality.yaml"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> launch_quality.Plan:
+    """The shipped plan: to read it checks 60 recipes, which takes seconds."""
+    return launch_quality.read_plan(PLAN)
 
 
 def group(score: float, lines: int = 10) -> dict[str, Any]:
@@ -183,20 +189,19 @@ def test_the_figure_has_a_panel_for_each_measure(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.heavy
-def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
+def test_the_page_shows_what_the_committed_data_says(tmp_path: Path, shipped: launch_quality.Plan) -> None:
     docs = ROOT / "docs"
     page = tmp_path / "QUALITY.md"
     page.write_bytes((docs / "QUALITY.md").read_bytes())
     quality = read_quality(docs / "quality.json")
-    assert set(quality.tables) == set(launch_quality.read_plan(PLAN).sets)
+    assert set(quality.tables) == set(shipped.sets)
     write_page(page, quality)
     text = page.read_text()
     assert text == (docs / "QUALITY.md").read_text()
     assert min(row.lines for row in quality.tables["objectives"] if row.language == "all") >= 500
-    plan = launch_quality.read_plan(PLAN)
     missing = {
         (table, name, seed)
-        for table, variants in plan.sets.items()
+        for table, variants in shipped.sets.items()
         for name, variant in variants.items()
         for seed in variant.seeds
     } - {(table, row.model, row.seed) for table, rows in quality.tables.items() for row in rows}
@@ -206,8 +211,8 @@ def test_the_page_shows_what_the_committed_data_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_every_variant_of_the_shipped_plan_is_a_recipe() -> None:
-    plan = launch_quality.read_plan(PLAN)
+def test_every_variant_of_the_shipped_plan_is_a_recipe(shipped: launch_quality.Plan) -> None:
+    plan = shipped
     found = launch_quality.plan_runs(plan, list(plan.sets))
     for variants in found.values():
         for own in variants.values():
@@ -294,6 +299,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
 ) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(launch_quality, "run_python", partial(recorded, called))
+    monkeypatch.setattr(launch_quality, "read_plan", cache(launch_quality.read_plan))  # it does not change here
     monkeypatch.chdir(ROOT)
     (tmp_path / "QUALITY.md").write_text("<!-- objectives -->\n<!-- end objectives -->\n")
     argv = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--only", "objectives"]
@@ -305,7 +311,7 @@ def test_a_sweep_trains_and_measures_what_is_not_there_yet(
     written = read_quality(tmp_path / "quality.json")
     rows = written.tables["objectives"]
     models = list(dict.fromkeys(row.model for row in rows))
-    planned = launch_quality.read_plan(PLAN).sets["objectives"]
+    planned = launch_quality.read_plan(launch_quality.parse(argv).plan).sets["objectives"]
     assert models == ["teacher", "undistilled", "undistilled_consistency", "student", *planned], (
         "the plan's order, not that of their ends"
     )
@@ -341,8 +347,8 @@ def test_a_command_that_fails_ends_the_sweep_and_leaves_its_log(
 
 
 @pytest.mark.heavy
-def test_every_variant_has_its_first_run_before_any_has_its_second() -> None:
-    plan = launch_quality.read_plan(PLAN)
+def test_every_variant_has_its_first_run_before_any_has_its_second(shipped: launch_quality.Plan) -> None:
+    plan = shipped
     runs = launch_quality.seed_by_seed(launch_quality.plan_runs(plan, list(plan.sets)))
     seeds = [run.seed for run in runs]
     several = sum(len(variant.seeds) == 3 for variants in plan.sets.values() for variant in variants.values())

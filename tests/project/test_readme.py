@@ -168,7 +168,8 @@ def test_the_tracking_page_opens(folder: Path) -> None:
     (folder / "runs").mkdir(exist_ok=True)
     server = subprocess.Popen([*words, "--port", str(port)], cwd=folder, start_new_session=True)
     try:
-        for _ in range(120):
+        end = time.monotonic() + 300.0  # a loaded machine imports MLflow for a minute and more
+        while time.monotonic() < end:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as answer:
                     assert answer.status == 200
@@ -176,7 +177,7 @@ def test_the_tracking_page_opens(folder: Path) -> None:
             except OSError:
                 assert server.poll() is None, "mlflow ui ended"
                 time.sleep(0.5)
-        pytest.fail("mlflow ui did not answer within a minute")
+        pytest.fail("mlflow ui did not answer within five minutes")
     finally:
         os.killpg(server.pid, 15)
         server.wait(20)

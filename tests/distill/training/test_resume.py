@@ -162,9 +162,10 @@ def train_on_a_full_disk(argv: list[str], attempts: tuple[int, ...]) -> None:
 SHORT = ["train.effective_batch=6", "train.micro_batch=1", "data.part=all", "data.max_unreadable=0.5"]
 
 
-def test_a_training_goes_on_without_room_and_says_so_at_its_end(runs: TrainingFolder) -> None:
+def test_a_training_goes_on_without_room_and_says_so_at_its_end(tmp_path: Path) -> None:
     """Every batch is a pass over the data: checkpoints are due after updates 2 and, as the last one, 3."""
-    batch = ["train.effective_batch=30", "train.micro_batch=15", "train.max_steps=3"]
+    runs = TrainingFolder.create(tmp_path, 6)
+    batch = ["train.effective_batch=6", "train.micro_batch=3", "train.max_steps=3"]
     settings = [*SHORT, *batch, "checkpoint.save_steps=0", "checkpoint.save_epochs=2"]
     full = {"once": (0,), "end": (1,)}
     started = [start_ranks(2, train_on_a_full_disk, runs.argv(name, *settings), full[name]) for name in full]

@@ -12,6 +12,7 @@ import importlib
 
 from PIL import Image
 
+IMPORTS = ("anytext2", "deepspeed", "launch.train", "mlflow", "pytest")
 LATE_IMPORTS = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage_1_and_2",
@@ -20,8 +21,12 @@ LATE_IMPORTS = (
 )
 """Modules that other releases of DeepSpeed may lack."""
 
+gc.disable()  # nothing of an import is garbage
+for name in IMPORTS:
+    importlib.import_module(name)
 for name in LATE_IMPORTS:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 Image.init()
 gc.freeze()  # what is imported is never searched for garbage again, in no rank
+gc.enable()

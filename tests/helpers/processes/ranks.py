@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.helpers.processes.ports import free_port
 
-PRELOAD = ["anytext2", "deepspeed", "launch.train", "mlflow", "pytest", "tests.helpers.processes.preload"]
+PRELOAD = ["tests.helpers.processes.preload"]
 CPU_ONLY = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 SERVER = CPU_ONLY | {"TORCH_WARM_POOL": "0"}  # no processes that compile: a rank needs none, and is forked
 
