@@ -12,7 +12,8 @@ LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official bench bench-step bench-memory bench-data torture clean
+.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official torture clean
+.PHONY: bench bench-step bench-memory bench-data bench-zero bench-soak
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -105,6 +106,12 @@ bench-memory: setup
 
 bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
+
+bench-zero: setup
+	$(BIN)/python launch/bench/bench_zero.py
+
+bench-soak: setup
+	$(BIN)/python launch/bench/bench_soak.py
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -23,8 +23,10 @@ from distill.adapters.lora import adapter_of
 from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
+from distill.optim.gradients import GradientSum
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.arrival import report_missing_ranks
+from distill.runtime.gloo import gather_parts
 from distill.runtime.rendezvous import LOOPBACK, device_index, find_rendezvous, in_slurm_step
 from distill.runtime.world import World, all_gather_object
 from distill.training.zero_shards import Shards
@@ -65,6 +67,8 @@ def init_world(local_rank: int, threads: int) -> World:
     try:
         with report_missing_ranks(here):
             deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        if backend == "gloo":
+            deepspeed.comm.comm.cdb.all_gather_function = gather_parts
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -133,6 +137,9 @@ class Engine:
         if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
             # The trainer ends such a run, after some more tries and with its own words.
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
+        self._gradients: GradientSum | None = None
+        if sum(flat.numel() for flat in self._optimizer.bit16_groups_flat) <= self._optimizer.reduce_bucket_size:
+            self._gradients = GradientSum(self._engine, self._optimizer, config.get("communication_data_type", "fp32"))
         self._group_names = list(groups)
         self._shards = Shards(self._optimizer, self._kind, list(groups.values()), self.total)
         self._shards.start_optimizer()
@@ -149,8 +156,14 @@ class Engine:
         return self._engine(item)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Scales, divides by the accumulation, and hands the gradient to its owner's shard."""
+        """Scales, divides by the accumulation, and adds the gradient; the last one's sum goes to its owners' shards."""
+        if self._gradients is not None:
+            self._gradients.attach()
         self._engine.backward(loss)
+        if self._gradients is not None:
+            self._gradients.add()
+            if self.is_at_boundary:
+                self._gradients.share_out()
         if not self.is_at_boundary:
             self._engine.step()  # only counts the micro-batch
 

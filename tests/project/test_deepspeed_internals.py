@@ -10,6 +10,7 @@ import torch
 
 from distill.config.ds_config import read_ds_config
 from distill.config.ds_keys import PASSED, RECIPE, REFUSED
+from distill.runtime.gloo import gather_parts
 from tests.helpers.models.two_layers import WIDTH, Net
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.ranks import returned, run_ranks
@@ -78,6 +79,7 @@ def look_into_deepspeed() -> dict[str, Any]:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    from distill.optim.gradients import GradientSum
     from distill.training.engine import init_world
 
     asked: list[str] = []
@@ -128,15 +130,29 @@ def look_into_deepspeed() -> dict[str, Any]:
         }
     scaler = zero.loss_scaler
     counters = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis", "min_scale")
+    backend = importlib.import_module("deepspeed.comm.comm").cdb
+    facts["gathers"] = getattr(backend, "all_gather_function", None)
+    facts["hooks"] = len(zero._grad_acc_hooks)
+    GradientSum(engine, zero).attach()
+    facts["attached"] = all(p.grad is not None and not p.grad.any() for p in net.parameters())
     facts["scaler"] = {n: getattr(scaler, n, "absent") for n in counters}
     facts["raises_at_first"] = scaler.raise_error_at_min_scale
     scaler.raise_error_at_min_scale = False
 
+    untouched: list[bool] = []
+
     def update(factor: float) -> dict[str, Any]:
         boundaries = []
+        gradients = GradientSum(engine, zero)
+        gradients.attach()
         for _ in range(2):
             loss = engine(torch.ones(1, WIDTH, dtype=torch.float16)).float().square().mean()
             engine.backward(loss * factor)
+            gradients.add()
+            found = [p.grad is not None for p in net.parameters()]
+            untouched.append(zero.averaged_gradients.get(0) is None and all(found))
+            if len(boundaries) == 1:
+                gradients.share_out()
             boundaries.append(bool(engine.is_gradient_accumulation_boundary()))
             engine.step()
         norm = engine.get_global_grad_norm()
@@ -149,7 +165,7 @@ def look_into_deepspeed() -> dict[str, Any]:
         }
 
     facts["overflow"], facts["update"] = update(float("inf")), update(1.0)
-    facts["shown"] = shown
+    facts["shown"], facts["untouched"] = shown, untouched
     zero.param_groups[0]["lr"] = 0.25
     facts["lr"] = own.param_groups[0]["lr"]
     return facts
@@ -260,3 +276,21 @@ def test_the_loss_scaler_can_be_kept_from_raising_at_its_floor(facts: dict[str, 
     """`raise_error_at_min_scale`: the trainer tries some more updates and ends such a run with words of its own."""
     assert facts["raises_at_first"] is True
     assert facts["overflow"]["scale"] == FIRST_SCALE  # and nothing was raised
+
+
+@pytest.mark.process
+def test_its_own_reduction_can_be_switched_off(facts: dict[str, Any]) -> None:
+    """`_grad_acc_hooks` and `enable_backward_allreduce`: after a backward pass gradients are where they were put."""
+    assert facts["hooks"] >= 4 and facts["attached"] and facts["untouched"] == [True] * 4
+
+
+@pytest.mark.process
+def test_the_step_takes_gradients_that_are_handed_to_it(facts: dict[str, Any]) -> None:
+    """`averaged_gradients` of each group: their norm is told, they are clipped, applied, and looked through for inf."""
+    assert facts["update"]["norm"] > 0 and facts["overflow"]["norm"] != facts["update"]["norm"]
+
+
+@pytest.mark.process
+def test_the_backend_s_gathering_is_an_attribute(facts: dict[str, Any]) -> None:
+    """`init_world` puts a faster one for CPUs into `all_gather_function`, which the end of each step calls."""
+    assert facts["gathers"] is gather_parts

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from distill.config.ds_config import read_ds_config
 from distill.runtime.world import World
 from distill.training import engine as engine_module
 from distill.training.engine import StepResult, _is_news, init_world
 from tests.helpers.models.toy_engine import (
+    DS_CONFIGS,
     FIRST_SCALE,
     MICRO,
     MOMENTS,
@@ -79,8 +81,8 @@ class Curve:
     total_rank: float
 
 
-def curve_job(world: World) -> Curve:
-    engine = make_engine(world, "zero2_cpu.json")
+def curve_job(world: World, changes: dict[str, Any] | None = None) -> Curve:
+    engine = make_engine(world, read_ds_config(DS_CONFIGS / "zero2_cpu.json") | (changes or {}))
     states, results = [engine.full_state()], []
     for update in range(UPDATES):
         results.append(train_one(engine, update))
@@ -149,6 +151,8 @@ def jobs(handed: State | None, update: int) -> dict[str, Any]:
         "shared": shards_job(world, width=27),
         "straddling": shards_job(world, width=5),
         "curve": curve_job(world),
+        "reduced_by_deepspeed": curve_job(world, {"zero_optimization": {"stage": 2, "reduce_bucket_size": 40}}),
+        "sent_in_16_bits": curve_job(world, {"communication_data_type": "bf16"}),
         "fp16": fp16,
         "scaler": scaler_job(world, fp16[POISONED[-1]].scaler),
         "handover": handover_job(world, handed, update),
@@ -233,6 +237,19 @@ def test_updates_are_those_of_adamw_and_the_average_follows(done: dict[int, list
             assert [r.grad_norm for r in curve.results] == pytest.approx(norms, rel=1e-5)
             for ours, theirs in zip(curve.states[1:], states, strict=True):
                 assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("reduced_by_deepspeed", 1e-5), ("sent_in_16_bits", 2e-2)])
+def test_other_ways_of_reduction_lead_to_the_same_updates(
+    done: dict[int, list[dict[str, Any]]], kind: str, tolerance: float
+) -> None:
+    """More weights than reduce_bucket_size holds; communication_data_type."""
+    for ranks in done.values():
+        other, usual = ranks[0][kind], ranks[0]["curve"]
+        norms = [r.grad_norm for r in usual.results]
+        assert [r.grad_norm for r in other.results] == pytest.approx(norms, rel=tolerance)
+        for name, slots in other.states[1].items():
+            torch.testing.assert_close(slots["exp_avg"], usual.states[1][name]["exp_avg"], rtol=tolerance, atol=1e-4)
 
 
 def test_the_fresh_state_is_whole_and_zero(done: dict[int, list[dict[str, Any]]]) -> None:
