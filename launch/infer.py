@@ -1,8 +1,9 @@
-"""Samples pictures: `python launch/infer.py --checkpoint runs/demo --data data.json --sample-index 0 --out DIR`.
+"""Draws pictures: `python launch/infer.py --checkpoint runs/demo --prompt 'a sign that reads "OPEN"' --out DIR`.
 
-Takes a sample of a dataset (caption, texts, boxes), a checkpoint and numbers of steps of the student's sampler;
---teacher adds the undistilled model with guided DDIM from the same noise. Without --checkpoint only the teacher is
-sampled. Writes PNGs and a side-by-side grid. Exit code 0: done; 2: the command, a file or a value is wrong.
+Draws a prompt, the prompts of a file, or samples of a dataset (caption, texts, boxes), with a checkpoint and numbers of
+steps of the student's sampler; --teacher adds the undistilled model with guided DDIM from the same noise. Without
+--checkpoint only the teacher is sampled. Writes PNGs, and of samples a side-by-side grid. Exit code 0: done; 2: the
+command, a file or a value is wrong.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from PIL import Image
 
 from anytext2.core.batch import Sample, collate
 from anytext2.core.files import whole_file
-from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
-from distill.inference.model import make_schedule
+from distill.inference.pipeline import AnyText2Pipeline
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
 from launch.common.data_options import recipe_line
+from launch.common.prompt_drawing import draw_prompts
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -34,15 +36,17 @@ def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[Samp
     student_guidance = 1.0 if args.student_guidance is None else args.student_guidance
     students = [SamplingSpec("student", sampler, n, student_guidance, args.gamma) for n in steps]
     guidance = model.guidance if args.guidance is None else args.guidance
-    teachers = [SamplingSpec("teacher", "ddim", args.teacher_steps, guidance)] if args.teacher or not students else []
+    teachers = (
+        [SamplingSpec("teacher", "ddim", args.teacher_steps or 50, guidance)] if args.teacher or not students else []
+    )
     return (*teachers, *students)
 
 
-def infer(args: argparse.Namespace) -> None:
-    """Samples, writes one PNG for each picture and the grid, and prints where they are."""
+def infer(args: argparse.Namespace) -> int:
+    """Loads the model and draws what is asked for. Returns the exit code."""
     require_at_least(args, 1, "count", "batch", "steps", "teacher-steps")
     require_output_folder(args.out, "--out")
-    steps, sampler = args.steps or (), args.sampler or ""
+    steps, sampler = () if args.any_steps else args.steps or (), args.sampler or ""
     model = load_sampling_model(
         args.checkpoint,
         args.config,
@@ -55,6 +59,14 @@ def infer(args: argparse.Namespace) -> None:
         args.teacher,
     )
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
+    if args.prompt is not None or args.prompts is not None:
+        return draw_prompts(args, model)
+    draw_samples(args, model)
+    return 0
+
+
+def draw_samples(args: argparse.Namespace, model: SamplingModel) -> None:
+    """Samples a dataset, writes one PNG for each picture and the grid, and prints where they are."""
     dataset, report = load_dataset(data_sources(args.data, model), model.recipe)
     samples, skipped = read_samples(dataset, range(args.sample_index, args.sample_index + args.count))
     print(report)
@@ -63,10 +75,10 @@ def infer(args: argparse.Namespace) -> None:
     specs = sampling_specs(args, model)
     args.out.mkdir(parents=True, exist_ok=True)
     examples: list[SampleImages] = []
-    negative = args.negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
-    prepare = SamplingPreparation(model.roles, args.seed, negative)
+    pipeline = AnyText2Pipeline(model)
+    prepare = pipeline.preparation(specs, args.seed, args.negative_prompt)
     for first in range(0, len(samples), args.batch):
-        examples += sample_images(args, model, prepare, samples[first : first + args.batch], specs)
+        examples += sample_images(args, pipeline, prepare, samples[first : first + args.batch], specs)
     grid = args.out / "grid.png"
     with whole_file(grid) as file:
         sample_grid(examples, [(spec.key, spec.label) for spec in specs]).save(file)
@@ -75,7 +87,7 @@ def infer(args: argparse.Namespace) -> None:
 
 def sample_images(
     args: argparse.Namespace,
-    model: SamplingModel,
+    pipeline: AnyText2Pipeline,
     prepare: SamplingPreparation,
     samples: Sequence[Sample],
     specs: Sequence[SamplingSpec],
@@ -85,9 +97,7 @@ def sample_images(
     originals = to_uint8(to_unit_range(batch.normalized().image))
     hints = [hint_to_image(sample.position, sample.glyph) for sample in samples]
     examples = [SampleImages(*row, {}) for row in zip(batch.name, originals, hints, strict=True)]
-    inputs = prepare(batch.to(model.device).normalized())
-    schedule = make_schedule(model.roles.model.cfg)
-    for sampled in sample_batch(model.roles, inputs, specs, schedule, model.sampler_options):
+    for sampled in pipeline.sample_batch(batch, specs, prepare):
         for b, image in enumerate(to_uint8(sampled.image)):
             examples[b].sampled[sampled.spec.key] = image
             with whole_file(args.out / f"sample{batch.index[b]:06d}-{sampled.spec.key}.png") as file:

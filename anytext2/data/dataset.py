@@ -51,6 +51,7 @@ class AnyWordDataset:
         cache: FeatureSource | None = None,
         read_latents: bool = False,
         read_contexts: bool = False,
+        exact_positions: bool = False,
     ) -> None:
         """
         Args:
@@ -58,6 +59,7 @@ class AnyWordDataset:
             read_latents: read latents from the cache instead of picture files. A record without stored latents raises
                 SampleError.
             read_contexts: give samples the stored contexts of their image captions. Samples without one have None.
+            exact_positions: leave out the random dilation and erosion of position masks, as in sampling.
         Raises:
             ValueError: config.like_reference is true, but Pillow cannot lay out text as the reference does.
         """
@@ -71,6 +73,7 @@ class AnyWordDataset:
         self.cache = cache
         self.read_latents = read_latents
         self.read_contexts = read_contexts
+        self.exact_positions = exact_positions
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,11 +98,20 @@ class AnyWordDataset:
         rasters: LineRasters = self.line_rasters(record, pixels) if entry is None else entry.rasters
         return self._assemble(record, size, rasters, pixels, rngs)
 
+    def sample_of(self, record: Record, pixels: np.ndarray) -> Sample:
+        """The sample of a record that is not in the dataset, with the random numbers of index 0 and epoch 0.
+
+        pixels: uint8 [H, W, 3] of the sample's size; the record's polygons are in its pixels.
+        """
+        size = (pixels.shape[0], pixels.shape[1])
+        record = fit_record(record, size, size)
+        return self._assemble(record, size, self.line_rasters(record, pixels), pixels, _SampleRngs(self.seed, 0, 0))
+
     def select(self, indices: np.ndarray) -> AnyWordDataset:
         """A dataset of some of the records. Records get new indices and therefore other random numbers."""
         assert isinstance(self.records, Records)
-        selected, (read_latents, read_contexts) = self.records.select(indices), (self.read_latents, self.read_contexts)
-        return AnyWordDataset(selected, self.config, self.seed, self.fonts, self.cache, read_latents, read_contexts)
+        flags = (self.read_latents, self.read_contexts, self.exact_positions)
+        return AnyWordDataset(self.records.select(indices), self.config, self.seed, self.fonts, self.cache, *flags)
 
     def count_shortened_captions(self) -> int:
         """Number of records whose image caption is shortened at random."""
@@ -197,7 +209,7 @@ class AnyWordDataset:
         for number, line in enumerate(lines):
             rng = rngs.rng(f"position {number}")
             if rng.random() < self.config.mask_pos_prob:
-                maps[number] = render.position_mask(line.polygon, size, rng)
+                maps[number] = render.position_mask(line.polygon, size, None if self.exact_positions else rng)
         return maps
 
     def _font_hint(

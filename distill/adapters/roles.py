@@ -5,7 +5,7 @@ Shape legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from typing import Protocol, TypeVar, cast
@@ -31,6 +31,10 @@ class SamplingRoles(Protocol):
 
     @property
     def model(self) -> AnyText2: ...
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """What has to be moved to another device or dtype."""
 
     def teacher(self) -> AbstractContextManager[AnyText2]:
         """The undistilled model, in inference mode: its tensors must be cloned before they enter a graph."""
@@ -69,6 +73,10 @@ class AdapterRoles:
         model = self.wrapped.get_base_model() if isinstance(self.wrapped, PeftModel) else self.wrapped
         assert isinstance(model, AnyText2)
         return model
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.wrapped]
 
     @contextmanager
     def teacher(self) -> Iterator[AnyText2]:
@@ -126,11 +134,12 @@ def predict_noise(
     conditions: Conditions,
     control: Control,
     projected: ProjectedContext | None = None,
+    attnx_scale: float = 1.0,
 ) -> Tensor:
     """The model's eps for ``x`` [B,C,h,w] at ``t`` [B], in at least float32 whatever the model computes in.
 
-    projected: `AnyText2.project_context` of the conditions, which several calls share.
+    projected: `AnyText2.project_context` of the conditions, which several calls share. attnx_scale: see `UNet.forward`.
     """
     context = conditions.image_context if projected is None else projected
-    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control)
+    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control, attnx_scale)
     return eps.to(torch.promote_types(eps.dtype, torch.float32))

@@ -48,13 +48,14 @@ def predict_guided(
     control: Control,
     scale: float | Tensor,
     projected: ProjectedContext | None = None,
+    attnx_scale: float = 1.0,
 ) -> Tensor:
     """The guided eps ``u + scale (c - u)`` [B,C,h,w] of ``x`` [B,C,h,w] at ``t`` [B], in at least float32.
 
     ``conditions``, ``control`` and ``projected`` have 2B rows, see `with_negative` and `predict_noise`. ``scale``: a
     number, or [B,1,1,1].
     """
-    both = predict_noise(model, _twice(x), _twice(t), conditions, control, projected)
+    both = predict_noise(model, _twice(x), _twice(t), conditions, control, projected, attnx_scale)
     conditional, unconditional = both.chunk(2)
     return unconditional + scale * (conditional - unconditional)
 

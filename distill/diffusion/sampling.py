@@ -10,7 +10,7 @@ Shape legend: B batch, z latent channels, h/w latent cells, H/W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -34,12 +34,19 @@ DECODED_CELLS = 8 * 64 * 64
 """The VAE decodes at most this many latent cells in one call, 8 pictures of 512 px, which bounds its memory."""
 
 
+MOST_SCALE = 2.0
+"""Greatest strength and attnx_scale, as in AnyText2's demo."""
+
+OnStep = Callable[["SamplingSpec", int, int, torch.Tensor], None]
+"""What is called after each step: way of sampling, number of the step from 0, its timestep, latent [B, z, h, w]."""
+
+
 @dataclass(frozen=True)
 class SamplingSpec:
     """One way of sampling.
 
     sampler: a name in `SAMPLERS`. guidance: the usual scale, e = u + guidance (c - u); 1 means none, at half the cost.
-    gamma: of the trajectory sampler.
+    gamma: of the trajectory sampler. strength: factor of the control maps. attnx_scale: weight of the attnx layers.
     """
 
     role: Role
@@ -47,6 +54,8 @@ class SamplingSpec:
     steps: int
     guidance: float = 1.0
     gamma: float = 0.3
+    strength: float = 1.0
+    attnx_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("role", self.role, get_args(Role)), ("sampler", self.sampler, SAMPLERS)):
@@ -56,6 +65,9 @@ class SamplingSpec:
             raise ValueError(f"row {self.key}: steps={self.steps} must be at least 1")
         if self.guidance < 1.0:
             raise ValueError(f"row {self.key}: guidance={self.guidance} must be at least 1 (1: none)")
+        for name, scale in (("strength", self.strength), ("attnx_scale", self.attnx_scale)):
+            if not 0.0 <= scale <= MOST_SCALE:  # NaN, too
+                raise ValueError(f"row {self.key}: {name}={scale} must be 0 to {MOST_SCALE:g} (1: as trained)")
 
     @property
     def key(self) -> str:
@@ -136,10 +148,11 @@ def sample_batch(
     specs: Sequence[SamplingSpec],
     schedule: NoiseSchedule,
     options: SamplerOptions = LCM_OPTIONS,
+    on_step: OnStep | None = None,
 ) -> Iterator[SampledBatch]:
     """Samples the batch in every way of `specs`, all from the same noise.
 
-    options: of all samplers; gamma is taken from each spec instead.
+    options: of all samplers; gamma is taken from each spec instead. on_step: may stop the sampling by an exception.
     """
     device = inputs.conditions.image_context.device
     start = inputs.draws.normal("start_noise", inputs.latent_shape, device)
@@ -154,10 +167,11 @@ def sample_batch(
         with roles.teacher() if role == "teacher" else nullcontext(roles.model) as model, torch.inference_mode():
             if (role, is_guided) not in prepared:
                 prepared[role, is_guided] = _prepare(model, inputs, is_guided)
-            predict = _Predict(model, prepared[role, is_guided], spec.guidance if is_guided else None)
             began = _now(device)
+            predict = _Predict(model, prepared[role, is_guided].strengthened(spec.strength), spec, on_step)
             sampler, own = SAMPLERS[spec.sampler], replace(options, gamma=spec.gamma)
             latent = sampler(predict, start, spec.steps, schedule, noise, own)
+            predict.end_step(latent)
             image = to_pictures(model, latent)
             seconds = predict.given.seconds + _now(device) - began
         yield SampledBatch(spec, latent, image, predict.evaluations, seconds)
@@ -180,6 +194,10 @@ class _Prepared(NamedTuple):
     projected: ProjectedContext
     seconds: float
 
+    def strengthened(self, strength: float) -> _Prepared:
+        """With the control maps scaled, as by the strength of AnyText2."""
+        return self if strength == 1.0 else self._replace(control=tuple(map_ * strength for map_ in self.control))
+
 
 def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Prepared:
     conditions = inputs.conditions
@@ -194,19 +212,36 @@ def _prepare(model: AnyText2, inputs: SamplingInputs, is_guided: bool) -> _Prepa
 
 @dataclass
 class _Predict:
-    """The sampler's ``predict(x, t)``. scale: of guidance, None without; evaluations: of the UNet so far."""
+    """The sampler's ``predict(x, t)``, which is called once a step. steps: begun so far."""
 
     model: AnyText2
     given: _Prepared
-    scale: float | None
-    evaluations: int = 0
+    spec: SamplingSpec
+    on_step: OnStep | None
+    steps: int = 0
+    timestep: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """Of the UNet so far."""
+        return self.steps if self.spec.guidance == 1.0 else 2 * self.steps
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        self.evaluations += 1 if self.scale is None else 2
+        if self.steps:
+            self.end_step(x)
+        if self.on_step is not None:
+            self.timestep = int(t[0])
+        self.steps += 1
         conditions, control, projected, _ = self.given
-        if self.scale is None:
-            return predict_noise(self.model, x, t, conditions, control, projected)
-        return predict_guided(self.model, x, t, conditions, control, self.scale, projected)
+        scale, attnx = self.spec.guidance, self.spec.attnx_scale
+        if scale == 1.0:
+            return predict_noise(self.model, x, t, conditions, control, projected, attnx)
+        return predict_guided(self.model, x, t, conditions, control, scale, projected, attnx)
+
+    def end_step(self, latent: torch.Tensor) -> None:
+        """Reports the step that led to `latent`."""
+        if self.on_step is not None:
+            self.on_step(self.spec, self.steps - 1, self.timestep, latent)
 
 
 def _now(device: torch.device) -> float:

@@ -10,12 +10,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from anytext2.core.batch import Sample
 from anytext2.data.annotations import load_records
@@ -138,26 +137,27 @@ def load_sampling_model(
     model = make_model(recipe.model, recipe.seed)
     if folder is not None and not has_student:
         load_partial_weights(model, [folder / MODEL_WEIGHTS])
-    apply_device_settings(target, tf32=False)
-    roles, networks = _make_roles(model, folder if has_student else None, merge, keep_teacher)
-    for network in networks:
-        network.to(device=target, dtype=PRECISIONS[kind]).eval()
-    use_gpu_format(roles.model)
+    roles = _make_roles(model, folder if has_student else None, merge, keep_teacher)
     run_dir = folder.parent if folder is not None and (folder.parent / RECIPE).is_file() else None
-    return SamplingModel(recipe, roles, folder, has_student, run_dir, target, kind, recipe_file)
+    return move_model(SamplingModel(recipe, roles, folder, has_student, run_dir, target, kind, recipe_file), target)
 
 
-def _make_roles(
-    model: AnyText2, adapter: Path | None, merge: bool, keep_teacher: bool
-) -> tuple[SamplingRoles, Sequence[nn.Module]]:
-    """The roles, and the networks that hold all their weights. adapter: its folder; None: there is no student."""
+def move_model(model: SamplingModel, device: torch.device, precision: str = "") -> SamplingModel:
+    """The same networks on another device, in another precision of `PRECISIONS` if one is named."""
+    apply_device_settings(device, tf32=False)
+    precision = precision or model.precision
+    for network in model.roles.networks:
+        network.to(device=device, dtype=PRECISIONS[precision]).eval()
+    use_gpu_format(model.roles.model)
+    return replace(model, device=device, precision=precision)
+
+
+def _make_roles(model: AnyText2, adapter: Path | None, merge: bool, keep_teacher: bool) -> SamplingRoles:
+    """The roles of the model. adapter: its folder; None: there is no student."""
     if adapter is None:
-        return AdapterRoles(model.requires_grad_(False)), [model]
+        return AdapterRoles(model.requires_grad_(False))
     student = load_student(model, adapter)
-    if not merge:
-        return AdapterRoles(student), [student]
-    merged = MergedRoles(student, keep_teacher)
-    return merged, merged.networks
+    return MergedRoles(student, keep_teacher) if merge else AdapterRoles(student)
 
 
 def _require_same_student(file: Path, recipe: Recipe, is_certain: bool) -> None:

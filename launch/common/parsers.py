@@ -13,6 +13,7 @@ from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
 from launch.common.cli import int_list
+from launch.common.prompt_options import add_prompt_options
 
 EMBEDDED_RECIPE = resource("launch/recipes/demo.yaml")
 """The recipe of every command that is given no --config."""
@@ -37,12 +38,14 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=4, metavar="N", help="pictures sampled together; default: %(default)s")
     add("--data", type=Path, action="append", default=[], metavar="JSON", help="default: the recipe's data")
     add("--sample-index", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, default=1, metavar="N", help="how many samples, from there on")
-    add("--steps", type=int, action="append", metavar="N", help="of the student; may be repeated")
+    add("--count", type=int, default=1, metavar="N", help="how many samples from there on, or pictures of each prompt")
+    add("--steps", type=int, action="append", metavar="N", help="of the student; for samples, may be repeated")
+    add("--any-steps", action="store_true", help="allow numbers of steps that the student is not for")
     add("--sampler", metavar="NAME", help="of the student; default: its objective's own")
     add("--teacher", action="store_true", help="sample the teacher beside the student")
-    add("--teacher-steps", type=int, default=50, metavar="N")
+    add("--teacher-steps", type=int, metavar="N", help="default: 50 for samples, 20 for prompts")
     add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
+    add_prompt_options(parser)
     return parser.parse_intermixed_args(argv)
 
 

@@ -1,0 +1,312 @@
+"""From a request to the model's input: words, places, fonts and colours become a `Sample`, drawn as annotated data is.
+
+Shape legend: H/W pixels of the result, h/w pixels of what the model draws, P corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from anytext2.core.batch import Batch, Record, Sample, TextLine, collate
+from anytext2.core.line_crop import font_crop, quad_from_mask
+from anytext2.data.dataset import AnyWordDataset
+from anytext2.data.geometry import Size, is_outside_image
+from anytext2.glyphs import reference_render, render
+from anytext2.glyphs.fonts import Font, FontTable
+from anytext2.glyphs.languages import infer_language
+from anytext2.glyphs.rasters import glyph_line_font, glyph_page_fonts, is_drawable
+from distill.config.schema import Recipe
+from distill.inference.editing import (
+    EditWindow,
+    choose_window,
+    edge_width,
+    load_mask,
+    load_picture,
+    soft_mask,
+    window_notice,
+)
+from distill.inference.layout import automatic_layout
+from distill.inference.letter_size import check_letter_size
+from distill.inference.places import (
+    Place,
+    match_places,
+    moved_to_fit,
+    parse_box,
+    parse_polygon,
+    place_from_box,
+    place_from_polygon,
+    places_from_mask,
+)
+from distill.inference.prompt import ParsedPrompt, parse_prompt
+from distill.inference.request import DrawingRequest, FontChoice, Imitation, parse_color
+from distill.inference.result import PlacedLine
+
+_T = TypeVar("_T")
+
+BLANK = " "
+"""The text of a place that is to be emptied."""
+
+
+@dataclass(frozen=True)
+class PreparedDrawing:
+    """What is drawn for a request. lines: in pixels of the result.
+
+    font_lines: what the font recogniser sees of a line that imitates letters, float32 [1, 48, 320], by line number.
+    """
+
+    request: DrawingRequest
+    sample: Sample
+    lines: tuple[PlacedLine, ...]
+    font_lines: dict[int, torch.Tensor]
+    warnings: tuple[str, ...]
+    editing: Editing | None
+
+    def batch(self, first: int, count: int) -> Batch:
+        """The batch of pictures number `first` and following. Only their noise differs."""
+        batch = collate([replace(self.sample, index=index) for index in range(first, first + count)])
+        if not self.font_lines:
+            return batch
+        rows, n_lines = batch.font_line.clone(), self.sample.n_lines
+        for line, crop in self.font_lines.items():
+            rows[line::n_lines] = crop
+        return replace(batch, font_line=rows)
+
+
+@dataclass(frozen=True)
+class Editing:
+    """The picture that is edited, uint8 [H, W, 3], and how the new text comes into it."""
+
+    picture: np.ndarray
+    window: EditWindow
+    weight: np.ndarray
+
+    def finish(self, drawn: np.ndarray) -> np.ndarray:
+        return self.window.put_back(self.picture, drawn, self.weight)
+
+
+@dataclass(frozen=True)
+class RequestPreparation:
+    """Prepares requests for the model of a recipe.
+
+    cells: sides of pictures are multiples of it. smallest_letter: height in pixels from which the model can write.
+    translate: see `parse_prompt`.
+    """
+
+    recipe: Recipe
+    fonts: FontTable
+    cells: int
+    smallest_letter: float
+    translate: Callable[[str], str] | None = None
+
+    def __call__(self, request: DrawingRequest) -> PreparedDrawing:
+        """Raises ValueError in one line for a request that cannot be drawn."""
+        parsed = parse_prompt(request.prompt, self.translate, self.recipe.data.options.max_chars)
+        notes = list(parsed.notes)
+        picture = None if request.image is None else load_picture(request.image, "image")
+        size = self._size(request) if picture is None else (picture.shape[0], picture.shape[1])
+        texts = self._texts(parsed, request)
+        places = self._given_places(request, size)
+        if picture is not None:
+            if not places:
+                raise ValueError("image: say where to write in it: a mask, or boxes of the places")
+            texts = texts or [BLANK] * len(places)  # nothing to write: the places are emptied
+        elif not places and texts:
+            places = automatic_layout(texts, (size[1], size[0]), request.seed, self.smallest_letter)
+        places, more = match_places(places, len(texts))
+        notes += more
+        if request.revise:
+            places = [self._moved(place, text, size) for place, text in zip(places, texts, strict=True)]
+        lines = self._lines(request, texts, places, notes)
+        editing = None if picture is None else self._editing(picture, lines, notes)
+        return self._prepared(request, parsed.caption, lines, size, editing, notes)
+
+    def _size(self, request: DrawingRequest) -> Size:
+        usual = self.recipe.data.options.resolution
+        size = (request.height or usual, request.width or usual)
+        for name, side in zip(("height", "width"), size, strict=True):
+            if side % self.cells:
+                near = max(self.cells, round(side / self.cells) * self.cells)
+                raise ValueError(f"{name}: {side} must be a multiple of {self.cells}, such as {near}")
+        return size
+
+    def _texts(self, parsed: ParsedPrompt, request: DrawingRequest) -> list[str]:
+        texts = list(parsed.texts)
+        if len(texts) > request.max_lines:
+            raise ValueError(f"{len(texts)} texts in the prompt: at most {request.max_lines} (max_lines) are written")
+        for text in texts:
+            if not is_drawable(text, infer_language(text), self.fonts):
+                raise ValueError(f"text {text!r}: no font of the font table has any of its characters")
+        return texts
+
+    def _given_places(self, request: DrawingRequest, size: Size) -> list[Place]:
+        places, width_height = list[Place](), (size[1], size[0])
+        if request.mask is not None:
+            places += places_from_mask(load_mask(request.mask), width_height, request.order)
+        for box in request.boxes:
+            places.append(place_from_box(parse_box(box) if isinstance(box, str) else box, width_height))
+        for polygon in request.polygons:
+            corners = parse_polygon(polygon) if isinstance(polygon, str) else polygon
+            places.append(place_from_polygon(corners, width_height))
+        places += request.places
+        for number, place in enumerate(places, 1):
+            if is_outside_image(place.polygon, size):
+                raise ValueError(f"place {number} is outside of the picture, {size[1]} x {size[0]} pixels")
+        return places
+
+    def _moved(self, place: Place, text: str, size: Size) -> Place:
+        font = glyph_page_fonts(text, infer_language(text), self.fonts)[0]
+        return moved_to_fit(place, text, (size[1], size[0]), font, self.recipe.data.options.like_reference)
+
+    def _lines(
+        self, request: DrawingRequest, texts: Sequence[str], places: Sequence[Place], notes: list[str]
+    ) -> tuple[PlacedLine, ...]:
+        colors = _one_each(request.colors, len(texts), "colors")
+        fonts = _one_each(request.fonts, len(texts), "fonts")
+        lines = []
+        for text, place, color, font in zip(texts, places, colors, fonts, strict=True):
+            language = infer_language(text)
+            lines.append(PlacedLine(text, np.float32(place.polygon), language, parse_color(color), _font_name(font)))
+            if missing := glyph_line_font(text, language, self.fonts).missing_characters(text):
+                notes.append(f"{text!r}: the fonts have no {' '.join(missing)}; the rest is written")
+        return tuple(lines)
+
+    def _editing(self, picture: np.ndarray, lines: Sequence[PlacedLine], notes: list[str]) -> Editing:
+        resolution, size = self.recipe.data.options.resolution, (picture.shape[0], picture.shape[1])
+        polygons = [line.polygon for line in lines]
+        window = choose_window(size, polygons, resolution, self.cells)
+        if notice := window_notice(window, size):
+            notes.append(notice)
+        return Editing(picture, window, soft_mask(size, polygons, edge_width(window, resolution)))
+
+    def _prepared(
+        self,
+        request: DrawingRequest,
+        caption: str,
+        lines: tuple[PlacedLine, ...],
+        size: Size,
+        editing: Editing | None,
+        notes: list[str],
+    ) -> PreparedDrawing:
+        """The sample of the lines. size: of the result."""
+        if editing is None:
+            pixels, polygons = np.zeros((*size, 3), np.uint8), [line.polygon for line in lines]
+        else:
+            pixels = editing.window.cut(editing.picture)
+            polygons = [editing.window.to_model(line.polygon) for line in lines]
+        written = [
+            (Place(polygon), line.text) for polygon, line in zip(polygons, lines, strict=True) if line.text.strip()
+        ]
+        notes += check_letter_size([place for place, _ in written], [text for _, text in written], self.smallest_letter)
+        sample = self._sample(caption, lines, polygons, pixels, editing is not None)
+        fonts = _one_each(request.fonts, len(lines), "fonts")
+        sample = replace(sample, font_hint=self._font_hint(sample, lines, polygons, fonts, notes))
+        imitated = {n: imitated_strokes(font) for n, font in enumerate(fonts) if isinstance(font, Imitation)}
+        return PreparedDrawing(request, sample, lines, imitated, tuple(notes), editing)
+
+    def _sample(
+        self,
+        caption: str,
+        lines: Sequence[PlacedLine],
+        polygons: Sequence[np.ndarray],
+        pixels: np.ndarray,
+        editing: bool,
+    ) -> Sample:
+        """A sample as of annotated data, without what training does at random."""
+        options = replace(
+            self.recipe.data.options,
+            max_lines=max(1, len(lines)),
+            mask_img_prob=float(editing),
+            mask_pos_prob=1.0,
+            font_hint_prob=0.0,
+            color_prob=1.0,
+            rand_font=False,
+        )
+        written = tuple(
+            TextLine(line.text, polygon, line.language, line.color)
+            for line, polygon in zip(lines, polygons, strict=True)
+        )
+        record = Record(Path("prompt"), "prompt", caption, written)
+        dataset = AnyWordDataset([record], options, self.recipe.seed, self.fonts, exact_positions=True)
+        return dataset.sample_of(record, pixels)
+
+    def _font_hint(
+        self,
+        sample: Sample,
+        lines: Sequence[PlacedLine],
+        polygons: Sequence[np.ndarray],
+        fonts: Sequence[FontChoice],
+        notes: list[str],
+    ) -> torch.Tensor:
+        """The texts in the fonts that were chosen by name, as AnyText2 hints at them: uint8 [1, h, w]."""
+        options, size = self.recipe.data.options, (sample.position.shape[1], sample.position.shape[2])
+        page = np.zeros(size, np.uint8)
+        for line, polygon, choice in zip(lines, polygons, fonts, strict=True):
+            if choice is None or isinstance(choice, Imitation):
+                continue
+            font = find_font(choice, self.fonts)
+            if missing := font.missing_characters(line.text):
+                notes.append(f"{line.text!r}: {font.path.name} has no {' '.join(missing)}; these keep the model's font")
+            text = font.supported(line.text)
+            if options.like_reference:
+                reference_render.glyph_page_bitmap(text, polygon, size, font, None).paste_onto(page)
+            else:
+                render.glyph_page_bitmap(text, polygon, font, options.ink_threshold).paste_onto(page)
+        return torch.from_numpy(page)[None]
+
+
+def find_font(choice: str | Path, table: FontTable) -> Font:
+    """A font of the table by its file's name, with or without the suffix, or a font file.
+
+    Raises ValueError for one that is not there.
+    """
+    fonts = {font.path.name: font for font in (table.default, *(f for some in table.languages.values() for f in some))}
+    wanted = str(choice).lower()
+    for name, font in fonts.items():
+        if wanted in (name.lower(), Path(name).stem.lower()):
+            return font
+    if not Path(choice).is_file():
+        raise ValueError(f"font {choice}: neither a file nor one of {', '.join(Path(name).stem for name in fonts)}")
+    font = Font(Path(choice))
+    try:
+        font.ink_box("a")
+    except OSError as error:
+        raise ValueError(f"font {choice}: is no font file ({error})") from error
+    return font
+
+
+def imitated_strokes(imitation: Imitation) -> torch.Tensor:
+    """What the font recogniser sees of the letters to imitate: float32 [1, 48, 320]."""
+    picture = load_picture(imitation.image, "font")
+    size, region = (picture.shape[0], picture.shape[1]), imitation.region
+    if region is None:
+        region = (0, 0, size[1] - 1, size[0] - 1)
+    is_box, width_height = np.ndim(region) == 1 and len(region) == 4, (size[1], size[0])
+    place = (place_from_box if is_box else place_from_polygon)(list(region), width_height)
+    polygon = place.polygon
+    strokes = render.font_hint_bitmap(render.stroke_bitmap(picture, polygon), polygon)
+    page = np.zeros(size, np.uint8)
+    strokes.paste_onto(page)
+    quad = quad_from_mask(render.fill_polygons([polygon], size))
+    return font_crop(torch.from_numpy(page)[None].float(), quad)
+
+
+def _font_name(choice: FontChoice) -> str:
+    if isinstance(choice, Imitation):
+        known = isinstance(choice.image, str | Path)
+        return f"as in {choice.image if known else 'a picture'}"
+    return str(choice or "")
+
+
+def _one_each(given: Sequence[_T], count: int, what: str) -> list[_T | None]:
+    """One entry for each line: as given, or the only one for all. Raises ValueError for another number."""
+    if len(given) in (0, 1):
+        return [given[0] if given else None] * count
+    if len(given) != count:
+        raise ValueError(f"{what}: {len(given)} for {count} texts; give one for each, or one for all")
+    return list(given)

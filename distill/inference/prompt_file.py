@@ -1,0 +1,221 @@
+"""Draws many prompts from a file of JSON lines, so that it can be stopped and started again at any time.
+
+In the output folder are the pictures and `results.jsonl`, a line for each prompt. A prompt's pictures are complete
+before its line is written, and a prompt that has a line with the same settings is not drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from anytext2.core.files import fsync, whole_file
+from distill.checkpoint.formats import ADAPTER_WEIGHTS
+from distill.inference.loading import SamplingModel
+from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.request import DrawingRequest, request_from_json
+from distill.inference.result import DrawingResult, PlacedLine
+
+RESULTS = "results.jsonl"
+METADATA = "anytext2_distill"
+"""The PNG text field with the settings and results, as JSON."""
+
+Judge = Callable[[Image.Image, Sequence[PlacedLine]], list[dict[str, Any]]]
+"""What an OCR engine reads in the lines of a picture: {"text", "read", "exact"} each."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request and its name, with which its files begin."""
+
+    name: str
+    request: DrawingRequest
+
+
+def read_prompts(file: Path, defaults: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts of a file, one JSON object or string a line; empty lines are skipped.
+
+    defaults: settings of prompts that do not have their own. Raises ValueError, with the line, for a faulty one.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file} line {number}"
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        prompts.append(Prompt(f"prompt{number:06d}", request_from_json(item, where, defaults, file.parent)))
+    if not prompts:
+        raise ValueError(f"{file}: has no prompt; write one JSON object a line, as in {json.dumps(_EXAMPLE)}")
+    return prompts
+
+
+_EXAMPLE = {"prompt": 'a sign that reads "OPEN"', "seed": 1}
+
+
+class ResultLog:
+    """results.jsonl: whole lines, each on the disk before the next prompt is drawn."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there. A last line that was cut off, by a full disk or a crash, is removed."""
+        self._path = path
+        self._done: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self._done[entry["name"]] = entry
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path} line {number}: no result of this command; name another --out") from error
+
+    def has(self, name: str, digest: str) -> bool:
+        """Whether the prompt was drawn with these settings and its pictures are there."""
+        entry = self._done.get(name, {})
+        files = [picture["file"] for picture in entry.get("pictures", ())]
+        return bool(files) and entry["digest"] == digest and all((self._path.parent / file).is_file() for file in files)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+                if file.write(line) != len(line):
+                    raise OSError(28, "No space left on device", str(self._path))
+                os.fsync(file.fileno())
+        except OSError:
+            os.truncate(self._path, size)
+            raise
+        self._done[entry["name"]] = entry
+
+
+def model_identity(model: SamplingModel) -> str:
+    """A name of the weights that changes with them: the adapter's hash, or where the weights are."""
+    weights = None if model.checkpoint is None else model.checkpoint / ADAPTER_WEIGHTS
+    base = f"{model.recipe.model.config} {model.recipe.model.weights}"
+    if weights is None or not weights.is_file():
+        return f"{base} {model.checkpoint or ''} {model.precision}".strip()
+    return f"{base} {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} {model.precision}"
+
+
+class PromptDrawing:
+    """Draws prompts into a folder.
+
+    judge: reads the pictures, None: they are not read. say: prints a line.
+    """
+
+    def __init__(
+        self, pipeline: AnyText2Pipeline, out: Path, judge: Judge | None, say: Callable[[str], None] = print
+    ) -> None:
+        self._pipeline, self._out, self._judge, self._say = pipeline, out, judge, say
+        self._model = model_identity(pipeline.model)
+
+    def draw_all(self, prompts: Sequence[Prompt], where: str) -> int:
+        """Draws what is not drawn yet. Returns the number of prompts that cannot be drawn; they are tried next time."""
+        log = ResultLog(self._out / RESULTS)
+        todo = [prompt for prompt in prompts if not log.has(prompt.name, self.digest(prompt.request))]
+        if len(todo) < len(prompts):
+            self._say(f"{len(prompts) - len(todo)} of {len(prompts)} prompts are drawn already")
+        failed, began = 0, time.monotonic()
+        for number, prompt in enumerate(todo, 1):
+            entry = self._recovered(prompt)
+            if entry is None:
+                try:
+                    entry = self.draw(prompt)
+                except ValueError as error:
+                    failed += 1
+                    entry = {"name": prompt.name, "digest": self.digest(prompt.request), "error": str(error)}
+                    self._say(f"{where} {prompt.name}: {error}")
+            log.append(entry)
+            left = (time.monotonic() - began) / number * (len(todo) - number)
+            self._say(f"{progress_bar(number, len(todo))} {prompt.name}, {duration(left)} left")
+        return failed
+
+    def draw(self, prompt: Prompt) -> dict[str, Any]:
+        """Draws one prompt and writes its pictures. Returns the line of results.jsonl."""
+        result = self._pipeline.draw(prompt.request)
+        entry, images = self._entry(prompt, result)
+        for picture, image in zip(entry["pictures"], images, strict=True):
+            save_png(image, self._out / picture["file"], entry)
+        return entry
+
+    def digest(self, request: DrawingRequest) -> str:
+        """Changes with everything that the pictures depend on, and with whether they are read."""
+        settings = [self._model, self._judge is not None, request.to_json()]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _entry(self, prompt: Prompt, result: DrawingResult) -> tuple[dict[str, Any], list[Image.Image]]:
+        """The line of results.jsonl, and the pictures in its order."""
+        pictures, images = [], []
+        for row in result.rows:
+            for number, image in enumerate(row.images):
+                facts: dict[str, Any] = {"file": f"{prompt.name}-{number}-{row.spec.key}.png", **row.to_json()}
+                if self._judge is not None:
+                    facts["ocr"] = self._judge(image, result.lines)
+                pictures.append(facts)
+                images.append(image)
+        request = prompt.request
+        entry = {"name": prompt.name, "digest": self.digest(request), "model": self._model, **result.to_json()}
+        return entry | {"settings": request.to_json(), "pictures": pictures}, images
+
+    def _recovered(self, prompt: Prompt) -> dict[str, Any] | None:
+        """The line of a prompt whose pictures were complete when the command was killed; None if it is to be drawn."""
+        for path in sorted(self._out.glob(f"{prompt.name}-*.png")):
+            entry = read_metadata(path)
+            if entry.get("digest") == self.digest(prompt.request):
+                files = [self._out / picture["file"] for picture in entry["pictures"]]
+                complete = all(read_metadata(file).get("digest") == entry["digest"] for file in files)
+                return entry if complete else None
+        return None
+
+
+def save_png(image: Image.Image, path: Path, entry: Mapping[str, Any]) -> None:
+    """Writes a PNG with settings and results in it, whole or not at all."""
+    info = PngInfo()
+    info.add_itxt(METADATA, json.dumps(entry, ensure_ascii=False))
+    with whole_file(path) as file:
+        image.save(file, pnginfo=info)
+        fsync(file)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_png` wrote into a PNG beside the picture; empty where there is nothing."""
+    try:
+        with Image.open(path) as image:
+            content = json.loads(image.info.get(METADATA, "{}"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def progress_bar(done: int, total: int, width: int = 20) -> str:
+    """As in `[#####.....] 5/10`."""
+    full = width * done // max(1, total)
+    return f"[{'#' * full}{'.' * (width - full)}] {done}/{total}"
+
+
+def duration(seconds: float) -> str:
+    """A time in two units at most, as in `3 min 20 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
