@@ -22,10 +22,8 @@ from anytext2.data.image_file import ImageError, read_image
 from anytext2.glyphs.render import fill_polygons
 from distill.inference.request import ImageSource
 
-LONG_SIDE = 2
-"""The model is given at most this many times its own resolution, 1024 pixels for AnyText2, as its demo does."""
-
-_CONTEXT = 2.0  # sides of the window, in sides of what is edited
+_ROOM = 0.45  # around what is edited, in its shorter side
+_LEAST_SIDE = 512  # of a window in pixels, for a model that draws as many
 _EDGE = 1 / 64  # width of the soft edge, in resolutions
 
 
@@ -106,25 +104,22 @@ class EditWindow:
         return result
 
 
-def choose_window(picture: Size, polygons: Sequence[np.ndarray], resolution: int, cells: int) -> EditWindow:
-    """The window around the polygons of a picture of size (H, W).
+def choose_window(picture: Size, polygons: Sequence[np.ndarray], side: int, cells: int) -> EditWindow:
+    """The window around the polygons of a picture of size (H, W), for a model that draws side x side pixels at most.
 
-    It is the whole picture where that is small enough for the model, otherwise the polygons with room around them, of
-    the model's resolution at least. A window that is still too large is scaled down. cells: sides of what the model
-    draws are multiples of it.
+    It is the whole picture where that is small enough, otherwise the polygons with room around them. A window with more
+    pixels than the model draws is scaled down. cells: sides of what the model draws are multiples of it.
     """
-    limit = LONG_SIDE * resolution
-    if max(picture) <= limit:
-        origin, extent = (0, 0), picture
-    else:
+    origin, extent = [0, 0], picture
+    if max(picture) > side:
         points = np.concatenate(polygons)
-        low, high = points.min(axis=0), points.max(axis=0)
-        side = max(resolution, math.ceil(_CONTEXT * float((high - low).max())))
-        center = ((low + high) / 2)[::-1].tolist()  # y, x
-        extent = (min(side, picture[0]), min(side, picture[1]))
-        begins = [round(c - n / 2) for c, n in zip(center, extent, strict=True)]
-        origin = tuple(min(max(0, b), most - n) for b, n, most in zip(begins, extent, picture, strict=True))
-    factor = min(1.0, limit / max(extent))
+        low, high = points.min(axis=0)[::-1], points.max(axis=0)[::-1]  # y, x
+        room = _ROOM * float((high - low).min())
+        wanted = [max(math.ceil(length + 2 * room), min(side, _LEAST_SIDE)) for length in (high - low).tolist()]
+        extent = (min(wanted[0], picture[0]), min(wanted[1], picture[1]))
+        begins = [round(c - n / 2) for c, n in zip(((low + high) / 2).tolist(), extent, strict=True)]
+        origin = [min(max(0, b), most - n) for b, n, most in zip(begins, extent, picture, strict=True)]
+    factor = min(1.0, side / math.sqrt(extent[0] * extent[1]))
     inner = (max(1, round(extent[0] * factor)), max(1, round(extent[1] * factor)))
     size = (cells * math.ceil(inner[0] / cells), cells * math.ceil(inner[1] / cells))
     return EditWindow(origin[1], origin[0], extent, inner, size)

@@ -15,10 +15,13 @@ from PIL import Image
 
 from anytext2.core.batch import Batch
 from anytext2.glyphs.fonts import FontTable, load_font_table
+from anytext2.glyphs.render import REFERENCE_RESOLUTION
+from anytext2.synthetic.options import SyntheticConfig
+from distill.config.schema import Recipe
 from distill.diffusion.sampling import OnStep, SampledBatch, SamplingPreparation, SamplingSpec, sample_batch
 from distill.inference.loading import PRECISIONS, SamplingModel, load_sampling_model, move_model, resolve_device
 from distill.inference.model import make_schedule
-from distill.inference.preparation import PreparedDrawing, RequestPreparation
+from distill.inference.preparation import DrawingLimits, PreparedDrawing, RequestPreparation
 from distill.inference.request import DrawingRequest
 from distill.inference.result import DrawingResult, DrawnRow
 from distill.viz.grids import to_uint8
@@ -41,19 +44,19 @@ class AnyText2Pipeline:
         model: SamplingModel,
         fonts: FontTable | None = None,
         translate: Callable[[str], str] | None = None,
-        smallest_letter: float | None = None,
+        limits: DrawingLimits | None = None,
     ) -> None:
         """
         Args:
             fonts: the fonts that words are drawn in for the model; default: those of this repository.
             translate: a prompt in another language -> English.
-            smallest_letter: height in pixels from which the model writes; default: that of the recipe's model.
+            limits: what the model can draw; default: `drawing_limits` of its recipe.
         """
         self.model = model
         cfg = model.roles.model.cfg
-        least = smallest_letter_of(model) if smallest_letter is None else smallest_letter
+        limits = limits or drawing_limits(model.recipe)
         cells = cfg.vae.downsampling * cfg.unet.downsampling
-        self.prepare = RequestPreparation(model.recipe, fonts or load_font_table(), cells, least, translate)
+        self.prepare = RequestPreparation(model.recipe, fonts or load_font_table(), cells, limits, translate)
         self._schedule = make_schedule(cfg)
 
     @classmethod
@@ -185,13 +188,13 @@ def _drawn_row(spec: SamplingSpec, batches: Sequence[SampledBatch], prepared: Pr
     return DrawnRow(spec, tuple(map(Image.fromarray, arrays)), seconds, batches[0].nfe)
 
 
-TINY_SMALLEST, OFFICIAL_SMALLEST = 40.0, 20.0
+def drawing_limits(recipe: Recipe) -> DrawingLimits:
+    """The limits of a recipe's model.
 
-
-def smallest_letter_of(model: SamplingModel) -> float:
-    """The height in pixels from which a model writes letters.
-
-    The tiny model was trained on Latin letters of 40 pixels and more. AnyText2 counts lines below 20 pixels of 512 as
-    small.
+    The tiny model was trained on pictures of one size, with Latin letters of 40 pixels and more. AnyText2 counts lines
+    below 20 of 512 pixels as small, and its demo edits at twice its resolution.
     """
-    return TINY_SMALLEST if model.recipe.model.config == "tiny" else OFFICIAL_SMALLEST
+    resolution = recipe.data.options.resolution
+    if recipe.model.config == "tiny":
+        return DrawingLimits(letter=float(SyntheticConfig().latin_height[0]), side=resolution)
+    return DrawingLimits(letter=20 * resolution / REFERENCE_RESOLUTION, side=2 * resolution)

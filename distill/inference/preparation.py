@@ -91,17 +91,27 @@ class Editing:
 
 
 @dataclass(frozen=True)
+class DrawingLimits:
+    """What a model can draw. letter: least height of Latin letters in pixels, see `check_letter_size`.
+
+    side: a picture is edited in a window of at most side x side pixels.
+    """
+
+    letter: float
+    side: int
+
+
+@dataclass(frozen=True)
 class RequestPreparation:
     """Prepares requests for the model of a recipe.
 
-    cells: sides of pictures are multiples of it. smallest_letter: height in pixels from which the model can write.
-    translate: see `parse_prompt`.
+    cells: sides of pictures are multiples of it. limits: what the model can draw. translate: see `parse_prompt`.
     """
 
     recipe: Recipe
     fonts: FontTable
     cells: int
-    smallest_letter: float
+    limits: DrawingLimits
     translate: Callable[[str], str] | None = None
 
     def __call__(self, request: DrawingRequest) -> PreparedDrawing:
@@ -117,7 +127,7 @@ class RequestPreparation:
                 raise ValueError("image: say where to write in it: a mask, or boxes of the places")
             texts = texts or [BLANK] * len(places)  # nothing to write: the places are emptied
         elif not places and texts:
-            places = automatic_layout(texts, (size[1], size[0]), request.seed, self.smallest_letter)
+            places = automatic_layout(texts, (size[1], size[0]), request.seed, self.limits.letter)
         places, more = match_places(places, len(texts))
         notes += more
         if request.revise:
@@ -179,7 +189,7 @@ class RequestPreparation:
     def _editing(self, picture: np.ndarray, lines: Sequence[PlacedLine], notes: list[str]) -> Editing:
         resolution, size = self.recipe.data.options.resolution, (picture.shape[0], picture.shape[1])
         polygons = [line.polygon for line in lines]
-        window = choose_window(size, polygons, resolution, self.cells)
+        window = choose_window(size, polygons, self.limits.side, self.cells)
         if notice := window_notice(window, size):
             notes.append(notice)
         return Editing(picture, window, soft_mask(size, polygons, edge_width(window, resolution)))
@@ -202,7 +212,7 @@ class RequestPreparation:
         written = [
             (Place(polygon), line.text) for polygon, line in zip(polygons, lines, strict=True) if line.text.strip()
         ]
-        notes += check_letter_size([place for place, _ in written], [text for _, text in written], self.smallest_letter)
+        notes += check_letter_size([place for place, _ in written], [text for _, text in written], self.limits.letter)
         sample = self._sample(caption, lines, polygons, pixels, editing is not None)
         fonts = _one_each(request.fonts, len(lines), "fonts")
         sample = replace(sample, font_hint=self._font_hint(sample, lines, polygons, fonts, notes))

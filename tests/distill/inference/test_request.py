@@ -1,0 +1,78 @@
+"""Requests from keyword arguments and from JSON, and what is said of mistakes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.inference.request import DrawingRequest, Imitation, parse_color, parse_font, request_from_json
+
+HERE = Path("folder")
+
+
+@pytest.mark.parametrize(
+    ("given", "color"),
+    [("red", (255, 0, 0)), ("#0080ff", (0, 128, 255)), ([1, 2, 3], (1, 2, 3)), ((0, 0, 0), (0, 0, 0)), (None, None)],
+)
+def test_colors(given, color):
+    assert parse_color(given) == color
+
+
+@pytest.mark.parametrize("given", ["reddish", "#12345", [1, 2], [1, 2, 300], 7, [0.5, 0, 0]])
+def test_what_is_no_color_is_refused(given):
+    with pytest.raises(ValueError, match="colour .*: write a name as in red"):
+        parse_color(given)
+
+
+def test_fonts_of_a_command_line():
+    assert parse_font("Lobster") == "Lobster" and parse_font("") is None
+    assert parse_font("a@b.jpg@1,2,30,40") == Imitation("a@b.jpg", [1.0, 2.0, 30.0, 40.0])
+    assert parse_font("a.jpg@") == Imitation("a.jpg", None)
+    with pytest.raises(ValueError, match="FILE@left,top,right,bottom"):
+        parse_font("a.jpg@left")
+
+
+def test_a_json_object_has_the_names_of_the_keyword_arguments():
+    item = {"prompt": "a", "steps": 2, "boxes": [[1, 2, 3, 4]], "image": "b.png", "fonts": [None, {"image": "c.png"}]}
+    request = request_from_json(item, "line 1", {"seed": 4, "colors": ["red"]}, HERE)
+    assert (request.num_inference_steps, request.seed, request.colors) == (2, 4, ["red"])
+    assert request.image == HERE / "b.png" and request.fonts == [None, Imitation(HERE / "c.png")]
+    assert request_from_json("just words", "line 2", {}, HERE) == DrawingRequest(prompt="just words", fonts=[])
+
+
+def test_only_what_is_set_is_written_down():
+    assert DrawingRequest(prompt="a", fonts=[], colors=()).to_json() == {"prompt": "a"}
+    request = DrawingRequest(prompt="a", seed=3, image=np.zeros((2, 2, 3), np.uint8), fonts=[Imitation(Path("b"))])
+    assert request.to_json() == {
+        "prompt": "a",
+        "seed": 3,
+        "image": "(a picture in memory)",
+        "fonts": [{"image": "b"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ([1], r"line 1: expected an object with a prompt, got \[1\]"),
+        ({"seed": 1}, "line 1: prompt: missing"),
+        ({"prompt": "a", "sed": 1}, "line 1: sed: no such field; seed is one"),
+        ({"prompt": "a", "places": []}, "line 1: places: no such field"),
+        ({"prompt": 3}, "line 1: prompt: 3 is not a text"),
+        ({"prompt": "a", "steps": 0}, "line 1: num_inference_steps: 0 must be a whole number from 1 to 999"),
+        ({"prompt": "a", "steps": 2.5}, "num_inference_steps: 2.5 must be a whole number"),
+        ({"prompt": "a", "count": 1000}, "num_images_per_prompt: 1000"),
+        ({"prompt": "a", "boxes": "1,2,3,4"}, "boxes: '1,2,3,4' is not a list"),
+        ({"prompt": "a", "colors": ["rod"]}, "line 1: colour 'rod'"),
+        ({"prompt": "a", "image": "b.png", "width": 128}, "an edited picture keeps its size"),
+        ({"prompt": "a", "order": "down"}, "order: 'down': one of top-down, left-right"),
+        ({"prompt": "a", "fonts": [{"picture": "a"}]}, "an imitation has an image"),
+        ({"prompt": "a", "strength": "high"}, "strength: 'high' is not a number"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(item, message):
+    with pytest.raises(ValueError, match=message) as error:
+        request_from_json(item, "line 1", {}, HERE)
+    assert "\n" not in str(error.value)
