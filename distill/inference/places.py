@@ -35,9 +35,20 @@ _MOST_DISTORTION = 1.5  # by which the sides of mask and picture may differ in r
 
 @dataclass(frozen=True)
 class Place:
-    """Where a line of text stands. polygon: float32 [P, 2], x and y in pixels of the picture."""
+    """Where a line of text stands.
+
+    polygon: float32 [P, 2], x and y in pixels of the picture. area: uint8 [H, W] in {0, 1}, the pixels of a shape that
+    its simplified polygon does not have exactly; None: those of the polygon.
+    """
 
     polygon: np.ndarray
+    area: np.ndarray | None = None
+
+    def position_mask(self, size: tuple[int, int]) -> np.ndarray:
+        """The pixels of the place, as the official program tells the model: uint8 [H, W] in {0, 1}."""
+        if self.area is not None and self.area.shape == (size[1], size[0]):
+            return self.area
+        return render.fill_polygons([self.polygon], (size[1], size[0]))
 
 
 def places_from_mask(mask: np.ndarray | Image.Image, size: tuple[int, int], order: Order = "top-down") -> list[Place]:
@@ -60,14 +71,14 @@ def places_from_mask(mask: np.ndarray | Image.Image, size: tuple[int, int], orde
     shapes = np.where(_is_shape(pixels), 255, 0).astype(np.uint8)
     if (width, height) != size:
         shapes = np.where(cv2.resize(shapes, size, interpolation=cv2.INTER_AREA) > 127, 255, 0).astype(np.uint8)
-    return [Place(_shape_polygon(shape)) for shape in _sorted_shapes(shapes, order)]
+    return [_shape_place(shape) for shape in _sorted_shapes(shapes, order)]
 
 
 def place_from_box(box: Sequence[float], size: tuple[int, int]) -> Place:
     """The place of a box (left, top, right, bottom). Raises ValueError, naming what is outside the picture."""
-    values = [float(value) for value in box]
-    if len(values) != 4:
-        raise ValueError(f"box {_join(values)}: four numbers are needed: left,top,right,bottom")
+    values = _floats(box)
+    if values is None or len(values) != 4:
+        raise ValueError(f"box {box!r}: four numbers are needed, left, top, right, bottom in pixels")
     left, top, right, bottom = values
     if not (right > left and bottom > top):
         raise ValueError(f"box {_join(values)}: right and bottom must be greater than left and top")
@@ -124,8 +135,9 @@ def moved_to_fit(
 ) -> Place:
     """The place shrunk around the text as it is drawn there, as `revise` of the official program does.
 
-    font: of the glyph page; by default the first that has the text. A text that is drawn in several parts, because its
-    letters are far from each other, keeps its place.
+    font: of the glyph page; by default the first that has the text. like_reference: draw as the official program, and
+    take its places for texts near the edge of the picture, which reach that edge. A text that is drawn in several
+    parts, because its letters are far from each other, keeps its place.
     """
     width, height = size
     page = np.zeros((height, width), np.uint8)
@@ -135,12 +147,18 @@ def moved_to_fit(
     else:
         bitmap = render.glyph_page_bitmap(font.supported(text), place.polygon, font)
     bitmap.paste_onto(page)
-    closed = cv2.morphologyEx(page, cv2.MORPH_CLOSE, np.ones((max(1, height // 10), max(1, width // 10)), np.uint8))
+    near = (max(1, height // 10), max(1, width // 10))  # letters within this distance are of one part
+    # OpenCV closes the gap between a letter and the edge of the page, too; not if the edge is far away.
+    y, x = (0, 0) if like_reference else near
+    closed = cv2.morphologyEx(np.pad(page, ((y, y), (x, x))), cv2.MORPH_CLOSE, np.ones(near, np.uint8))
+    closed = np.ascontiguousarray(closed[y : y + height, x : x + width])
     contours, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if len(contours) != 1:
         return place
-    corners = cv2.boxPoints(cv2.minAreaRect(contours[0])).astype(np.int32).astype(np.float32)
-    return Place(corners) if cv2.contourArea(corners) >= 1 else place
+    corners = cv2.boxPoints(cv2.minAreaRect(contours[0])).astype(np.int32)
+    if cv2.contourArea(corners) < 1:
+        return place
+    return Place(corners.astype(np.float32), cv2.drawContours(closed, [corners], -1, 1, -1))
 
 
 def _mask_pixels(mask: np.ndarray | Image.Image) -> np.ndarray:
@@ -190,15 +208,15 @@ def _sorted_shapes(shapes: np.ndarray, order: Order) -> list[np.ndarray]:
     return [np.where(labels == label, 255, 0).astype(np.uint8) for label in found]
 
 
-def _shape_polygon(shape: np.ndarray) -> np.ndarray:
-    """The simplified contour float32 [P, 2] of a shape, uint8 [H, W]."""
+def _shape_place(shape: np.ndarray) -> Place:
+    """The place of a shape, uint8 [H, W] in {0, 255}: its simplified contour, and its pixels with the contour's."""
     contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     contour = max(contours, key=cv2.contourArea)
     polygon = cv2.approxPolyDP(contour, _CORNER_TOLERANCE * cv2.arcLength(contour, True), True)[:, 0]
     if len(polygon) < 3:
         x, y = contour[:, 0].mean(axis=0).round().astype(int).tolist()
         raise ValueError(f"mask: the shape at {x},{y} is only a thin line; draw it as high as the letters")
-    return polygon.astype(np.float32)
+    return Place(polygon.astype(np.float32), cv2.drawContours(shape, [polygon], -1, 255, -1) // 255)
 
 
 def _require_inside(name: str, corners: np.ndarray, size: tuple[int, int]) -> None:
@@ -215,9 +233,14 @@ def _require_inside(name: str, corners: np.ndarray, size: tuple[int, int]) -> No
 
 
 def _numbers(text: str) -> list[float] | None:
+    return _floats(text.split(","))
+
+
+def _floats(values: Any) -> list[float] | None:
+    """The values as numbers; None where one is none, or not finite."""
     try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
         return None
     return numbers if all(map(math.isfinite, numbers)) else None
 
