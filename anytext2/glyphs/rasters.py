@@ -17,7 +17,8 @@ import numpy as np
 
 from anytext2.core.batch import TextLine
 from anytext2.glyphs import reference_render, render
-from anytext2.glyphs.fonts import Font, FontTable
+from anytext2.glyphs.fonts import Font, FontTable, load_font_table
+from anytext2.glyphs.languages import infer_language
 from anytext2.glyphs.render import Bitmap, HintTransform
 
 _BITMAP = struct.Struct("<HHHH")  # left, top, width, height; the bits follow, eight to a byte
@@ -174,6 +175,16 @@ def glyph_page_fonts(text: str, language: str, fonts: FontTable) -> tuple[Font, 
         if not font.missing_characters(text) and not (font.capitals and lower_case)
     )
     return suitable or (glyph_line_font(text, language, fonts),)
+
+
+def default_page_font(text: str) -> Font:
+    """The first font of the shipped table that the glyph page may have for a text, in the language of its script."""
+    return glyph_page_fonts(text, infer_language(text), _shipped_fonts())[0]
+
+
+@lru_cache(maxsize=1)
+def _shipped_fonts() -> FontTable:
+    return load_font_table()
 
 
 def _pack_bitmap(bitmap: Bitmap) -> bytes:

@@ -78,6 +78,11 @@ def glyph_page_bitmap(text: str, polygon: np.ndarray, font: Font, ink_threshold:
     return Bitmap((coverage > 255 * ink_threshold).astype(np.uint8), left, top)
 
 
+def glyph_page_font_size(text: str, polygon: np.ndarray, font: Font) -> int:
+    """The font size in pixels per em at which `glyph_page_bitmap` draws the text."""
+    return _fitted_size(text.strip(), _text_frame(polygon), font)[0]
+
+
 def position_mask(polygon: np.ndarray, size: tuple[int, int], rng: RandomSource | None = None) -> np.ndarray:
     """The filled polygon: uint8 [H, W] for size = (H, W).
 
@@ -192,15 +197,23 @@ def _edge_angle(edge: np.ndarray) -> float:
 
 def _draw_in_frame(text: str, frame: _Frame, font: Font) -> np.ndarray:
     """Coverage 0..255 of the text, fitted to the frame and spaced out along it: uint8 [h, w], its bounding box."""
-    size = font.size_that_fits(text, frame.width, frame.height)
-    if frame.height > frame.width and abs(frame.angle) < UPRIGHT_DEGREES and len(text) > 1:
-        column_size = _column_font_size(text, frame, font)
-        if column_size > size:
-            return _draw_column(text, frame, font, column_size)
+    size, is_column = _fitted_size(text, frame, font)
+    if is_column:
+        return _draw_column(text, frame, font, size)
     room = frame.width - font.ink_box(text).scaled(size / REFERENCE_SIZE).width
     spacing = max(0.0, room / (len(text) - 1)) if len(text) > 1 else 0.0
     ink = np.asarray(draw_text(text, font, size, spacing=spacing if spacing >= 1 else 0.0))
     return _shrink_to_frame(ink, frame)
+
+
+def _fitted_size(text: str, frame: _Frame, font: Font) -> tuple[int, bool]:
+    """The font size in pixels per em at which the text fits the frame, and whether it is written top to bottom."""
+    size = font.size_that_fits(text, frame.width, frame.height)
+    if frame.height > frame.width and abs(frame.angle) < UPRIGHT_DEGREES and len(text) > 1:
+        column_size = _column_font_size(text, frame, font)
+        if column_size > size:
+            return column_size, True
+    return size, False
 
 
 def _column_font_size(text: str, frame: _Frame, font: Font) -> int:
