@@ -51,7 +51,6 @@ class AnyWordDataset:
         cache: FeatureSource | None = None,
         read_latents: bool = False,
         read_contexts: bool = False,
-        exact_positions: bool = False,
     ) -> None:
         """
         Args:
@@ -59,7 +58,6 @@ class AnyWordDataset:
             read_latents: read latents from the cache instead of picture files. A record without stored latents raises
                 SampleError.
             read_contexts: give samples the stored contexts of their image captions. Samples without one have None.
-            exact_positions: leave out the random dilation and erosion of position masks, as in sampling.
         Raises:
             ValueError: config.like_reference is true, but Pillow cannot lay out text as the reference does.
         """
@@ -73,7 +71,6 @@ class AnyWordDataset:
         self.cache = cache
         self.read_latents = read_latents
         self.read_contexts = read_contexts
-        self.exact_positions = exact_positions
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,20 +95,24 @@ class AnyWordDataset:
         rasters: LineRasters = self.line_rasters(record, pixels) if entry is None else entry.rasters
         return self._assemble(record, size, rasters, pixels, rngs)
 
-    def sample_of(self, record: Record, pixels: np.ndarray) -> Sample:
+    def sample_of(self, record: Record, pixels: np.ndarray, position: np.ndarray | None = None) -> Sample:
         """The sample of a record that is not in the dataset, with the random numbers of index 0 and epoch 0.
 
-        pixels: uint8 [H, W, 3] of the sample's size; the record's polygons are in its pixels.
+        pixels: uint8 [H, W, 3] of the sample's size; the record's polygons, at most max_lines, are in its pixels.
+        position: masks of the lines, uint8 [L, H, W]; None: those of the polygons, which are not changed at random.
         """
         size = (pixels.shape[0], pixels.shape[1])
-        record = fit_record(record, size, size)
-        return self._assemble(record, size, self.line_rasters(record, pixels), pixels, _SampleRngs(self.seed, 0, 0))
+        record, rngs = fit_record(record, size, size), _SampleRngs(self.seed, 0, 0)
+        if position is None:
+            position = np.stack([render.position_mask(line.polygon, size) for line in record.lines])
+        assert len(position) == len(record.lines) == self.config.max_lines, "a mask for each line"
+        return self._assemble(record, size, self.line_rasters(record, pixels), pixels, rngs, position)
 
     def select(self, indices: np.ndarray) -> AnyWordDataset:
         """A dataset of some of the records. Records get new indices and therefore other random numbers."""
         assert isinstance(self.records, Records)
-        flags = (self.read_latents, self.read_contexts, self.exact_positions)
-        return AnyWordDataset(self.records.select(indices), self.config, self.seed, self.fonts, self.cache, *flags)
+        selected, (read_latents, read_contexts) = self.records.select(indices), (self.read_latents, self.read_contexts)
+        return AnyWordDataset(selected, self.config, self.seed, self.fonts, self.cache, read_latents, read_contexts)
 
     def count_shortened_captions(self) -> int:
         """Number of records whose image caption is shortened at random."""
@@ -142,9 +143,15 @@ class AnyWordDataset:
         return replace(line, text=line.text[: self.config.max_chars])
 
     def _assemble(
-        self, record: Record, size: Size, rasters: LineRasters, picture: np.ndarray | StoredLatents, rngs: _SampleRngs
+        self,
+        record: Record,
+        size: Size,
+        rasters: LineRasters,
+        picture: np.ndarray | StoredLatents,
+        rngs: _SampleRngs,
+        position: np.ndarray | None = None,
     ) -> Sample:
-        """The sample of a record. picture: uint8 [H, W, 3] of size (H, W), or its latents."""
+        """The sample of a record. picture: uint8 [H, W, 3] of `size`, or its latents. position: see `sample_of`."""
         config = self.config
         selected, rest = _select_lines(len(record.lines), config.max_lines, rngs)
         lines = [self._cut(record.lines[n]) for n in selected]
@@ -152,7 +159,7 @@ class AnyWordDataset:
         if not isinstance(picture, np.ndarray) and rest:
             editing = False  # the stored masked latent hides all lines, the sample would hide only the selected ones
         ignored = () if editing else (*record.ignored_polygons, *(record.lines[n].polygon for n in rest))
-        position = self._position_masks(lines, size, rngs)
+        position = self._position_masks(lines, size, rngs) if position is None else position
         caption = image_caption(record.caption, config.max_caption_words, rngs.rng("caption"))
         fonts = self._choose_fonts(rasters, selected, rngs)
         return Sample(
@@ -209,7 +216,7 @@ class AnyWordDataset:
         for number, line in enumerate(lines):
             rng = rngs.rng(f"position {number}")
             if rng.random() < self.config.mask_pos_prob:
-                maps[number] = render.position_mask(line.polygon, size, None if self.exact_positions else rng)
+                maps[number] = render.position_mask(line.polygon, size, rng)
         return maps
 
     def _font_hint(

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 
 from anytext2.data.geometry import Size
 from anytext2.data.image_file import ImageError, read_image
-from anytext2.glyphs.render import fill_polygons
 from distill.inference.request import ImageSource
 
 _ROOM = 0.45  # around what is edited, in its shorter side
@@ -93,6 +92,12 @@ class EditWindow:
         part = picture[self.top : self.top + self.extent[0], self.left : self.left + self.extent[1]]
         return cv2.copyMakeBorder(_resized(part, (height, width)), 0, bottom, 0, right, cv2.BORDER_REPLICATE)
 
+    def cut_mask(self, mask: np.ndarray) -> np.ndarray:
+        """What the model sees of a mask of the picture [H, W] in {0, 1}: uint8 [h, w], 0 in the margin."""
+        (height, width), (bottom, right) = self.inner, (self.size[0] - self.inner[0], self.size[1] - self.inner[1])
+        part = mask[self.top : self.top + self.extent[0], self.left : self.left + self.extent[1]]
+        return np.pad((_resized(part * 255, (height, width)) > 127).astype(np.uint8), ((0, bottom), (0, right)))
+
     def put_back(self, picture: np.ndarray, drawn: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """The picture [H, W, 3] with what was drawn, uint8 [h, w, 3], where `weight` [H, W] is above 0."""
         result = picture.copy()
@@ -137,9 +142,8 @@ def window_notice(window: EditWindow, picture: Size) -> str:
     return "; ".join(parts)
 
 
-def soft_mask(picture: Size, polygons: Sequence[np.ndarray], edge: float) -> np.ndarray:
-    """The weight of what was drawn: float32 [H, W], 1 inside the polygons, 0 from `edge` pixels outside of them."""
-    inside = fill_polygons(polygons, picture)
+def soft_mask(inside: np.ndarray, edge: float) -> np.ndarray:
+    """The weight of what was drawn: float32 [H, W], 1 inside a mask [H, W] in {0, 1}, 0 from `edge` pixels outside."""
     if not inside.any():
         return inside.astype(np.float32)
     distance = cv2.distanceTransform(1 - inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from anytext2.core.batch import Batch, Record, Sample, TextLine, collate
-from anytext2.core.line_crop import font_crop, quad_from_mask
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size, is_outside_image
-from anytext2.glyphs import reference_render, render
-from anytext2.glyphs.fonts import Font, FontTable
+from anytext2.glyphs.fonts import FontTable
 from anytext2.glyphs.languages import infer_language
 from anytext2.glyphs.rasters import glyph_line_font, glyph_page_fonts, is_drawable
 from distill.config.schema import Recipe
@@ -31,6 +29,7 @@ from distill.inference.editing import (
     soft_mask,
     window_notice,
 )
+from distill.inference.fonts import font_hint, font_name, imitated_strokes
 from distill.inference.layout import automatic_layout
 from distill.inference.letter_size import check_letter_size
 from distill.inference.places import (
@@ -44,7 +43,7 @@ from distill.inference.places import (
     places_from_mask,
 )
 from distill.inference.prompt import ParsedPrompt, parse_prompt
-from distill.inference.request import DrawingRequest, FontChoice, Imitation, parse_color
+from distill.inference.request import DrawingRequest, Imitation, parse_color
 from distill.inference.result import PlacedLine
 
 _T = TypeVar("_T")
@@ -133,8 +132,9 @@ class RequestPreparation:
         if request.revise:
             places = [self._moved(place, text, size) for place, text in zip(places, texts, strict=True)]
         lines = self._lines(request, texts, places, notes)
-        editing = None if picture is None else self._editing(picture, lines, notes)
-        return self._prepared(request, parsed.caption, lines, size, editing, notes)
+        areas = [place.position_mask((size[1], size[0])) for place in places]
+        editing = None if picture is None else self._editing(picture, lines, areas, notes)
+        return self._prepared(request, parsed.caption, lines, areas, size, editing, notes)
 
     def _size(self, request: DrawingRequest) -> Size:
         usual = self.recipe.data.options.resolution
@@ -181,49 +181,55 @@ class RequestPreparation:
         lines = []
         for text, place, color, font in zip(texts, places, colors, fonts, strict=True):
             language = infer_language(text)
-            lines.append(PlacedLine(text, np.float32(place.polygon), language, parse_color(color), _font_name(font)))
+            lines.append(PlacedLine(text, np.float32(place.polygon), language, parse_color(color), font_name(font)))
             if missing := glyph_line_font(text, language, self.fonts).missing_characters(text):
                 notes.append(f"{text!r}: the fonts have no {' '.join(missing)}; the rest is written")
         return tuple(lines)
 
-    def _editing(self, picture: np.ndarray, lines: Sequence[PlacedLine], notes: list[str]) -> Editing:
+    def _editing(
+        self, picture: np.ndarray, lines: Sequence[PlacedLine], areas: Sequence[np.ndarray], notes: list[str]
+    ) -> Editing:
         resolution, size = self.recipe.data.options.resolution, (picture.shape[0], picture.shape[1])
         polygons = [line.polygon for line in lines]
         window = choose_window(size, polygons, self.limits.side, self.cells)
         if notice := window_notice(window, size):
             notes.append(notice)
-        return Editing(picture, window, soft_mask(size, polygons, edge_width(window, resolution)))
+        return Editing(picture, window, soft_mask(np.bitwise_or.reduce(areas), edge_width(window, resolution)))
 
     def _prepared(
         self,
         request: DrawingRequest,
         caption: str,
         lines: tuple[PlacedLine, ...],
+        areas: Sequence[np.ndarray],
         size: Size,
         editing: Editing | None,
         notes: list[str],
     ) -> PreparedDrawing:
-        """The sample of the lines. size: of the result."""
+        """The sample of the lines. areas: their position masks [H, W]; size: of the result."""
         if editing is None:
             pixels, polygons = np.zeros((*size, 3), np.uint8), [line.polygon for line in lines]
         else:
             pixels = editing.window.cut(editing.picture)
             polygons = [editing.window.to_model(line.polygon) for line in lines]
+            areas = [editing.window.cut_mask(area) for area in areas]
         written = [
             (Place(polygon), line.text) for polygon, line in zip(polygons, lines, strict=True) if line.text.strip()
         ]
         notes += check_letter_size([place for place, _ in written], [text for _, text in written], self.limits.letter)
-        sample = self._sample(caption, lines, polygons, pixels, editing is not None)
+        sample = self._sample(caption, lines, polygons, areas, pixels, editing is not None)
         fonts = _one_each(request.fonts, len(lines), "fonts")
-        sample = replace(sample, font_hint=self._font_hint(sample, lines, polygons, fonts, notes))
+        texts, page = [line.text for line in lines], (pixels.shape[0], pixels.shape[1])
+        hint, more = font_hint(texts, polygons, fonts, page, self.recipe.data.options, self.fonts)
         imitated = {n: imitated_strokes(font) for n, font in enumerate(fonts) if isinstance(font, Imitation)}
-        return PreparedDrawing(request, sample, lines, imitated, tuple(notes), editing)
+        return PreparedDrawing(request, replace(sample, font_hint=hint), lines, imitated, (*notes, *more), editing)
 
     def _sample(
         self,
         caption: str,
         lines: Sequence[PlacedLine],
         polygons: Sequence[np.ndarray],
+        areas: Sequence[np.ndarray],
         pixels: np.ndarray,
         editing: bool,
     ) -> Sample:
@@ -232,7 +238,6 @@ class RequestPreparation:
             self.recipe.data.options,
             max_lines=max(1, len(lines)),
             mask_img_prob=float(editing),
-            mask_pos_prob=1.0,
             font_hint_prob=0.0,
             color_prob=1.0,
             rand_font=False,
@@ -242,75 +247,8 @@ class RequestPreparation:
             for line, polygon in zip(lines, polygons, strict=True)
         )
         record = Record(Path("prompt"), "prompt", caption, written)
-        dataset = AnyWordDataset([record], options, self.recipe.seed, self.fonts, exact_positions=True)
-        return dataset.sample_of(record, pixels)
-
-    def _font_hint(
-        self,
-        sample: Sample,
-        lines: Sequence[PlacedLine],
-        polygons: Sequence[np.ndarray],
-        fonts: Sequence[FontChoice],
-        notes: list[str],
-    ) -> torch.Tensor:
-        """The texts in the fonts that were chosen by name, as AnyText2 hints at them: uint8 [1, h, w]."""
-        options, size = self.recipe.data.options, (sample.position.shape[1], sample.position.shape[2])
-        page = np.zeros(size, np.uint8)
-        for line, polygon, choice in zip(lines, polygons, fonts, strict=True):
-            if choice is None or isinstance(choice, Imitation):
-                continue
-            font = find_font(choice, self.fonts)
-            if missing := font.missing_characters(line.text):
-                notes.append(f"{line.text!r}: {font.path.name} has no {' '.join(missing)}; these keep the model's font")
-            text = font.supported(line.text)
-            if options.like_reference:
-                reference_render.glyph_page_bitmap(text, polygon, size, font, None).paste_onto(page)
-            else:
-                render.glyph_page_bitmap(text, polygon, font, options.ink_threshold).paste_onto(page)
-        return torch.from_numpy(page)[None]
-
-
-def find_font(choice: str | Path, table: FontTable) -> Font:
-    """A font of the table by its file's name, with or without the suffix, or a font file.
-
-    Raises ValueError for one that is not there.
-    """
-    fonts = {font.path.name: font for font in (table.default, *(f for some in table.languages.values() for f in some))}
-    wanted = str(choice).lower()
-    for name, font in fonts.items():
-        if wanted in (name.lower(), Path(name).stem.lower()):
-            return font
-    if not Path(choice).is_file():
-        raise ValueError(f"font {choice}: neither a file nor one of {', '.join(Path(name).stem for name in fonts)}")
-    font = Font(Path(choice))
-    try:
-        font.ink_box("a")
-    except OSError as error:
-        raise ValueError(f"font {choice}: is no font file ({error})") from error
-    return font
-
-
-def imitated_strokes(imitation: Imitation) -> torch.Tensor:
-    """What the font recogniser sees of the letters to imitate: float32 [1, 48, 320]."""
-    picture = load_picture(imitation.image, "font")
-    size, region = (picture.shape[0], picture.shape[1]), imitation.region
-    if region is None:
-        region = (0, 0, size[1] - 1, size[0] - 1)
-    is_box, width_height = np.ndim(region) == 1 and len(region) == 4, (size[1], size[0])
-    place = (place_from_box if is_box else place_from_polygon)(list(region), width_height)
-    polygon = place.polygon
-    strokes = render.font_hint_bitmap(render.stroke_bitmap(picture, polygon), polygon)
-    page = np.zeros(size, np.uint8)
-    strokes.paste_onto(page)
-    quad = quad_from_mask(render.fill_polygons([polygon], size))
-    return font_crop(torch.from_numpy(page)[None].float(), quad)
-
-
-def _font_name(choice: FontChoice) -> str:
-    if isinstance(choice, Imitation):
-        known = isinstance(choice.image, str | Path)
-        return f"as in {choice.image if known else 'a picture'}"
-    return str(choice or "")
+        dataset = AnyWordDataset([record], options, self.recipe.seed, self.fonts)
+        return dataset.sample_of(record, pixels, np.stack(areas) if areas else None)
 
 
 def _one_each(given: Sequence[_T], count: int, what: str) -> list[_T | None]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anytext2.glyphs.render import fill_polygons
 from distill.inference.editing import choose_window, edge_width, load_mask, load_picture, soft_mask, window_notice
 
 
@@ -71,7 +72,7 @@ def test_a_mask_keeps_its_transparency(tmp_path):
 def test_the_window_holds_the_places_and_is_small_enough(size, place, side):
     window = choose_window(size, [place], side, 16)
     height, width = window.extent
-    assert 0 <= window.left and window.left + width <= size[1] and 0 <= window.top and window.top + height <= size[0]
+    assert window.left >= 0 and window.left + width <= size[1] and window.top >= 0 and window.top + height <= size[0]
     moved = window.to_model(place)
     assert moved.min() >= 0 and moved[:, 0].max() <= window.inner[1] and moved[:, 1].max() <= window.inner[0]
     assert window.inner[0] * window.inner[1] <= 1.02 * side * side
@@ -85,7 +86,7 @@ def test_outside_of_the_soft_edge_every_pixel_comes_back(photograph, side):
     places = [box(20, 20, 60, 35), np.array([(90, 50), (120, 60), (100, 80)], np.float32)]
     window = choose_window((90, 140), places, side, 16)
     edge = edge_width(window, 128)
-    weight = soft_mask((90, 140), places, edge)
+    weight = soft_mask(fill_polygons(places, (90, 140)), edge)
     drawn = 255 - window.cut(photograph)
     result = window.put_back(photograph, drawn, weight)
     assert window.cut(photograph).shape == (*window.size, 3)
