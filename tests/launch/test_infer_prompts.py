@@ -1,0 +1,111 @@
+"""launch/infer.py with prompts: what it writes and says, on the tiny model with an adapter of random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.inference.loading import SamplingModel, load_sampling_model
+from distill.inference.model import make_model
+from distill.inference.prompt_file import read_metadata
+from launch import infer
+from tests.helpers.stored_run import write_run
+
+PROMPT = ("--prompt", 'a red wall that reads "GO"', "--box", "4,16,60,48", "--steps", "1")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> SamplingModel:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = load_recipe(DEFAULT_RECIPE, ["data.options.resolution=64", f"run_root={folder}", "name=run"])
+    torch.manual_seed(0)
+    write_run(folder / "run", recipe, make_model(recipe.model, recipe.seed))
+    return load_sampling_model(folder / "run", None)
+
+
+@pytest.fixture(autouse=True)
+def reuse(opened: SamplingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "load_sampling_model", lambda *_: opened)
+
+
+def call(out: Path, *argv: str) -> int:
+    return infer.main(["--checkpoint", "run", "--out", str(out), *argv])
+
+
+@pytest.mark.heavy
+def test_a_prompt_is_drawn_by_student_and_teacher(tmp_path, capsys):
+    argv = ("--teacher", "--teacher-steps", "1", "--guidance", "1", "--seed", "3", "--color", "blue", "--ocr", "own")
+    assert call(tmp_path, *PROMPT, *argv) == 0
+    names = ["prompt-0-student-phased-1.png", "prompt-0-teacher-ddim-1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    entry = read_metadata(tmp_path / names[0])
+    assert entry["settings"]["seed"] == 3 and entry["lines"][0]["color"] == [0, 0, 255]
+    assert [picture["file"] for picture in entry["pictures"]] == names[::-1]
+    printed = capsys.readouterr().out
+    assert 'note: "GO": letters would be' in printed and "student 1: 1 UNet calls" in printed
+    assert "  'GO': " in printed
+
+
+@pytest.mark.heavy
+def test_a_photograph_is_edited(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photograph.png")
+    argv = ("--prompt", '"GO"', "--edit", str(tmp_path / "photograph.png"), "--box", "10,10,60,40", "--steps", "1")
+    assert call(tmp_path / "out", *argv) == 0
+    edited = np.array(Image.open(tmp_path / "out" / "prompt-0-student-phased-1.png"))
+    assert edited.shape == picture.shape and np.array_equal(edited[60:], picture[60:])
+    assert not np.array_equal(edited[10:40, 10:60], picture[10:40, 10:60])
+
+
+@pytest.mark.heavy
+def test_a_file_of_prompts_goes_on_where_it_was(tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": '"GO"', "boxes": ["4,16,60,48"]}, {"prompt": '"A" "B"', "boxes": ["4,16,60,48"]}]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    argv = ("--prompts", str(file), "--steps", "1", "--count", "2")
+    assert call(tmp_path / "out", *argv) == 2
+    printed = capsys.readouterr().out
+    assert "prompt000002: places: 1 for 2 texts" in printed and "drew 1 of 2 prompts" in printed
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    lines[1]["boxes"].append("4,50,60,62")
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert call(tmp_path / "out", *argv) == 0
+    assert "1 of 2 prompts are drawn already" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 2
+
+
+@pytest.mark.heavy
+def test_a_command_translates_the_description(tmp_path):
+    program = tmp_path / "translate.py"
+    program.write_text("input(); print('a shop')", encoding="utf-8")
+    argv = ("--translate", f"command:{sys.executable} {program}", "--prompt", "一家商店，写着“GO”", *PROMPT[2:])
+    assert call(tmp_path / "out", *argv) == 0
+    assert read_metadata(tmp_path / "out" / "prompt-0-student-phased-1.png")["caption"] == "a shop. "
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((*PROMPT, "--data", "a.json"), "--data: belongs to samples of a dataset"),
+        ((*PROMPT, "--steps", "2"), "--steps: 2 numbers; give one with prompts"),
+        ((*PROMPT[:4], "--steps", "3"), "num_inference_steps=3: does not divide the student's 4 phases"),
+        ((*PROMPT[:4], "--steps", "0"), "--steps 0: must be at least 1"),
+        ((*PROMPT, "--color", "reddish"), "colour 'reddish'"),
+        ((*PROMPT, "--font", "Comic Sans"), "font Comic Sans: neither a file nor one of"),
+        (("--prompt", '"GO"', "--edit", "gone.png", "--box", "1,1,9,9"), "image gone.png: image missing"),
+        (("--prompts", "gone.jsonl"), "gone.jsonl: No such file or directory"),
+        ((*PROMPT, "--translate", "google"), "translate: 'google' is not known"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, argv, message):
+    assert call(tmp_path / "out", *argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
