@@ -46,7 +46,7 @@ from tests.helpers.models.official_golden import GOLDEN
         ('the same word "TWO" "TWO"', "the same word", ["TWO", "TWO"]),
         ('一块写着"营业中"的招牌', "一块招牌", ["营业中"]),
         ("「営業中」と書かれた看板", "看板", ["営業中"]),
-        ('一张海报，上面写着“去火星旅行”，“王小明”，背景是太空', "一张海报，背景是太空", ["去火星旅行", "王小明"]),
+        ("一张海报，上面写着“去火星旅行”，“王小明”，背景是太空", "一张海报，背景是太空", ["去火星旅行", "王小明"]),
     ],
 )
 def test_quotes_and_the_caption_around_them(prompt, caption, texts):
