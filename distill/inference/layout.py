@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +29,7 @@ _BORDER = 1.5  # pixels between a text's ink and the edge of its place, as in dr
 _GAP = 0.4  # between two rows, in heights of the lower one
 _SIDE_GAP = 0.8  # between two texts of a row, in its height
 _LEAST_GAP = 0.03  # between two texts, as a share of the shorter side
-_MUCH_LARGER = 1.35  # letters side by side are worth it if they are larger by this factor
+_MUCH_LARGER = 1.25  # letters side by side are worth it if they are larger by this factor
 _MOST_CONTRAST = 2.5  # between the letter heights of texts that are as wide as each other
 _LARGEST_SIDE = 2048  # of a picture that an error message proposes
 
@@ -145,13 +145,13 @@ def _least_gap(size: tuple[int, int]) -> float:
 
 
 def _best_layout(items: Sequence[_Text], room: tuple[float, float], gap: float, style: _Style) -> _Layout | None:
-    """One text a row, unless the letters of fewer rows are much larger; None where nothing fits."""
+    """One text a row, unless letters of one size would be much larger in fewer rows; None where nothing fits."""
     best: _Layout | None = None
     for n_rows in range(len(items), 0, -1):
-        layout = _fit_rows(_split_evenly(items, n_rows), room, gap, style)
+        layout = _fit_rows(_split_evenly(items, n_rows), room, gap, replace(style, sizes="even"))
         if layout is not None and (best is None or layout.smallest > _MUCH_LARGER * best.smallest):
             best = layout
-    return best
+    return best and _fit_rows(best.rows, room, gap, style)
 
 
 def _split_evenly(items: Sequence[_Text], n_rows: int) -> list[list[_Text]]:

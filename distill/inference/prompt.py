@@ -97,7 +97,7 @@ def _normalized_texts(quoted: Sequence[str], max_chars: int) -> tuple[list[str],
     texts: list[str] = []
     notes: list[str] = []
     for number, given in enumerate(quoted, start=1):
-        rows = [row for row in map(normalize_text, given.splitlines()) if row.text]
+        rows = [row for row in map(normalize_text, map(str.strip, given.splitlines())) if row.text]
         if not rows:
             raise ValueError(
                 f"prompt: text {number} ({given!r}) has nothing to draw; write a character between the quotes"

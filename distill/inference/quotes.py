@@ -71,15 +71,20 @@ def _find_end(prompt: str, at: int) -> int | None:
 def _double_end(prompt: str, at: int) -> int | None:
     """The mark that closes a double quote: a curly one inside straight ones, or the other way round, is a part of it.
 
-    In texts that mix them ("OPEN”, “OPEN", „OPEN“), the next double mark.
+    In texts that mix them ("OPEN”, “OPEN", „OPEN“), the next double mark that may stand at the end of a text.
     """
-    opener, depth, nearest = prompt[at], 0, None
+    opener, depth, is_inside, nearest = prompt[at], 0, False, None
     for index, char in _plain_characters(prompt, at + 1):
         if char not in _DOUBLE:
             continue
         if depth == 0 and (char in _CLOSING or (char in _STRAIGHT and opener in _STRAIGHT)):
             return index
         nearest = index if nearest is None else nearest
+        if depth == 0 and char in _STRAIGHT and not _is_inch(prompt, index):
+            may_end = not prompt[index - 1].isspace() and not _begins_text(prompt, index + 1)
+            if may_end and not is_inside:
+                return index
+            is_inside = not is_inside
         depth += (char in _OPENING) - (char in _CLOSING)
     return nearest
 
