@@ -141,5 +141,6 @@ def predict_noise(
     projected: `AnyText2.project_context` of the conditions, which several calls share. attnx_scale: see `UNet.forward`.
     """
     context = conditions.image_context if projected is None else projected
-    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control, attnx_scale)
+    scale = () if attnx_scale == 1.0 else (attnx_scale,)  # training calls the model as it was compiled, without it
+    eps = model.predict_noise(x.to(conditions.image_context.dtype), t, context, control, *scale)
     return eps.to(torch.promote_types(eps.dtype, torch.float32))
