@@ -20,6 +20,9 @@ from distill.inference.quotes import MARK, contains_cjk, split_quotes
 MAX_CHARS = 20
 """Characters of a text that AnyText2 writes. Its own program cuts longer ones."""
 
+MAX_PROMPT = 4000
+"""Characters of a prompt. An image caption has at most 500."""
+
 _MAX_CAPTION = 498  # characters before the '. ' that ends an image caption of at most 500
 
 _NOUN = r"(?:words?|texts?|letters?|lettering|title|caption|slogan|inscription|message|phrase|writing|names?)"
@@ -77,6 +80,8 @@ def parse_prompt(
     Raises ValueError, in one line, for a quote that is not closed, a text without anything to draw or longer than
     `max_chars`, and for what `translate` raises it.
     """
+    if len(prompt) > MAX_PROMPT:
+        raise ValueError(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT} are read; shorten the description")
     outside, quoted = split_quotes(prompt)
     texts, notes = _normalized_texts(quoted, max_chars)
     caption = _without_marks(normalize_caption(outside)) if quoted else " ".join(normalize_caption(outside).split())

@@ -199,6 +199,12 @@ def test_places_that_are_left_over_are_told():
     assert match_places(places, 3) == (places, [])
 
 
+def test_a_bent_place_is_told():
+    places = places_from_mask(drawn_mask((255,) * 3, (0,) * 3), SIZE, "top-down")
+    _, notes = match_places(places, 5)
+    assert len(notes) == 1 and notes[0].startswith("place 3 is bent")
+
+
 @pytest.mark.parametrize("like_reference", [False, True])
 def test_a_place_moves_to_its_text(like_reference):
     place = place_from_box((130, 130, 400, 330), SIZE)

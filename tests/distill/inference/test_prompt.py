@@ -71,6 +71,7 @@ def test_a_prompt_without_quotes_is_the_caption_as_it_is():
         ('"OPEN" "\u200b\ufeff"', "text 2 ('\\u200b\\ufeff') has nothing to draw"),
         ('a sign " \n "', "has nothing to draw"),
         ('"123456789012345678901"', "has 21 characters, at most 20"),
+        ("'a " * 2000, "6000 characters, at most 4000"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(prompt, told):
