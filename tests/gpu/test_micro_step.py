@@ -170,5 +170,3 @@ def test_recomputation_changes_no_value(device: torch.device, tmp_path: Path, se
     for network in (parity.workload.roles.model.model.diffusion_model, parity.workload.roles.model.control_model):
         network.activation_checkpointing = setting
     assert_same(parity.run(Switch()), expected, 1e-3)
-
-

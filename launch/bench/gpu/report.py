@@ -72,7 +72,9 @@ def bars(results: Row) -> list[Bar]:
     """What the benchmark is to show, at the micro-batch of the comparisons, with the best `train.compile`."""
     batch = results["batch"]
     values = {name: section["values"] for name, section in results["sections"].items()}
-    found = {name: values.get(name, {}) for name in ("eager", "graphs", "blocks", "before", "public recipe", "sampling")}
+    found = {
+        name: values.get(name, {}) for name in ("eager", "graphs", "blocks", "before", "public recipe", "sampling")
+    }
     ours = [found["eager"].get(f"none, {batch}"), *(found[n].get(f"{n}, {batch}") for n in ("graphs", "blocks"))]
     best: Row = max(ours, key=lambda row: _get(row, "samples_per_second") or 0.0) or {}
     peer = {kind: _fastest(found["public recipe"], kind, batch) for kind in ("cached", "online", "public recipe")}
@@ -87,7 +89,9 @@ def bars(results: Row) -> list[Bar]:
         Bar("samples/s to the public recipe, cached", 3.0, _ratio(peer["cached"], peer["public recipe"], rate)),
         Bar("samples/s to the public recipe, online", 2.0, _ratio(peer["online"], peer["public recipe"], rate)),
         Bar("peak memory to the public recipe", 0.55, _ratio(peer["online"], peer["public recipe"], peak), True),
-        Bar("student in 4 steps, times as fast as the teacher", 8.0, teacher / student if student and teacher else None),
+        Bar(
+            "student in 4 steps, times as fast as the teacher", 8.0, teacher / student if student and teacher else None
+        ),
         Bar("student in 4 steps, seconds a picture at batch 1", 0.1, student, True),
     ]
 
@@ -120,9 +124,7 @@ def _step_line(label: str, row: Row) -> str:
 
 
 def _rates(values: Rows) -> list[str]:
-    return [
-        f"| {name} | {rate / 1e12:.3g} {'TB' if name == 'copy' else 'TFLOP'} |" for name, rate in values.items()
-    ]
+    return [f"| {name} | {rate / 1e12:.3g} {'TB' if name == 'copy' else 'TFLOP'} |" for name, rate in values.items()]
 
 
 def _sampling(batches: Rows) -> list[str]:

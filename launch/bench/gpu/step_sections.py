@@ -109,7 +109,9 @@ class StepSections:
             for name in self._peers:
                 step = turns[name]
                 with _contiguous(step.network, workload):
-                    add_row(rows, f"{name}, contiguous, {batch}", lambda step=step: self._measure(steps, batch, step, 0))
+                    add_row(
+                        rows, f"{name}, contiguous, {batch}", lambda step=step: self._measure(steps, batch, step, 0)
+                    )
                 step.clear()
             del turns, fitting, step
             for name, step in ours.items() if self._device.type == "cuda" else ():
@@ -206,5 +208,3 @@ def _both(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], A
             yield
 
     return context
-
-
