@@ -77,7 +77,7 @@ def test_graphs_are_measured_and_leave_the_networks_as_they_were(
     rows: dict[str, Any] = {}
     sections.graphs(rows)
     assert [calls.count for calls in made] == [4, 4] and list(rows) == ["graphs, 2", "graphs, 1"]
-    assert 0.0 < rows["graphs, 2"]["utilisation"] and rows["graphs, 2"]["dtype"] == "float32"
+    assert rows["graphs, 2"]["utilisation"] > 0.0 and rows["graphs, 2"]["dtype"] == "float32"
     assert [type(m) for m in sections.steps().roles.wrapped.modules()] == kinds
 
 

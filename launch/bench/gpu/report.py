@@ -82,6 +82,7 @@ def bars(results: Row) -> list[Bar]:
     sampling = found["sampling"].get("1", {})
     student, teacher = (_shortest(sampling, name) for name in ("student 4", "teacher"))
     rate, peak = "samples_per_second", "peak_gib"
+    faster = teacher / student if student and teacher else None
     return [
         Bar("samples/s to the code of before", 3.0, _ratio(best, found["before"].get("before"), rate)),
         Bar("utilisation of the measured matrix rate", 0.4, _get(best, "utilisation")),

@@ -73,9 +73,13 @@ def _attempt(section: Section, values: Values, limit: float) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and the beginning of its text. Paths, which name the machine, are left out."""
-    words = [word for word in str(error).split() if not word.strip("\"'(<").startswith("/")]
-    return f"{type(error).__name__}: {' '.join(words)[:200]}"
+    """The kind of an error and the beginning of its text."""
+    return f"{type(error).__name__}: {without_paths(str(error))[:200]}"
+
+
+def without_paths(text: str) -> str:
+    """The text in one line without absolute paths, which name the machine."""
+    return " ".join(word for word in text.split() if not word.lstrip("\"'(<").startswith("/"))
 
 
 @contextmanager

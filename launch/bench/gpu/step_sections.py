@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from anytext2.model.memory_format import use_gpu_format
+from distill.config.schema import Recipe
 from launch.bench.gpu.kernels import Kernel
 from launch.bench.gpu.steps import Plan, Steps, add_row, measure_step
 from launch.bench.measure import count_flops, median_seconds
@@ -76,50 +78,56 @@ class StepSections:
             for batch in sorted(self.plan.batches)[-2:]:
                 steps.recompute(setting)
                 try:
-                    add_row(rows, f"{setting}, {batch}", lambda batch=batch: self._measure(steps, batch))
+                    step = steps.workload(batch).micro_step()
+                    add_row(rows, f"{setting}, {batch}", partial(self._measure, steps, step))
                 finally:
                     steps.recompute("none")
 
     def before(self, rows: Rows) -> None:
         """The production step as near as possible to the code of before: savings off, plain memory format."""
-        steps, batch = self.steps(), self.plan.batch
-        for name in ("now", "before"):
-            with _as_before(steps) if name == "before" else _unchanged() as context:
-                step = replace(steps.workload(batch).micro_step(), context=context)
-                add_row(rows, name, lambda step=step: self._measure(steps, batch, step))
+        steps = self.steps()
+        step = steps.workload(self.plan.batch).micro_step()
+        add_row(rows, "now", partial(self._measure, steps, step))
+        with _as_before(steps) as context:
+            add_row(rows, "before", partial(self._measure, steps, replace(step, context=context)))
 
     def peers(self, rows: Rows) -> None:
-        """`consistency` beside the public recipe, which take turns; then as graphs, and the recipe in its own format."""
-        steps, recipe = self.steps(), self.plan.recipe(*CONSISTENCY)
+        """`consistency` and the public recipe in turns; the recipe in its own memory format; ours as CUDA graphs."""
         for batch in self.plan.peer_batches:
-            workload = steps.workload(batch)
-            ours = {
-                "cached": workload.micro_step(recipe),
-                "online": replace(workload.micro_step(recipe), context=pictures_encoded),
-            }
-            turns = ours | {name: make(workload) for name, make in self._peers.items()}
-            for name, step in turns.items():
-                add_row(rows, f"{name}, {batch}", lambda step=step: self._measure(steps, batch, step, _flops_of(step)))
-            fitting = {name: step for name, step in turns.items() if "error" not in rows[f"{name}, {batch}"]}
-            for name, seconds in median_seconds(fitting, self._device, self.plan.repeats, warmups=0).items():
-                row = rows[f"{name}, {batch}"]
-                row |= {"seconds": seconds, "samples_per_second": batch / seconds}
-                row["utilisation"] = self._utilisation(row)
-                fitting[name].clear()
-            for name in self._peers:
-                step = turns[name]
-                with _contiguous(step.network, workload):
-                    add_row(
-                        rows, f"{name}, contiguous, {batch}", lambda step=step: self._measure(steps, batch, step, 0)
-                    )
-                step.clear()
-            del turns, fitting, step
-            for name, step in ours.items() if self._device.type == "cuda" else ():
-                with steps.fast_path("graphs", recipe) as path:
-                    step = replace(step, context=_both(step.context, path.active))
-                    flops = int((rows[f"{name}, {batch}"].get("tflop_a_sample") or 0) * 1e12)
-                    measure = lambda step=step, flops=flops: self._measure(steps, batch, step, flops, True)  # noqa: E731
-                    add_row(rows, f"{name}, graphs, {batch}", measure)
+            self._take_turns(rows, batch)
+            if self._device.type == "cuda":
+                self._consistency_as_graphs(rows, batch)
+
+    def _consistency(self, batch: int) -> tuple[Recipe, dict[str, MicroStep]]:
+        recipe = self.plan.recipe(*CONSISTENCY)
+        step = self.steps().workload(batch).micro_step(recipe)
+        return recipe, {"cached": step, "online": replace(step, context=pictures_encoded)}
+
+    def _take_turns(self, rows: Rows, batch: int) -> None:
+        steps, workload = self.steps(), self.steps().workload(batch)
+        peers = {name: make(workload) for name, make in self._peers.items()}
+        turns = self._consistency(batch)[1] | peers
+        for name, step in turns.items():
+            add_row(rows, f"{name}, {batch}", partial(self._measure_counted, steps, step))
+        turns = {name: step for name, step in turns.items() if "error" not in rows[f"{name}, {batch}"]}
+        for name, seconds in median_seconds(turns, self._device, self.plan.repeats, warmups=0).items():
+            row = rows[f"{name}, {batch}"]
+            row |= {"seconds": seconds, "samples_per_second": batch / seconds}
+            row["utilisation"] = self._utilisation(row)
+            turns[name].clear()
+        for name, step in peers.items():
+            with _contiguous(step.network, workload):
+                add_row(rows, f"{name}, contiguous, {batch}", partial(self._measure, steps, step, 0))
+            step.clear()
+
+    def _consistency_as_graphs(self, rows: Rows, batch: int) -> None:
+        steps = self.steps()
+        recipe, ours = self._consistency(batch)
+        for name, step in ours.items():
+            flops = int((rows[f"{name}, {batch}"].get("tflop_a_sample") or 0) * 1e12)
+            with steps.fast_path("graphs", recipe) as path:
+                step = replace(step, context=_both(step.context, path.active))
+                add_row(rows, f"{name}, graphs, {batch}", partial(self._measure, steps, step, flops, True))
 
     def kernels(self, rows: Rows) -> None:
         """The largest kernels of the production step, of the rows that were measured: name, calls, seconds."""
@@ -131,24 +139,23 @@ class StepSections:
         for batch in batches:
             with steps.fast_path(mode) as path:
                 step = replace(steps.workload(batch).micro_step(), context=path.active)
-                measure = lambda step=step, batch=batch: self._measure(steps, batch, step, None, mode == "graphs")  # noqa: E731
+                measure = partial(self._measure, steps, step, captures=mode == "graphs")
                 kernels = add_row(rows, f"{mode}, {batch}", measure)
             if batch == self.plan.batch and dtype == torch.float16:
                 self._kernels[mode] = kernels
 
     def _measure(
-        self,
-        steps: Steps,
-        batch: int,
-        step: MicroStep | None = None,
-        flops: int | None = None,
-        captures: bool = False,
+        self, steps: Steps, step: MicroStep, flops: int | None = None, captures: bool = False
     ) -> tuple[Rows, list[Kernel]]:
-        """`measure_step`, by default of the production step."""
-        step = step or steps.workload(batch).micro_step()
-        flops = steps.flops("production") if flops is None else flops
+        """`measure_step`; flops: by default the production step's."""
+        flops = steps.production_flops if flops is None else flops
         row, kernels = measure_step(step, self.plan.repeats, flops, self._rate(), captures)
         return row | {"dtype": str(steps.dtype).removeprefix("torch.")}, kernels
+
+    def _measure_counted(self, steps: Steps, step: MicroStep) -> tuple[Rows, list[Kernel]]:
+        """The same of a step whose FLOPs are counted, after a first step, which fills what is kept for a whole run."""
+        step()
+        return self._measure(steps, step, count_flops(step) // step.samples)
 
     def _rate(self) -> float:
         dtype = str(self._steps.dtype if self._steps else torch.float16).removeprefix("torch.")
@@ -157,17 +164,6 @@ class StepSections:
     def _utilisation(self, row: Rows) -> float | None:
         flops, rate = row["tflop_a_sample"], self._rate()
         return flops * 1e12 * row["samples_per_second"] / rate if flops and rate else None
-
-
-def _flops_of(step: MicroStep) -> int:
-    """Of a sample; counted after a first step, which fills what is kept for a whole run."""
-    step()
-    return count_flops(step) // step.samples
-
-
-@contextmanager
-def _unchanged() -> Iterator[Callable[[], Any]]:
-    yield ExitStack
 
 
 @contextmanager

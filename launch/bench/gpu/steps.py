@@ -7,9 +7,10 @@ import gc
 import io
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from distill.inference.model import make_model, make_schedule
 from distill.runtime.world import World
 from distill.training.build import make_objective, make_roles
 from launch.bench.gpu.kernels import Kernel, busy_seconds, matrix_seconds, record_kernels
+from launch.bench.gpu.sections import without_paths
 from launch.bench.measure import count_flops, synchronize, weight_bytes
 from launch.bench.workload import MicroStep, Workload, load_batch, with_latents
 
@@ -71,7 +73,6 @@ class Steps:
         use_gpu_format(self.roles.model)
         self._trained = tuple(p for _, p in named)
         self._workloads: dict[int, Workload] = {}
-        self._flops: dict[str, int] = {}
 
     def workload(self, batch: int) -> Workload:
         """A micro-batch of that size with its latents, in pinned memory as the loader gives it."""
@@ -81,15 +82,14 @@ class Steps:
             self._workloads[batch] = Workload(self.recipe, self.roles, loaded, self._trained, self.device)
         return self._workloads[batch]
 
-    def flops(self, name: str, recipe: Recipe | None = None, context: Any = None) -> int:
-        """FLOPs of a sample of a step, counted once for each name."""
-        if name not in self._flops:
-            step = self.workload(1).micro_step(recipe)
-            step = replace(step, context=context) if context else step
-            step()  # fills what is kept for a whole run
-            self._flops[name] = count_flops(step)
-            step.clear()
-        return self._flops[name]
+    @cached_property
+    def production_flops(self) -> int:
+        """FLOPs of a sample of the production step."""
+        step = self.workload(1).micro_step()
+        step()  # fills what is kept for a whole run
+        flops = count_flops(step)
+        step.clear()
+        return flops
 
     def recompute(self, setting: str) -> None:
         """See distill/config/schema.py."""
@@ -165,7 +165,7 @@ def measure_step(
         "matrix_seconds": matrix_seconds(kernels) if kernels else None,
         "tflop_a_sample": flops / 1e12 or None,
         "utilisation": flops * step.samples / median / rate if flops and rate else None,
-        "notes": lines.getvalue().strip(),
+        "notes": "; ".join(without_paths(line) for line in lines.getvalue().splitlines()),
     }
     return row, kernels
 
@@ -208,7 +208,9 @@ class _Peak(AbstractContextManager["_Peak"]):
         return None
 
 
-def add_row(rows: dict[str, Any], name: str, measure: Any) -> list[Kernel]:
+def add_row(
+    rows: dict[str, Any], name: str, measure: Callable[[], tuple[dict[str, Any], list[Kernel]]]
+) -> list[Kernel]:
     """Puts the row of `measure` under its name; a step that does not fit into the memory is a row that says so."""
     try:
         rows[name], kernels = measure()
