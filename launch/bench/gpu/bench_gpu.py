@@ -1,10 +1,11 @@
 """Measures everything that needs a GPU: `make bench-gpu`.
 
-Without the public recipe: `python -m launch.bench.gpu.bench_gpu`. The production step at the official size, 512 px, in fp16: micro-batches, compilation, recomputation, beside the public
-recipe and the code of before, its kernels; sampling; a model of three RTX 4090. Weights are drawn, unless model.weights
-names a file. Less than 8 minutes. What a section measures is in runs/bench/gpu.json when it ends; a section that fails,
-or takes too long, is reported in one line, and the others go on. With --tiny it runs the tiny model on any device, to
-show that it works. On cards of more than 24 GB the allocator is limited to --cap-gib.
+Without the public recipe: `python -m launch.bench.gpu.bench_gpu`. The production step at the official size, 512 px, in
+fp16: micro-batches, compilation, recomputation, beside the public recipe and the code of before, its kernels; sampling;
+a model of three RTX 4090. Weights are drawn, unless model.weights names a file. Less than 8 minutes. What a section
+measures is in runs/bench/gpu.json when it ends; a section that fails, or takes too long, is reported in one line, and
+the others go on. With --tiny it runs the tiny model on any device, to show that it works. On cards of more than 24 GB
+the allocator is limited to --cap-gib.
 """
 
 from __future__ import annotations

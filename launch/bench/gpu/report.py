@@ -90,9 +90,7 @@ def bars(results: Row) -> list[Bar]:
         Bar("samples/s to the public recipe, cached", 3.0, _ratio(peer["cached"], peer["public recipe"], rate)),
         Bar("samples/s to the public recipe, online", 2.0, _ratio(peer["online"], peer["public recipe"], rate)),
         Bar("peak memory to the public recipe", 0.55, _ratio(peer["online"], peer["public recipe"], peak), True),
-        Bar(
-            "student in 4 steps, times as fast as the teacher", 8.0, teacher / student if student and teacher else None
-        ),
+        Bar("student in 4 steps, times as fast as the teacher", 8.0, faster),
         Bar("student in 4 steps, seconds a picture at batch 1", 0.1, student, True),
     ]
 
