@@ -86,7 +86,7 @@ test-official: setup
 
 # One NVIDIA GPU, and two where there are; fails where there is none.
 test-gpu: $(GPU_SETUP)
-	PYTHONPATH=$$PWD:$$PYTHONPATH $(PY) -m pytest -o addopts= -q --strict-markers -m gpu tests/gpu
+	PYTHONPATH=$$PWD:$(PYTHONPATH) $(PY) -m pytest -o addopts= -q --strict-markers -m gpu tests/gpu
 
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
@@ -107,7 +107,7 @@ bench: setup
 	$(BIN)/python -m tests.peers.bench
 
 bench-gpu: $(GPU_SETUP)
-	PYTHONPATH=$$PWD:$$PYTHONPATH $(PY) -m tests.peers.bench_gpu
+	PYTHONPATH=$$PWD:$(PYTHONPATH) $(PY) -m tests.peers.bench_gpu
 
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py
