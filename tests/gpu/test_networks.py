@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +12,9 @@ from anytext2.model.memory_format import to_channels_last
 from distill.adapters.lora import AdapterConfig, add_student
 from distill.adapters.roles import AdapterRoles
 from distill.checks.teacher_precision import accumulation_distance
+from distill.config.schema import ModelConfig
 from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
-from distill.inference.model import make_schedule
+from distill.inference.model import make_model, make_schedule
 from tests.helpers.models.mini_model import mini_batch, mini_model
 from tests.helpers.models.parity import assert_same
 
@@ -81,9 +80,9 @@ def sampled_latent(device: torch.device, spec: SamplingSpec) -> Tensor:
     return sampled.latent.cpu()
 
 
-def test_fp16_accumulation_moves_the_teacher_little(device: torch.device, tmp_path: Path) -> None:
+def test_fp16_accumulation_moves_the_teacher_little(device: torch.device) -> None:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    model = mini_model().to(device=device, dtype=dtype).requires_grad_(False)
+    model = make_model(ModelConfig(), 0).to(device=device, dtype=dtype).requires_grad_(False)
     conditions, _, x = inputs(model)
     with torch.no_grad():
         distance = accumulation_distance(AdapterRoles(model), x.detach().float(), conditions.map(torch.Tensor.detach))

@@ -107,7 +107,7 @@ def make_sections(plan: Plan, folder: Path, device: torch.device, peers: Peers) 
 
     return [
         Section("card", 30, card),
-        Section("eager", 120, eager),
+        Section("eager", 150, eager),
         Section("graphs", 90, graphs, needs_cuda=True),
         Section("before", 40, steps.before),
         Section("public recipe", 90, steps.peers),

@@ -13,6 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 MATRIX = ("gemm", "conv", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "flash", "fmha", "sdpa", "attention", "mma")
 """In the names of kernels whose time is that of matrix products; the others read and write memory."""
 
+NO_KERNELS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
+"""What the profiler puts on a GPU's line beside kernels and copies: spans in which somebody waits."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -34,12 +37,13 @@ def record_kernels(call: Callable[[], object], device: torch.device) -> list[Ker
     """The kernels of one call, the longest first. Empty on a CPU."""
     if device.type != "cuda":
         return []
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         call()
         torch.cuda.synchronize(device)
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for event in recorded.events() or ():
-        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+        is_note = getattr(event, "is_user_annotation", False) or event.name in NO_KERNELS
+        if event.device_type == DeviceType.CUDA and not is_note:
             spans[event.name].append((event.time_range.start / 1e6, event.time_range.end / 1e6))
     kernels = [Kernel(name, tuple(found)) for name, found in spans.items()]
     return sorted(kernels, key=lambda kernel: -kernel.seconds)

@@ -17,6 +17,8 @@ import torch
 
 Values = dict[str, Any]
 
+AGAIN_SECONDS = 15.0
+
 
 class OutOfTime(BaseException):
     """A section has used up its seconds. No Exception, so that a compiler does not take it for an error of its own."""
@@ -84,13 +86,16 @@ def without_paths(text: str) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime inside the block after so many seconds. Main thread only."""
+    """Raises OutOfTime inside the block after so many seconds. Main thread only.
+
+    It is raised again where a library has made another error of it.
+    """
 
     def stop(_: int, __: FrameType | None) -> None:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:
