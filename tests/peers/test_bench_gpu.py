@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from anytext2.core.batch import Batch
 from distill.compilation.graphs import GraphedCalls
 from distill.compilation.setup import step_networks
-from distill.diffusion.sampling import SamplingSpec
+from distill.diffusion.sampling import SamplingPreparation, SamplingSpec, sample_batch
+from distill.diffusion.schedule import NoiseSchedule
+from distill.inference.model import make_schedule
 from launch.bench import bench_sampling
-from launch.bench.gpu import bench_gpu
+from launch.bench.gpu import bench_gpu, other_sections
 from launch.bench.gpu.step_sections import StepSections
 from launch.bench.gpu.steps import Plan, Steps
 from tests.helpers.models.mini_model import write_mini
+from tests.helpers.models.parity import assert_same
 from tests.helpers.models.rerun import Rerun
 from tests.peers.bench import public_recipe
 
@@ -79,6 +83,29 @@ def test_graphs_are_measured_and_leave_the_networks_as_they_were(
     assert [calls.count for calls in made] == [4, 4] and list(rows) == ["graphs, 2", "graphs, 1"]
     assert rows["graphs, 2"]["utilisation"] > 0.0 and rows["graphs, 2"]["dtype"] == "float32"
     assert [type(m) for m in sections.steps().roles.wrapped.modules()] == kinds
+
+
+@pytest.mark.heavy
+def test_captured_sampling_gives_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_sections, "CudaCapture", Rerun)
+    monkeypatch.setattr(bench_sampling, "STEPS", (2,))
+    monkeypatch.setattr(bench_sampling, "TEACHER", SamplingSpec("teacher", "ddim", 3, 7.5))
+    steps = Steps(mini(tmp_path), torch.float32, tmp_path, CPU)
+    plain = bench_sampling.rows_of(steps.roles.wrapped, steps.recipe, CPU, torch.float32)  # type: ignore[arg-type]
+    batch, schedule = steps.workload(1).loaded.batch, make_schedule(steps.roles.model.cfg)
+    expected = [sampled(row, batch, schedule) for row in plain]
+    captured = other_sections.captured_rows(plain)
+    assert [row.label for row in captured] == [f"{row.label}, captured" for row in plain]
+    assert_same([sampled(row, batch, schedule) for row in captured], expected, 1e-5)
+    other_sections.release_rows(plain)
+    assert_same([sampled(row, batch, schedule) for row in plain], expected, 1e-5)
+
+
+def sampled(row: bench_sampling.Row, batch: Batch, schedule: NoiseSchedule) -> torch.Tensor:
+    inputs = SamplingPreparation(row.roles, 0, "")(batch.normalized())
+    with row.context():
+        (found,) = sample_batch(row.roles, inputs, [row.spec], schedule)
+    return found.latent
 
 
 @pytest.mark.heavy

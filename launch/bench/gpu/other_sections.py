@@ -37,16 +37,16 @@ def measure_sampling(steps: Steps, rows: dict[str, Any]) -> None:
         for size in steps.plan.sampling_batches:
             batch = replace(steps.workload(size).loaded.batch, posterior=None, masked_latent=None)
             for captured in (False, True) if steps.device.type == "cuda" else (False,):
-                found = _captured(plain) if captured else plain
+                found = captured_rows(plain) if captured else plain
                 timings = bench_sampling.time_rows(found, batch, schedule, recipe, steps.plan.repeats)
                 rows.setdefault(str(size), {}).update({timing.row: asdict(timing) for timing in timings})
     finally:
-        _release(plain)
+        release_rows(plain)
         for p in trained:
             p.requires_grad_(True)
 
 
-def _captured(rows: list[bench_sampling.Row]) -> list[bench_sampling.Row]:
+def captured_rows(rows: list[bench_sampling.Row]) -> list[bench_sampling.Row]:
     """The same rows with UNet and WriteNet as CUDA graphs."""
     calls = GraphedCalls(CudaCapture(), lambda line: print(f"  {line}", flush=True))
     for model in _models(rows):
@@ -66,7 +66,8 @@ def _models(rows: list[bench_sampling.Row]) -> list[Any]:
     return list(found.values())
 
 
-def _release(rows: list[bench_sampling.Row]) -> None:
+def release_rows(rows: list[bench_sampling.Row]) -> None:
+    """The networks run as written again."""
     for model in _models(rows):
         release(model)
 
