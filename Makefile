@@ -119,7 +119,7 @@ bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
 
 bench-zero: setup
-	$(BIN)/python launch/bench/bench_zero.py
+	$(BIN)/python launch/bench/zero/bench_zero.py
 
 bench-soak: setup
 	$(BIN)/python launch/bench/bench_soak.py

@@ -13,8 +13,8 @@ from distill.compilation.intercept import release
 from distill.inference.model import make_schedule
 from distill.runtime.device_settings import require_fp16_accumulation
 from launch.bench import bench_sampling
-from launch.bench.communication import LINKS, LORA_VALUES, Computation, schemes, send_seconds
 from launch.bench.gpu.steps import Steps
+from launch.bench.zero.communication import LINKS, LORA_VALUES, Computation, schemes, send_seconds
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from launch.bench.communication import LINKS, LORA_VALUES, schemes, send_seconds
 from launch.bench.gpu.bench_gpu import report_name
 from launch.bench.gpu.card import measure_rates
 from launch.bench.gpu.kernels import Kernel, busy_seconds, matrix_seconds, record_kernels
@@ -17,6 +16,7 @@ from launch.bench.gpu.other_sections import RTX4090, project
 from launch.bench.gpu.report import Bar, bars, format_report
 from launch.bench.gpu.steps import add_row, measure_step
 from launch.bench.workload import MicroStep
+from launch.bench.zero.communication import LINKS, LORA_VALUES, schemes, send_seconds
 
 CPU = torch.device("cpu")
 KERNELS = [
