@@ -9,6 +9,10 @@ LOCKED ?=
 GPU := $(shell command -v nvidia-smi)
 LOCK := $(if $(LOCKED),$(if $(GPU),requirements-gpu.lock,requirements.lock))
 
+# The python of test-gpu and bench-gpu. Named on the command line (make test-gpu PY=python3), it needs no .venv.
+PY ?= $(BIN)/python
+GPU_SETUP := $(if $(filter $(BIN)/python,$(PY)),setup)
+
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
@@ -44,7 +48,7 @@ demo: setup
 	$(BIN)/python launch/evaluate.py --run runs/demo --count 48
 
 # What one runs before every commit. Types and imports are checked beside the tests: both take about as long.
-QUICK := not process and not heavy and not slow and not official and not slurm
+QUICK := not process and not heavy and not slow and not official and not slurm and not gpu
 
 check: setup
 	$(BIN)/ruff check .
@@ -80,6 +84,10 @@ lint: setup
 test-official: setup
 	$(BIN)/python -m pytest -m official tests/official
 
+# One NVIDIA GPU, and two where there are; fails where there is none.
+test-gpu: $(GPU_SETUP)
+	PYTHONPATH=$$PWD:$(PYTHONPATH) $(PY) -m pytest -o addopts= -q --strict-markers -m gpu tests/gpu
+
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
@@ -98,6 +106,9 @@ torture: setup
 bench: setup
 	$(BIN)/python -m tests.peers.bench
 
+bench-gpu: $(GPU_SETUP)
+	PYTHONPATH=$$PWD:$(PYTHONPATH) $(PY) -m tests.peers.bench_gpu
+
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py
 
@@ -108,7 +119,7 @@ bench-data: setup
 	$(BIN)/python launch/bench/bench_data.py
 
 bench-zero: setup
-	$(BIN)/python launch/bench/bench_zero.py
+	$(BIN)/python launch/bench/zero/bench_zero.py
 
 bench-soak: setup
 	$(BIN)/python launch/bench/bench_soak.py

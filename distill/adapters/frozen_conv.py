@@ -1,6 +1,6 @@
 """A convolution with frozen weights that keeps only the shape of its input for the backward pass.
 
-PyTorch's own keeps the input itself, which only the gradient of the weights needs. In a student those inputs are a
+PyTorch's own keeps the input itself, which only the gradient of the weights needs. In a student those inputs are an
 eighth of what the backward pass would hold in memory.
 
 Shape legend: B batch, C input and E output channels, h/w cells, k/l sides of the kernel.
@@ -8,6 +8,7 @@ Shape legend: B batch, C input and E output channels, h/w cells, k/l sides of th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,11 +31,9 @@ class _FrozenConv(torch.autograd.Function):
     def backward(ctx: Any, gradient_BEhw: Tensor) -> tuple[Tensor | None, ...]:
         (weight_ECkl,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        # Only the shape of this argument is read where no gradient of the weights is asked for.
-        shape_BChw = gradient_BEhw.new_empty(1).expand(ctx.shape)
         gradient_BChw, _, _ = torch.ops.aten.convolution_backward(
             gradient_BEhw,
-            shape_BChw,
+            _of_shape(ctx.shape, gradient_BEhw.dtype, gradient_BEhw.device),
             weight_ECkl,
             None,
             stride,
@@ -46,6 +45,12 @@ class _FrozenConv(torch.autograd.Function):
             [True, False, False],
         )
         return (gradient_BChw, *[None] * 6)
+
+
+@lru_cache(maxsize=1024)
+def _of_shape(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Stands for an input of which only the shape is read: no gradient of the weights is asked for. One element."""
+    return torch.empty(1, dtype=dtype, device=device).expand(shape)
 
 
 class FrozenConv2d(nn.Conv2d):

@@ -24,6 +24,13 @@ def intercept(module: nn.Module, run: Callable[..., Any]) -> None:
     module.__dict__[_RUN] = run
 
 
+def release(network: nn.Module) -> None:
+    """Gives every module of a network the forward of its class again."""
+    for module in network.modules():
+        if module.__dict__.pop(_RUN, None) is not None:
+            module.__class__ = type(module).__mro__[1]
+
+
 def _intercepted(kind: type[nn.Module]) -> type[nn.Module]:
     """A subclass, so that `isinstance` answers as before and a copy of the module runs on its own weights.
 

@@ -31,6 +31,7 @@ _SIDE_GAP = 0.8  # between two texts of a row, in its height
 _LEAST_GAP = 0.03  # between two texts, as a share of the shorter side
 _MUCH_LARGER = 1.25  # letters side by side are worth it if they are larger by this factor
 _MOST_CONTRAST = 2.5  # between the letter heights of texts that are as wide as each other
+_SIMILAR = 0.65  # least share of the highest letters that a text needs to set the size of the others
 _LARGEST_SIDE = 2048  # of a picture that an error message proposes
 
 
@@ -54,9 +55,9 @@ class _Style:
     """What the seed decides.
 
     sizes: all letters as high as each other ("even"), the first text higher ("headline"), or all texts as wide as each
-    other ("block"). emphasis: letter height after a headline, in its letter heights. width, fill: shares of the room's
-    width and height that texts may take. flush: rows begin at one edge instead of being centred. across, down: where
-    the texts stand in the room, 0 to 1.
+    other ("block"), which is also taken where a long text would make the others too small. emphasis: letter height
+    after a headline, in its letter heights. width, fill: shares of the room's width and height that texts may take.
+    flush: rows begin at one edge instead of being centred. across, down: where the texts stand in the room, 0 to 1.
     """
 
     sizes: str = "even"
@@ -116,7 +117,7 @@ def automatic_layout(
 def _measure(text: str, size: tuple[int, int], smallest_letter: float) -> _Text:
     font = default_page_font(text)
     box, share = font.ink_box(font.supported(text) or text).scaled(1 / REFERENCE_SIZE), letter_share(text, font)
-    least = max(least_height(text, smallest_letter), _LEAST_LETTERS) / share
+    least = float(math.ceil(max(least_height(text, smallest_letter), _LEAST_LETTERS) / share))  # fonts have whole sizes
     most = max(least, _GREATEST * min(size) / share)
     return _Text(text, max(box.width, 0.1), max(box.height, 0.1), share, least, most)
 
@@ -211,9 +212,9 @@ def _letter_heights(rows: list[list[_Text]], most: list[list[float]], style: _St
     """Letter heights of the texts in relation to each other, and the greatest scale of them, in pixels."""
     heights = [[m * text.share for text, m in zip(*pair, strict=True)] for pair in zip(rows, most, strict=True)]
     lowest, highest = min(map(min, heights)), max(map(max, heights))
-    if len(rows) < sum(map(len, rows)) or style.sizes == "even":
+    if len(rows) < sum(map(len, rows)) or (style.sizes == "even" and lowest > _SIMILAR * highest):
         return [[1.0] * len(row) for row in rows], lowest
-    if style.sizes == "headline":
+    if style.sizes == "headline" and heights[0][0] > _SIMILAR * highest:
         return [[1.0], *[[style.emphasis]] * (len(rows) - 1)], heights[0][0]
     return [[min(height, _MOST_CONTRAST * lowest) / highest for height in row] for row in heights], highest
 
@@ -265,10 +266,10 @@ def _what_would_work(items: Sequence[_Text], size: tuple[int, int]) -> str:
     widest = max(items, key=lambda text: text.width * text.least)
     letters = round(widest.least * widest.share)
     if widest.width * widest.least + 2 * _BORDER > room[0]:
-        n_fitting = max(1, int(len(widest.text) * room[0] / (widest.width * widest.least)))
+        n_fitting = min(int(len(widest.text) * room[0] / (widest.width * widest.least)), len(widest.text) - 1)
         small, font = widest.text.capitalize(), default_page_font(widest.text)
         small_width = font.ink_box(small).width / REFERENCE_SIZE * widest.least + 2 * _BORDER
-        way = f'write "{small}"' if small_width <= room[0] else f"shorten it to about {n_fitting} characters"
+        way = f'write "{small}"' if small_width <= room[0] else f"shorten it to about {max(1, n_fitting)} characters"
         problem = f'layout: "{widest.text}" in letters of {letters} px is wider than a picture of {width} x {height}'
     else:
         n_fitting = next((n for n in range(len(items), 0, -1) if _best_layout(items[:n], room, gap, style)), 0)

@@ -30,6 +30,7 @@ _MOST_SHAPES = 100  # a mask with more is a photograph, not a mask
 _BAND = 102  # height or width in pixels of the bands in which shapes are sorted, at 512 pixels and more
 _CORNER_TOLERANCE = 0.01  # of a shape's perimeter, by which its polygon may differ from its contour
 _LEAST_CONTRAST = 32  # of 255, between the background of a mask and its shapes
+_LEAST_SOLIDITY = 0.7  # share of its convex hull that a place has; below that it is bent, such as an arch
 _MOST_DISTORTION = 1.5  # by which the sides of mask and picture may differ in ratio
 
 
@@ -120,13 +121,19 @@ def parse_polygon(text: str) -> np.ndarray:
 
 
 def match_places(places: Sequence[Place], n_texts: int) -> tuple[list[Place], list[str]]:
-    """The places of `n_texts` lines, and a note on those that are left over. Raises ValueError if there are too few."""
+    """The places of `n_texts` lines, and notes on those that are left over or bent.
+
+    Raises ValueError if there are too few.
+    """
     if len(places) < n_texts:
         raise ValueError(
             f"places: {len(places)} for {n_texts} texts; add {n_texts - len(places)}, or leave out texts in quotes"
         )
     left_over = len(places) - n_texts
     notes = [f"{left_over} of {len(places)} places are not used, there are {n_texts} texts"] if left_over else []
+    for number, place in enumerate(places[:n_texts], start=1):
+        if cv2.contourArea(place.polygon) < _LEAST_SOLIDITY * cv2.contourArea(cv2.convexHull(place.polygon)):
+            notes.append(f"place {number} is bent: its text is drawn in a straight line across it, as in AnyText2")
     return list(places[:n_texts]), notes
 
 

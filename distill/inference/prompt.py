@@ -20,9 +20,15 @@ from distill.inference.quotes import MARK, contains_cjk, split_quotes
 MAX_CHARS = 20
 """Characters of a text that AnyText2 writes. Its own program cuts longer ones."""
 
+MAX_PROMPT = 4000
+"""Characters of a prompt. An image caption has at most 500."""
+
 _MAX_CAPTION = 498  # characters before the '. ' that ends an image caption of at most 500
 
-_NOUN = r"(?:words?|texts?|letters?|lettering|title|caption|slogan|inscription|message|phrase|writing|names?)"
+_NOUN = (
+    r"(?:words?|texts?|letters?|lettering|title|headline|heading|caption|slogan|tagline|inscription|message|phrase|"
+    r"writing|names?)"
+)
 _VERB = (
     r"(?:reads?|reading|says?|saying|shows|showing|spells?|spelling|states|stating|writes?|titled|entitled|named|called|"
     r"labell?ed|captioned|inscribed|lettered|(?:which|that) (?:shows|displays))"
@@ -30,13 +36,14 @@ _VERB = (
 # What leads to a quoted text, and says nothing about the picture without it. Longer phrases stand first.
 _LEAD_IN = re.compile(
     rf"(?:\s*,)?\s*(?:\b(?:(?:that|which|and|it)\s+)?{_VERB}"
-    rf"|(?:^|\b(?:and|with|has|having|bearing|in|of|the|a|that)\b|,)\s*(?:the\s+|a\s+)?{_NOUN}(?:\s+(?:is|are|{_VERB}))?"
+    rf"|(?:^|\b(?:and|with|has|having|bearing|in|of|the|a|that)\b|,)\s*(?:the\s+|a\s+)?{_NOUN}(?:\s+on\s+(?:it|them))?"
+    rf"(?:\s+(?:is|are|{_VERB}))?|\b(?:and\s+)?(?:underneath|beneath|below)(?:\s+(?:it|that|them))?"
     r"|\b(?:with|has|having|bearing|of|saying)(?:\s+(?:the|a))?)"
     rf"\s*[:,]?\s*\{MARK}",
     re.IGNORECASE,
 )
 _CHINESE_LEAD_IN = re.compile(
-    r"(?:[，,、]\s*)?(?:上面|上边|上头|里面|中间|其上)?(?:用?[^，。,.\s]{0,4}体)?"
+    r"(?:[，,、]\s*)?(?:[上下里]面|[上下]边|上头|中间|其上)?(?:用?[^，。,.\s]{0,4}体)?"
     r"(?:书写着?|写着|写有|写上|写的是|写了|写道|印着|印有|刻着|刻有|贴着|显示着?|内容[是为]|文字[是为]|标题[是为]|题为|标有|带有|"
     rf"的?文字|的?字样|有)[:：]?\s*\{MARK}"
 )
@@ -77,6 +84,8 @@ def parse_prompt(
     Raises ValueError, in one line, for a quote that is not closed, a text without anything to draw or longer than
     `max_chars`, and for what `translate` raises it.
     """
+    if len(prompt) > MAX_PROMPT:
+        raise ValueError(f"prompt: {len(prompt)} characters, at most {MAX_PROMPT} are read; shorten the description")
     outside, quoted = split_quotes(prompt)
     texts, notes = _normalized_texts(quoted, max_chars)
     caption = _without_marks(normalize_caption(outside)) if quoted else " ".join(normalize_caption(outside).split())

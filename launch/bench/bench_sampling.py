@@ -14,14 +14,16 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from anytext2.core.batch import Batch, collate
+from anytext2.model.memory_format import use_gpu_format
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.adapters.lora import add_student
 from distill.adapters.merging import MergedRoles
@@ -36,6 +38,9 @@ from distill.viz.grids import to_uint8
 from launch.bench.operations import OperationCounter, counted_reads
 from launch.common.cli import int_list, run_command
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 FOLDER = Path("runs/bench")
 TEACHER = SamplingSpec("teacher", "ddim", 20, 7.5)
 STEPS = (1, 4, 8)
@@ -46,11 +51,15 @@ COUNTED_SIZE = 128
 
 @dataclass(frozen=True)
 class Row:
-    """One way of sampling: its name in the table, the roles that it needs, and what is sampled."""
+    """One way of sampling: its name in the table, the roles that it needs, and what is sampled.
+
+    context: entered around the sampling of a batch.
+    """
 
     label: str
     roles: SamplingRoles
     spec: SamplingSpec
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,23 @@ def bench(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def make_rows(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> list[Row]:
-    """The teacher, and the student at every number of steps, with its adapter as layers and merged."""
-    wrapped = add_student(make_model(recipe.model, recipe.seed), recipe.lora, recipe.seed).requires_grad_(False)
+    """`rows_of` the recipe's model, with a random adapter."""
+    wrapped = add_student(make_model(recipe.model, recipe.seed), recipe.lora, recipe.seed)
     for name, parameter in wrapped.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=1e-3)
+    return rows_of(wrapped, recipe, device, dtype)
+
+
+@torch.no_grad()
+def rows_of(wrapped: PeftModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> list[Row]:
+    """The teacher, and the student at every number of steps, with its adapter as layers and merged."""
+    wrapped.requires_grad_(False)
     plain, merged = AdapterRoles(wrapped), MergedRoles(wrapped, keep_teacher=False)
     for network in (wrapped, *merged.networks):
         network.to(device=device, dtype=dtype).eval()
+    for model in (plain.model, *merged.networks):
+        use_gpu_format(model)
     rows = [Row(f"teacher {TEACHER.steps} guided", plain, TEACHER)]
     for steps in STEPS:
         spec = SamplingSpec("student", recipe.student.sampler, steps)
@@ -165,7 +183,8 @@ def _time(
     began = _now(device)
     inputs = prepare(batch.to(device).normalized())
     conditions = _now(device) - began
-    (sampled,) = sample_batch(row.roles, inputs, [row.spec], schedule, recipe.student.options)
+    with row.context():
+        (sampled,) = sample_batch(row.roles, inputs, [row.spec], schedule, recipe.student.options)
     to_uint8(sampled.image)
     return conditions, _now(device) - began
 

@@ -135,7 +135,7 @@ def make_workload(
     model = _constant_model(recipe, dtype) if constant else make_model(recipe.model, recipe.seed)
     roles, named = make_roles(model, make_objective(recipe, make_schedule(model.cfg)), recipe)
     roles.wrapped.to(device=device, dtype=dtype)
-    loaded = _with_latents(load_batch(recipe, batch, folder), roles.model, device)
+    loaded = with_latents(load_batch(recipe, batch, folder), roles.model, device)
     return Workload(recipe, roles, loaded, tuple(parameter for _, parameter in named), device)
 
 
@@ -160,7 +160,7 @@ def load_batch(recipe: Recipe, count: int, folder: Path) -> LoadedBatch:
 
 
 @torch.no_grad()
-def _with_latents(loaded: LoadedBatch, model: AnyText2, device: torch.device) -> LoadedBatch:
+def with_latents(loaded: LoadedBatch, model: AnyText2, device: torch.device) -> LoadedBatch:
     """The batch with the latents of its pictures beside them."""
     batch = loaded.batch.to(device).normalized()
     posterior = torch.stack(model.posterior(batch.image), dim=1).cpu()

@@ -14,7 +14,7 @@ STARTS_PROCESSES = {
     "tests.helpers.processes.ranks",
     "tests.helpers.processes.slurm_jobs",
 }
-MARKS = ("process", "slow", "slurm", "official")
+MARKS = ("process", "slow", "slurm", "official", "gpu")
 
 
 def imported(path: Path) -> set[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.compilation.capture import Captured, Run
 from distill.compilation.graphs import GraphedCalls
+from distill.compilation.intercept import release
 from tests.helpers.models.parity import assert_same, normal
 from tests.helpers.models.rerun import Rerun
 
@@ -181,3 +182,16 @@ def test_what_cannot_be_captured_runs_eagerly_and_is_said_once(options: dict[str
             assert_same(step(net, 1, rows), step(plain, 1, rows), 1e-12)
     assert lines == [line]
     assert_same(gradients(net), gradients(plain), 1e-12)
+
+
+def test_a_released_network_runs_as_before() -> None:
+    net, plain = nets()
+    outer = nn.Sequential(net)
+    calls, _, _ = captured(net)
+    release(outer)
+    assert type(net) is Net
+    with calls.active(), torch.inference_mode():
+        assert_same([outer(normal(2, WIDTH))[1]], [plain(normal(2, WIDTH))[1]], 1e-12)
+    assert calls.count == 0
+    with captured(net)[0].active():
+        assert_same(step(net, 1), step(plain, 1), 1e-12)

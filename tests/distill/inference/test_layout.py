@@ -75,7 +75,7 @@ def test_texts_stand_side_by_side_in_a_wide_picture():
             (128, 128),
             'HELLO" in letters of 40 px is wider than a picture of 128 x 128; write "Hello", or use ',
         ),
-        (["INTERNATIONAL"], (128, 128), "shorten it to about 5 characters, or use a picture of 384 x 384"),
+        (["INTERNATIONAL"], (128, 128), "shorten it to about 4 characters, or use a picture of 384 x 384"),
         (
             list("ABCDEFGHIJKL"),
             (128, 128),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from anytext2.glyphs import render
+from anytext2.glyphs import reference_render, render
+from anytext2.glyphs.fonts import load_font_table
 from anytext2.glyphs.rasters import default_page_font
 from distill.inference.places import (
     Place,
@@ -24,6 +27,7 @@ from tests.helpers.paths import ROOT
 
 SIZE = (512, 512)
 RECORDED = ROOT / "tests" / "golden" / "reference_data" / "samples.npz"
+ANNOTATIONS = json.loads(RECORDED.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def drawn_mask(shape: tuple[int, int, int], background: tuple[int, int, int]) -> np.ndarray:
@@ -100,6 +104,21 @@ def test_the_reference_positions_come_back_from_their_mask(sample, lines, share)
     for mask in masks:
         best = max((place.position_mask(SIZE) for place in found), key=lambda area: int((area & mask).sum()))
         assert best[mask > 0].all() and (best != mask).sum() <= share * mask.sum()
+
+
+@pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm layout")
+@pytest.mark.parametrize(("sample", "line"), [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)])
+def test_a_text_in_a_mask_is_drawn_as_the_reference_draws_it(sample, line):
+    """The glyph page of a recorded line, from the mask of its place, its text and the font: equal to the last pixel."""
+    with np.load(RECORDED) as file:
+        mask, page = (np.unpackbits(file[f"{sample}/{kind}{line}"]).reshape(512, 512) for kind in ("position", "page"))
+    text = ANNOTATIONS["samples"][sample]["texts"][line]
+    color = ANNOTATIONS["data"]["data_list"][sample]["annotations"][line].get("color")
+    (place,) = places_from_mask(mask, SIZE, "top-down")
+    drawn, font = np.zeros(SIZE, np.uint8), load_font_table().default
+    bitmap = reference_render.glyph_page_bitmap(text, place.polygon, SIZE, font, color and tuple(color))
+    bitmap.paste_onto(drawn)
+    assert np.array_equal(drawn, page)
 
 
 def test_the_recorded_batch_has_the_positions_of_its_mask():
@@ -197,6 +216,12 @@ def test_places_that_are_left_over_are_told():
     kept, notes = match_places(places, 2)
     assert kept == places[:2] and notes == ["1 of 3 places are not used, there are 2 texts"]
     assert match_places(places, 3) == (places, [])
+
+
+def test_a_bent_place_is_told():
+    places = places_from_mask(drawn_mask((255,) * 3, (0,) * 3), SIZE, "top-down")
+    _, notes = match_places(places, 5)
+    assert len(notes) == 1 and notes[0].startswith("place 3 is bent")
 
 
 @pytest.mark.parametrize("like_reference", [False, True])

@@ -40,11 +40,15 @@ from tests.helpers.models.official_golden import GOLDEN
         ('a hotel with "5*" "*" "**"', "a hotel", ["5*", "*", "**"]),
         ('a cat\nand a sign that says\n"OPEN"\nin red', "a cat and a sign in red", ["OPEN"]),
         ('a poster with the words "A", "B" and "C" written on it, at night', "a poster, at night", ["A", "B", "C"]),
+        ('Sign that reads "Wet Floor" and underneath "Watch out"', "Sign", ["Wet Floor", "Watch out"]),
+        ('a magazine titled "TIME", headline: "NOW"', "a magazine", ["TIME", "NOW"]),
+        ('a blackboard, the text on it is "E=mc²", by day', "a blackboard, by day", ["E=mc²"]),
         ('a wall with red letters "SALE"', "a wall with red letters", ["SALE"]),
         ('A sign says "OPEN". A red car.', "A sign. A red car", ["OPEN"]),
         ('"OPEN"', "", ["OPEN"]),
         ('the same word "TWO" "TWO"', "the same word", ["TWO", "TWO"]),
         ('一块写着"营业中"的招牌', "一块招牌", ["营业中"]),
+        ("街边的咖啡馆，上面写着“早安”，下面写着“营业”", "街边的咖啡馆", ["早安", "营业"]),
         ("「営業中」と書かれた看板", "看板", ["営業中"]),
         ("一张海报，上面写着“去火星旅行”，“王小明”，背景是太空", "一张海报，背景是太空", ["去火星旅行", "王小明"]),
     ],
@@ -71,6 +75,7 @@ def test_a_prompt_without_quotes_is_the_caption_as_it_is():
         ('"OPEN" "\u200b\ufeff"', "text 2 ('\\u200b\\ufeff') has nothing to draw"),
         ('a sign " \n "', "has nothing to draw"),
         ('"123456789012345678901"', "has 21 characters, at most 20"),
+        ("'a " * 2000, "6000 characters, at most 4000"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(prompt, told):

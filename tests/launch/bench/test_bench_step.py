@@ -29,11 +29,10 @@ def test_what_is_counted() -> None:
 
 @pytest.mark.heavy
 def test_a_larger_batch_has_hardly_more_operations(tmp_path: Path) -> None:
-    """What is left are crops of lines, of which a larger batch has more."""
+    """Only the random draws of each sample, and a few changes of shape that are free for one sample."""
     recipe = load_recipe(PRODUCTION, [*STEP, "model.config=tiny"])
     one, four = (bench_step.count_operations(recipe, batch, torch.float32, tmp_path) for batch in (1, 4))
-    assert four["backward"] == one["backward"]
-    assert four["forward"] - one["forward"] < 40 * 8
+    assert four["together"] - one["together"] < 30
 
 
 @pytest.mark.slow

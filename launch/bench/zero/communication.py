@@ -1,6 +1,6 @@
 """A model of an update's communication, fed with measured bytes: ring collectives over links with latency.
 
-`python launch/bench/communication.py` prints the table of docs/PERFORMANCE.md.
+`python launch/bench/zero/communication.py` prints the table of docs/PERFORMANCE.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures ZeRO-2 against DDP and against no sharding: `python launch/bench/bench_zero.py [--ranks 1 2 3]`.
+"""Measures ZeRO-2 against DDP and against no sharding: `python launch/bench/zero/bench_zero.py [--ranks 1 2 3]`.
 
 The trained weights are the official LoRA's: 504 tensors at rank 64. The frozen network is left out (--seconds 0), so
 that optimizer and communication dominate, or replaced by a pause as long as its work would be. The variants take turns
@@ -28,8 +28,8 @@ from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
 from distill.runtime.world import World, all_gather_object, shutdown
 from distill.training.engine import init_world
-from launch.bench.collectives import counted_collectives
-from launch.bench.zero_variants import Ddp, Layers, Unsharded, Variant, Zero, with_changes
+from launch.bench.zero.collectives import counted_collectives
+from launch.bench.zero.variants import Ddp, Layers, Unsharded, Variant, Zero, with_changes
 
 FOLDER = Path("runs/bench")
 WARM_UP = 2

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from distill.training.engine import init_world
-from launch.bench.collectives import counted_collectives
-from launch.bench.communication import LINKS, RTX4090, Computation, Link, Scheme, schemes, send_seconds, sent_bytes
+from launch.bench.zero.collectives import counted_collectives
+from launch.bench.zero.communication import LINKS, RTX4090, Computation, Link, Scheme, schemes, send_seconds, sent_bytes
 from tests.helpers.models.toy_engine import MICRO, Toy, make_engine, rows
 from tests.helpers.processes.ranks import returned, run_ranks
 
