@@ -82,9 +82,10 @@ class EditWindow:
         return np.array([self.inner[1] / self.extent[1], self.inner[0] / self.extent[0]], np.float32)
 
     def to_model(self, polygon: np.ndarray) -> np.ndarray:
-        """A polygon of the picture, float32 [P, 2], in pixels of the model."""
-        moved: np.ndarray = (polygon - np.array([self.left, self.top], np.float32)) * self.scale
-        return moved
+        """A polygon of the picture, float32 [P, 2], in pixels of the model; rounding moves no corner out of them."""
+        moved = (polygon - np.array([self.left, self.top], np.float32)) * self.scale
+        inside: np.ndarray = np.clip(moved, 0, np.array(self.inner[::-1], np.float32) - 1)
+        return inside
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
         """What the model sees of a picture [H, W, 3]: uint8 [h, w, 3], with the last pixels repeated in the margin."""
@@ -96,7 +97,9 @@ class EditWindow:
         """What the model sees of a mask of the picture [H, W] in {0, 1}: uint8 [h, w], 0 in the margin."""
         (height, width), (bottom, right) = self.inner, (self.size[0] - self.inner[0], self.size[1] - self.inner[1])
         part = mask[self.top : self.top + self.extent[0], self.left : self.left + self.extent[1]]
-        return np.pad((_resized(part * 255, (height, width)) > 127).astype(np.uint8), ((0, bottom), (0, right)))
+        share = _resized(part * 255, (height, width))
+        kept = share >= min(128, max(1, int(share.max())))  # a thin shape keeps some pixels
+        return np.pad(kept.astype(np.uint8), ((0, bottom), (0, right)))
 
     def put_back(self, picture: np.ndarray, drawn: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """The picture [H, W, 3] with what was drawn, uint8 [h, w, 3], where `weight` [H, W] is above 0."""

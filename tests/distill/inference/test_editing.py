@@ -81,6 +81,15 @@ def test_the_window_holds_the_places_and_is_small_enough(size, place, side):
     assert (window.extent == size) >= whole and (window_notice(window, size) == "") == whole
 
 
+def test_a_thin_place_at_the_edge_of_a_large_picture_is_not_lost():
+    place, size = box(3990, 10, 4000, 2000), (2000, 4000)
+    window = choose_window(size, [place], 64, 16)
+    mask = window.cut_mask(fill_polygons([place], size))
+    assert mask.any() and mask.shape == window.size
+    moved = window.to_model(place)
+    assert fill_polygons([moved], window.inner).any() and window.inner[0] * window.inner[1] <= 1.1 * 64 * 64
+
+
 @pytest.mark.parametrize("side", [64, 256])
 def test_outside_of_the_soft_edge_every_pixel_comes_back(photograph, side):
     places = [box(20, 20, 60, 35), np.array([(90, 50), (120, 60), (100, 80)], np.float32)]

@@ -30,7 +30,10 @@ def prepare() -> RequestPreparation:
     return RequestPreparation(load_recipe(DEFAULT_RECIPE), FONTS, 16, DrawingLimits(40, 128))
 
 
-def test_a_prompt_becomes_the_sample_of_the_same_annotation(prepare, tmp_path):
+@pytest.mark.parametrize("like_reference", [False, True])
+def test_a_prompt_becomes_the_sample_of_the_same_annotation(tmp_path, like_reference):
+    recipe = load_recipe(DEFAULT_RECIPE, [f"data.options.like_reference={str(like_reference).lower()}"])
+    prepare = RequestPreparation(recipe, FONTS, 16, DrawingLimits(40, 128))
     boxes, texts, colors = [(10, 10, 118, 58), (30, 70, 110, 120)], ("OPEN", "你好"), ((1, 2, 3), None)
     prepared = prepare(DrawingRequest(prompt='a wall "OPEN" "你好"', boxes=boxes, colors=colors))
     lines = tuple(
