@@ -289,16 +289,14 @@ def negative_contexts(recipe: Recipe, roles: AdapterRoles) -> Callable[[], Conte
 def _announce(network: _Network) -> None:
     """Says what is trained. Rank 0 only."""
     info = network.info
-    if network.objective.trains == "lora" and not 32 <= info["effective_batch"] <= 64:
-        print(
-            f"warning: train.effective_batch={info['effective_batch']} is outside 32-64, where distillation is known "
-            "to work",
-            flush=True,
-        )
+    effective = info["effective_batch"]
+    if network.objective.trains == "lora" and not 32 <= effective <= 64:
+        text = f"train.effective_batch={effective} is outside 32-64, where distillation is known to work"
+        print(f"warning: {text}", flush=True)
     print(
         f"training {info['trained_parameters']:,} parameters in {info['trained_tensors']} tensors; optimizer "
         f"{' + '.join(f'{b:,}' for b in info['optimizer_bytes_per_rank'])} bytes on {info['ranks']} rank(s); "
-        f"effective batch {info['effective_batch']} = {info['micro_batch']} x {info['accumulation']} x {info['ranks']}",
+        f"effective batch {effective} = {info['micro_batch']} x {info['accumulation']} x {info['ranks']}",
         flush=True,
     )
 
