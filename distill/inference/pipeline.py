@@ -123,10 +123,21 @@ class AnyText2Pipeline:
             settings["seed"] = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
         return self.draw(DrawingRequest(prompt=prompt, **settings), callback_on_step_end)
 
-    def draw(self, request: DrawingRequest, callback_on_step_end: StepCallback | None = None) -> DrawingResult:
-        """Draws a request. Raises ValueError in one line if it cannot be drawn."""
+    def draw(
+        self,
+        request: DrawingRequest,
+        callback_on_step_end: StepCallback | None = None,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> DrawingResult:
+        """Draws a request. on_warning: gets each warning before anything is drawn.
+
+        Raises ValueError in one line if it cannot be drawn.
+        """
         specs = self.specs(request)
         prepared = self.prepare(request)
+        if on_warning is not None:
+            for warning in prepared.warnings:
+                on_warning(warning)
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
         rows: dict[SamplingSpec, list[SampledBatch]] = {spec: [] for spec in specs}
         pixels = prepared.sample.position.shape[1] * prepared.sample.position.shape[2]
@@ -196,5 +207,5 @@ def drawing_limits(recipe: Recipe) -> DrawingLimits:
     """
     resolution = recipe.data.options.resolution
     if recipe.model.config == "tiny":
-        return DrawingLimits(letter=float(SyntheticConfig().latin_height[0]), side=resolution)
-    return DrawingLimits(letter=20 * resolution / REFERENCE_RESOLUTION, side=2 * resolution)
+        return DrawingLimits(float(SyntheticConfig().latin_height[0]), resolution, "the tiny model")
+    return DrawingLimits(20 * resolution / REFERENCE_RESOLUTION, 2 * resolution)

@@ -93,11 +93,12 @@ class Editing:
 class DrawingLimits:
     """What a model can draw. letter: least height of Latin letters in pixels, see `check_letter_size`.
 
-    side: a picture is edited in a window of at most side x side pixels.
+    side: a picture is edited in a window of at most side x side pixels. model: how messages call it.
     """
 
     letter: float
     side: int
+    model: str = "the model"
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ class RequestPreparation:
         written = [
             (Place(polygon), line.text) for polygon, line in zip(polygons, lines, strict=True) if line.text.strip()
         ]
-        notes += check_letter_size([place for place, _ in written], [text for _, text in written], self.limits.letter)
+        written_places, texts = [place for place, _ in written], [text for _, text in written]
+        notes += check_letter_size(written_places, texts, self.limits.letter, self.limits.model)
         sample = self._sample(caption, lines, polygons, areas, pixels, editing is not None)
         fonts = _one_each(request.fonts, len(lines), "fonts")
         texts, page = [line.text for line in lines], (pixels.shape[0], pixels.shape[1])

@@ -152,7 +152,7 @@ class PromptDrawing:
 
     def draw(self, prompt: Prompt) -> dict[str, Any]:
         """Draws one prompt and writes its pictures. Returns the line of results.jsonl."""
-        result = self._pipeline.draw(prompt.request)
+        result = self._pipeline.draw(prompt.request, on_warning=lambda note: self._say(f"{prompt.name}: {note}"))
         entry, images = self._entry(prompt, result)
         for picture, image in zip(entry["pictures"], images, strict=True):
             save_png(image, self._out / picture["file"], entry)

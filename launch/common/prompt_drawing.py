@@ -41,9 +41,7 @@ def draw_prompts(args: argparse.Namespace, model: SamplingModel) -> int:
 
 
 def print_entry(entry: dict[str, Any], out: Path) -> None:
-    """Prints what was drawn where, and what a reader should know of it."""
-    for warning in entry["warnings"]:
-        print(f"note: {warning}")
+    """Prints the files, what they cost, and what was read in them."""
     for picture in entry["pictures"]:
         label = f"{picture['role']} {picture['steps']}"
         print(f"{label}: {picture['unet_calls']} UNet calls, {picture['seconds']:.2f} s; {out / picture['file']}")

@@ -49,7 +49,8 @@ def test_a_prompt_is_drawn_by_student_and_teacher(tmp_path, capsys):
     assert entry["settings"]["seed"] == 3 and entry["lines"][0]["color"] == [0, 0, 255]
     assert [picture["file"] for picture in entry["pictures"]] == names[::-1]
     printed = capsys.readouterr().out
-    assert 'note: "GO": letters would be' in printed and "student 1: 1 UNet calls" in printed
+    note, drawn = printed.index('prompt: "GO": letters would be '), printed.index("student 1: 1 UNet calls")
+    assert note < drawn  # said before drawing
     assert "  'GO': " in printed
 
 

@@ -165,6 +165,6 @@ def test_the_teacher_alone_and_other_base_weights(run, tmp_path):
 
 def test_limits_of_the_models():
     tiny = load_recipe(DEFAULT_RECIPE)
-    assert drawing_limits(tiny) == DrawingLimits(letter=40, side=128)
+    assert drawing_limits(tiny) == DrawingLimits(40, 128, "the tiny model")
     official = load_recipe(DEFAULT_RECIPE, ["model.config=sd15", "model.weights=filled", "data.options.resolution=512"])
     assert drawing_limits(official) == DrawingLimits(letter=20, side=1024)

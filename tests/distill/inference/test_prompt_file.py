@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ class FakePipeline:
         self.drawn: list[str] = []
         self.stop = lambda prompt: None
 
-    def draw(self, request: DrawingRequest) -> DrawingResult:
+    def draw(self, request: DrawingRequest, on_warning: Callable[[str], None]) -> DrawingResult:
         self.stop(request.prompt)
+        on_warning("a note")
         self.drawn.append(request.prompt)
         images = tuple(Image.new("RGB", (8, 8), (n, n, n)) for n in range(request.num_images_per_prompt))
         line = PlacedLine(request.prompt, np.zeros((4, 2), np.float32), "Latin", None)
@@ -94,7 +96,8 @@ def test_a_faulty_file_is_refused_before_anything_is_drawn(tmp_path, content, me
 def test_results_and_settings_are_written_down(pipeline, prompts, tmp_path):
     judge = lambda image, lines: [{"text": lines[0].text, "read": "x", "exact": False}]  # noqa: E731
     failed, said = draw_all(pipeline, prompts, tmp_path / "out", judge)
-    assert failed == 0 and said[0].startswith("[######..............] 1/3 prompt000001, ")
+    assert failed == 0 and said[0] == "prompt000001: a note"
+    assert said[1].startswith("[######..............] 1/3 prompt000001, ")
     entries = results(tmp_path / "out")
     assert [entry["name"] for entry in entries] == [prompt.name for prompt in prompts]
     files = [picture["file"] for entry in entries for picture in entry["pictures"]]
