@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple, get_args
@@ -129,6 +130,12 @@ class SamplingPreparation:
         conditions = self._model.encode_conditions(batch, masked)
         draws = Draws(self._seed, (0,) * batch.size, batch.index)
         return SamplingInputs(batch, draws, tuple(masked.shape[1:]), conditions, self._negative)
+
+    def with_seed(self, seed: int) -> SamplingPreparation:
+        """The same for another seed. What was computed already is shared."""
+        twin = copy(self)
+        twin._seed = seed
+        return twin
 
     def _blank_latent(self, batch: Batch) -> torch.Tensor:
         size = batch.position.shape[-2:]

@@ -58,6 +58,7 @@ class AnyText2Pipeline:
         cells = cfg.vae.downsampling * cfg.unet.downsampling
         self.prepare = RequestPreparation(model.recipe, fonts or load_font_table(), cells, limits, translate)
         self._schedule = make_schedule(cfg)
+        self._shared: dict[str | None, SamplingPreparation] = {}
 
     @classmethod
     def from_run(
@@ -91,6 +92,7 @@ class AnyText2Pipeline:
         if dtype is not None and dtype not in names:
             raise ValueError(f"dtype {dtype}: one of {', '.join(map(str, names))}")
         self.model = move_model(self.model, target, "" if dtype is None else names[dtype])
+        self._shared = {}
         return self
 
     @property
@@ -163,8 +165,10 @@ class AnyText2Pipeline:
 
     def preparation(self, specs: Sequence[SamplingSpec], seed: int, negative_prompt: str = "") -> SamplingPreparation:
         """What batches share that are sampled with the same seed and negative prompt."""
-        is_guided = any(spec.guidance != 1.0 for spec in specs)
-        return SamplingPreparation(self.model.roles, seed, negative_prompt if is_guided else None)
+        negative = negative_prompt if any(spec.guidance != 1.0 for spec in specs) else None
+        if negative not in self._shared:  # only the last one is kept
+            self._shared = {negative: SamplingPreparation(self.model.roles, seed, negative)}
+        return self._shared[negative].with_seed(seed)
 
     def specs(self, request: DrawingRequest) -> tuple[SamplingSpec, ...]:
         """The ways of sampling of a request. Raises ValueError for steps that the student is not for."""
