@@ -88,7 +88,8 @@ class DrawingRequest:
         for name, least, most in _RANGES:
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (is_whole and least <= value <= most):
+            is_left_out = value is None and self.__dataclass_fields__[name].default is None
+            if not is_left_out and not (is_whole and least <= value <= most):
                 raise ValueError(f"{name}: {value!r} must be a whole number from {least} to {most}")
         if self.image is not None and (self.height or self.width):
             raise ValueError("height, width: an edited picture keeps its size; leave them out")
@@ -224,6 +225,8 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, Imitation):
         return {name: _plain(part) for name, part in asdict(value).items() if part is not None}
+    if isinstance(value, np.ndarray) and value.dtype != np.uint8:  # corners
+        return value.tolist()
     if isinstance(value, Image.Image | np.ndarray):
         return "(a picture in memory)"
     if isinstance(value, Place):

@@ -63,6 +63,7 @@ def test_only_what_is_set_is_written_down():
         ({"prompt": 3}, "line 1: prompt: 3 is not a text"),
         ({"prompt": "a", "steps": 0}, "line 1: num_inference_steps: 0 must be a whole number from 1 to 999"),
         ({"prompt": "a", "steps": 2.5}, "num_inference_steps: 2.5 must be a whole number"),
+        ({"prompt": "a", "seed": None}, "seed: None must be a whole number from 0"),
         ({"prompt": "a", "count": 1000}, "num_images_per_prompt: 1000"),
         ({"prompt": "a", "boxes": "1,2,3,4"}, "boxes: '1,2,3,4' is not a list"),
         ({"prompt": "a", "colors": ["rod"]}, "line 1: colour 'rod'"),
