@@ -159,15 +159,13 @@ class AnyText2(nn.Module):
                 return rows
             blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
             return torch.stack([row if editing else blank[0] for row, editing in zip(rows, batch.editing, strict=True)])
-        edited = [row for row, editing in enumerate(batch.editing) if editing]
-        if len(edited) < batch.size and blank is None:
-            blank = self.blank_latent(*batch.position.shape[-2:])
         # Rows one by one: an index tensor would make the host wait for its copy to the device.
-        pictures = [batch.masked_image[row] for row in edited]
-        latents = list(self.encode(torch.stack(pictures))) if edited else []
-        latents += [] if blank is None else [blank[0]]
-        position = {row: number for number, row in enumerate(edited)}
-        return torch.stack([latents[position.get(row, -1)] for row in range(batch.size)])
+        edited = [picture for picture, editing in zip(batch.masked_image, batch.editing, strict=True) if editing]
+        if len(edited) == batch.size:
+            return self.encode(batch.masked_image)
+        blank = self.blank_latent(*batch.position.shape[-2:]) if blank is None else blank
+        encoded = iter(self.encode(torch.stack(edited)) if edited else ())
+        return torch.stack([next(encoded) if editing else blank[0] for editing in batch.editing])
 
     # --- conditions --------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -233,8 +234,10 @@ class UNet(Recomputing):
     def project_context(self, context_BTD: Tensor) -> ProjectedContext:
         """Keys and values of a context [B, T, context_dim], for any number of calls at other latents and timesteps."""
         context_MD, batch = context_BTD.to(self.dtype).flatten(0, 1), len(context_BTD)
-        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
-        return {layer: layer.project_context(context_MD, batch) for layer in transformers}
+        layers = chain(*self.input_blocks, self.middle_block, *self.output_blocks)  # type: ignore[arg-type]
+        return {
+            layer: layer.project_context(context_MD, batch) for layer in layers if isinstance(layer, SpatialTransformer)
+        }
 
     def _check(self, x_BChw: Tensor, control: Control | None) -> None:
         height, width = x_BChw.shape[2:]

@@ -139,36 +139,41 @@ def look_into_deepspeed() -> dict[str, Any]:
     facts["raises_at_first"] = scaler.raise_error_at_min_scale
     scaler.raise_error_at_min_scale = False
 
-    untouched: list[bool] = []
-
-    def update(factor: float) -> dict[str, Any]:
-        boundaries = []
-        gradients = GradientSum(engine, zero)
-        gradients.attach()
-        for _ in range(2):
-            loss = engine(torch.ones(1, WIDTH, dtype=torch.float16)).float().square().mean()
-            engine.backward(loss * factor)
-            gradients.add()
-            found = [p.grad is not None for p in net.parameters()]
-            untouched.append(zero.averaged_gradients.get(0) is None and all(found))
-            if len(boundaries) == 1:
-                gradients.share_out()
-            boundaries.append(bool(engine.is_gradient_accumulation_boundary()))
-            engine.step()
-        norm = engine.get_global_grad_norm()
-        return {
-            "boundaries": boundaries,
-            "skipped": engine.skipped_steps,
-            "norm": None if norm is None else float(norm),
-            "scale": float(zero.loss_scale),
-            "steps": [float(own.state[master]["step"]) for master in masters],
-        }
-
-    facts["overflow"], facts["update"] = update(float("inf")), update(1.0)
-    facts["shown"], facts["untouched"] = shown, untouched
+    facts["overflow"], facts["update"] = (make_update(engine, zero, factor) for factor in (float("inf"), 1.0))
+    facts["shown"] = shown
+    facts["untouched"] = facts["overflow"].pop("untouched") + facts["update"].pop("untouched")
     zero.param_groups[0]["lr"] = 0.25
     facts["lr"] = own.param_groups[0]["lr"]
     return facts
+
+
+def make_update(engine: Any, zero: Any, factor: float) -> dict[str, Any]:
+    """An update of two micro-batches whose loss is multiplied by `factor`, and what it left behind."""
+    from distill.optim.gradients import GradientSum
+
+    boundaries: list[bool] = []
+    untouched: list[bool] = []
+    gradients = GradientSum(engine, zero)
+    gradients.attach()
+    for _ in range(2):
+        loss = engine(torch.ones(1, WIDTH, dtype=torch.float16)).float().square().mean()
+        engine.backward(loss * factor)
+        gradients.add()
+        found = [p.grad is not None for p in engine.module.parameters()]
+        untouched.append(zero.averaged_gradients.get(0) is None and all(found))
+        if len(boundaries) == 1:
+            gradients.share_out()
+        boundaries.append(bool(engine.is_gradient_accumulation_boundary()))
+        engine.step()
+    norm = engine.get_global_grad_norm()
+    return {
+        "boundaries": boundaries,
+        "untouched": untouched,
+        "skipped": engine.skipped_steps,
+        "norm": None if norm is None else float(norm),
+        "scale": float(zero.loss_scale),
+        "steps": [float(zero.optimizer.state[m]["step"]) for m in zero.single_partition_of_fp32_groups],
+    }
 
 
 @pytest.fixture(scope="module")
