@@ -18,12 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anytext2.model.anytext2 import build_model, load_model_config
 from distill.config.schema import Recipe
-from distill.data.latents import LatentSource
 from distill.data.loader import LoadedBatch
 from distill.inference.model import make_schedule
-from distill.training.build import make_objective, make_roles, negative_contexts
-from distill.training.inputs import StepInputs
-from distill.training.trainer import TrainingStep
+from distill.training.build import make_objective, make_roles
+from launch.bench.workload import Workload
 
 META = torch.device("meta")
 
@@ -35,17 +33,14 @@ def count_copies(recipe: Recipe, loaded: LoadedBatch) -> Counter[str]:
     """
     config = load_model_config(recipe.model.config)
     model = build_model(config, "meta", torch.float16)
-    objective = make_objective(recipe, make_schedule(config))
-    roles, _ = make_roles(model, objective, recipe)
-    step = TrainingStep(roles.wrapped, objective, roles).to(META)
-    step.train()
-    source = LatentSource(model, recipe.data.latents == "memory") if objective.needs_latents else None
-    inputs = StepInputs(recipe.seed, META, source, negative_contexts(recipe, roles))
+    roles, _ = make_roles(model, make_objective(recipe, make_schedule(config)), recipe)
+    roles.wrapped.to(META)
+    step = Workload(recipe, roles, loaded, (), META).micro_step()
     counter = _CopyCounter()
     with _meta_as_accelerator():
-        step(inputs(loaded, 0)).loss.backward()
+        step.loss(step.read()).backward()
         with counter:
-            step(inputs(loaded, 0)).loss.backward()
+            step.loss(step.read()).backward()
     return counter.copies
 
 
