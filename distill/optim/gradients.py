@@ -84,6 +84,16 @@ class GradientSum:
         return part
 
 
+class ReducedByDeepSpeed:
+    """In place of a `GradientSum` where DeepSpeed reduces after each micro-batch itself."""
+
+    def attach(self) -> None: ...
+
+    def add(self) -> None: ...
+
+    def share_out(self) -> None: ...
+
+
 def _views(flat: Tensor, group: list[Tensor]) -> list[Tensor]:
     """The places of the group's parameters in the flat tensor, in their shapes."""
     views, start = [], 0

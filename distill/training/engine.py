@@ -23,7 +23,7 @@ from distill.adapters.lora import adapter_of
 from distill.config.ds_config import precision_of
 from distill.config.schema import TrainConfig
 from distill.data.loader import BatchSizes
-from distill.optim.gradients import GradientSum
+from distill.optim.gradients import GradientSum, ReducedByDeepSpeed
 from distill.optim.optimizers import OPTIMIZERS, PAUSED, skip_paused
 from distill.runtime.arrival import report_missing_ranks
 from distill.runtime.gloo import gather_parts
@@ -137,7 +137,7 @@ class Engine:
         if self.precision == "fp16" and hasattr(self._optimizer.loss_scaler, "raise_error_at_min_scale"):
             # The trainer ends such a run, after some more tries and with its own words.
             self._optimizer.loss_scaler.raise_error_at_min_scale = False
-        self._gradients: GradientSum | None = None
+        self._gradients: GradientSum | ReducedByDeepSpeed = ReducedByDeepSpeed()
         if sum(flat.numel() for flat in self._optimizer.bit16_groups_flat) <= self._optimizer.reduce_bucket_size:
             self._gradients = GradientSum(self._engine, self._optimizer, config.get("communication_data_type", "fp32"))
         self._group_names = list(groups)
@@ -157,14 +157,12 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Scales, divides by the accumulation, and adds the gradient; the last one's sum goes to its owners' shards."""
-        if self._gradients is not None:
-            self._gradients.attach()
+        self._gradients.attach()
         self._engine.backward(loss)
-        if self._gradients is not None:
-            self._gradients.add()
-            if self.is_at_boundary:
-                self._gradients.share_out()
-        if not self.is_at_boundary:
+        self._gradients.add()
+        if self.is_at_boundary:
+            self._gradients.share_out()
+        else:
             self._engine.step()  # only counts the micro-batch
 
     def step(self, learning_rate: float, ema_decay: float = 0.0, adapter: str = "") -> StepResult:
