@@ -87,10 +87,10 @@ finish() {
     say "stopped in good order by TERM; not queued again by this script"
   elif [ "$restarts" -ge "$limit" ]; then
     say "stopped in good order; not queued again: $restarts restarts, ANYTEXT2_MAX_REQUEUES=$limit"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
-    say "stopped in good order; queued again (restart $((restarts + 1)) of at most $limit)"
   else
-    say "stopped in good order, but scontrol requeue refused; submit it again by hand" >&2
+    # Said before it is done: the requeue ends this very script, at times before the next line runs.
+    say "stopped in good order; queueing it again (restart $((restarts + 1)) of at most $limit)"
+    scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue refused; submit it again by hand" >&2
   fi
   exit "$code"
 }

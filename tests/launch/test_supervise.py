@@ -85,7 +85,7 @@ def test_the_warning_reaches_the_ranks_and_the_job_is_queued_again(tmp_path: Pat
     job.signal(signal.SIGUSR1)
     code, said = job.end()
     assert code == 75 and "USR1: asking the run to stop" in said
-    assert "queued again (restart 4 of at most 20)" in said and job.asked == ["scontrol requeue 7"]
+    assert "queueing it again (restart 4 of at most 20)" in said and job.asked == ["scontrol requeue 7"]
 
 
 def test_the_ranks_hear_one_signal_however_many_come(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_run_that_always_stops_is_queued_again_only_so_often(place: Place, job
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "75:0", "1")
     assert [event["restarts"] for event in place.events("again", "start")] == ["0", "1"]
     log = place.log("again", jobs["again"])
-    assert "queued again (restart 1 of at most 1)" in log and "not queued again: 1 restarts" in log
+    assert "queueing it again (restart 1 of at most 1)" in log and "not queued again: 1 restarts" in log
 
 
 def test_each_line_of_a_sweep_is_a_run_of_its_own(place: Place, jobs: dict[str, str]) -> None:
@@ -150,7 +150,7 @@ def test_a_signal_reaches_all_tasks_of_a_run_over_three_nodes(place: Place, jobs
     stops = wait_for(lambda: len(found := place.events("many", "stop")) == 3 and found, "three tasks to stop")
     assert [stop["signals"] for stop in stops] == [[10]] * 3
     wait_for(lambda: job(jobs["many"])["Restarts"] == "1", "the requeue")
-    assert "queued again (restart 1 of at most 20)" in place.log("many", jobs["many"])
+    assert "queueing it again (restart 1 of at most 20)" in place.log("many", jobs["many"])
     slurm("scancel", jobs["many"])
 
 
@@ -187,7 +187,7 @@ def test_the_time_limit_is_met_with_a_checkpoint_and_a_second_start(place: Place
     log = place.log("time_limit", jobs["time_limit"])
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert int(fields["Restarts"]) >= 1
-    assert "USR1: asking the run to stop with a checkpoint" in log and "queued again (restart 1 of at most 20)" in log
+    assert "USR1: asking the run to stop with a checkpoint" in log and "queueing it again (restart 1 of at most 20)" in log
     stops = place.events("time_limit", "stop")
     assert stops and all(stop["signals"] == [10] for stop in stops)
     assert json.loads((place.folder / "runs" / "time_limit" / "state.json").read_text()) == 500

@@ -78,7 +78,7 @@ def test_a_run_that_is_told_to_stop_goes_on_after_its_requeue_as_if_it_had_not(
     fields = ended(number, 600)
     log = place.log("curve", number)
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log
-    assert "queued again (restart 1 of at most 20)" in log and f"at update {stopped_at}" in log
+    assert "queueing it again (restart 1 of at most 20)" in log and f"at update {stopped_at}" in log
     states, steps = sent(place)
     assert states == ["FINISHED"] and steps == Counter(range(1, STEPS + 1))
 
