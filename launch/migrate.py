@@ -10,9 +10,7 @@ keys. Exit code 0: the recipe is written and valid; 2: it cannot be, one line sa
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +23,7 @@ if is_command(__name__):
 
 import yaml
 
+from anytext2.core.files import whole_file
 from distill.config.recipes import load_recipe
 from distill.config.schema import Recipe
 from distill.migration.convert import Migrated, migrate
@@ -67,20 +66,14 @@ def write(out: Path, old: OldSettings, made: Migrated) -> None:
     ordered = {name: made.recipe[name] for name in ORDER if name in made.recipe}
     text = "\n".join([head, yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110)])
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=".yaml")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+    with whole_file(out) as hidden:
+        hidden.write_text(text, encoding="utf-8")
         try:
-            load_recipe(Path(name))
+            load_recipe(hidden)
         except ValueError as error:
             raise ValueError(
-                f"the old values make no recipe: {str(error).replace(f'--config {name}: ', '')}"
+                f"the old values make no recipe: {str(error).replace(f'--config {hidden}: ', '')}"
             ) from error
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def report(old: OldSettings, made: Migrated) -> list[str]:

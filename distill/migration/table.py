@@ -63,7 +63,7 @@ KEYS: tuple[OldKey, ...] = (
     OldKey(
         *("target_modules_file", V1, "text", "student_model/target_modules_list.txt", ("lora.targets",)),
         "becomes `paper`: of the list's 517 names 228 exist in the model, and 24 attention layers of the middle blocks "
-        "were missing; `launch/inspect_modules.py --targets FILE` keeps the names that exist",
+        "were missing; `launch/inspect_modules.py --names FILE` keeps the names that exist",
     ),
     # data
     OldKey(

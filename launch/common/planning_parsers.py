@@ -18,3 +18,36 @@ def parse_migrate(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--table", action="store_true", help="print all old keys, with what became of each, and end")
     add("old", nargs=argparse.REMAINDER, metavar="OLD.yaml | COMMAND ...", help="options of this command come before")
     return parser.parse_args(argv)
+
+
+def parse_inspect(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/inspect_modules.py."""
+    parser = argparse.ArgumentParser(
+        description="Show the layers of a model by family, and what a LoRA adapts. Needs no weights.",
+        epilog="example: inspect_modules.py --targets decoder --out targets.txt, then train with lora.targets=targets.txt",
+    )
+    add = parser.add_argument
+    add("--model", default="sd15", metavar="NAME", help="model config: sd15, tiny or a YAML file; default %(default)s")
+    add("--rank", type=int, default=64, metavar="R", help="of the LoRA; default %(default)s")
+    add(
+        "--targets",
+        default="paper",
+        metavar="NAME",
+        help="as lora.targets: preset, pattern or file; default %(default)s",
+    )
+    add(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="module paths, as in target_modules_list.txt; those that exist are kept",
+    )
+    add(
+        "--adapter",
+        type=Path,
+        metavar="PATH",
+        help="an adapter's folder or file: its layers, and those without a place",
+    )
+    add("--weights", type=Path, metavar="FILE", help="a checkpoint: how its keys differ from the model's")
+    out = "list of layers that lora.targets takes; default %(default)s"
+    add("--out", type=Path, default=Path("runs/inspect/target_modules_list.txt"), metavar="FILE", help=out)
+    return parser.parse_args(argv)

@@ -76,3 +76,23 @@ def write_v2_4(folder: Path, *changes: tuple[str, str]) -> Path:
     path = folder / "v4.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def old_target_modules() -> str:
+    """The list that came with v1, which was derived without a model: 517 names, in a list of Python's."""
+    projections = [f"to_{letter}" for letter in ("k", "out.0", "q", "v")]
+
+    def attention(prefix: str, kinds: str) -> list[str]:
+        return [f"{prefix}.{kind}.{projection}" for kind in kinds.split() for projection in projections]
+
+    names = [f"control_model.zero_convs.{n}.0" for n in range(13)]
+    for network, kinds, parts in (
+        ("control_model", "attn1 attn2", ("input_blocks",)),
+        ("model.diffusion_model", "attn1 attn1x attn2 attn2x", ("input_blocks", "output_blocks")),
+    ):
+        names += attention(f"{network}.middle_block.0", kinds)
+        for part in parts:
+            for n in range(1, 13):
+                names += attention(f"{network}.{part}.{n}.1.transformer_blocks.0", kinds)
+    quoted = "".join(f'    "{name}",\n' for name in sorted(names))
+    return f"# target modules\n\ntarget_modules = [\n{quoted}]\n"

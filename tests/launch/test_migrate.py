@@ -19,6 +19,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_what_is_written_trains(tmp_path: Path) -> None:
     runs = TrainingFolder.create(tmp_path, 9)
