@@ -112,9 +112,7 @@ def _chosen(args: argparse.Namespace, model: AnyText2, layers: Sequence[Layer]) 
     names = sort_names(model, layers, given)
     print(f"{source}: {len(set(given))} names")
     print(f"  {len(names.present)} are layers of the model that may carry an adapter")
-    print(
-        f"  {len(names.elsewhere)} exist, but cannot be adapted or serve teacher and student alike{_first(names.elsewhere)}"
-    )
+    print(f"  {len(names.elsewhere)} exist, but learn nothing or take no adapter{_first(names.elsewhere)}")
     print(f"  {len(names.absent)} have no place in the model{_first(names.absent)}")
     if not names.present:
         raise ValueError(f"{source}: names no layer of the model that may carry an adapter")

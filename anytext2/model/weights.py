@@ -128,7 +128,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     _require_weights(path)
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
 

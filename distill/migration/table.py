@@ -76,7 +76,7 @@ KEYS: tuple[OldKey, ...] = (
     ),
     OldKey(
         *("use_real_dataset", V1, "flag", False, ("data.sources",)),
-        "v1 trained on random noise without it; a recipe trains on `data.sources`, and on drawn pictures if there are none",
+        "v1 trained on random noise without it; a recipe trains on `data.sources`, else on drawn pictures",
     ),
     OldKey("dataset_size", V1, "int", 100, ("data.synthetic.count",), "of drawn pictures"),
     OldKey("resolution", ALL, "int", 512, ("data.options.resolution", "data.synthetic.size"), "", "data"),

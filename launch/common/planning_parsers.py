@@ -24,7 +24,7 @@ def parse_inspect(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/inspect_modules.py."""
     parser = argparse.ArgumentParser(
         description="Show the layers of a model by family, and what a LoRA adapts. Needs no weights.",
-        epilog="example: inspect_modules.py --targets decoder --out targets.txt, then train with lora.targets=targets.txt",
+        epilog="example: inspect_modules.py --targets decoder --out mine.txt, then train with lora.targets=mine.txt",
     )
     add = parser.add_argument
     add("--model", default="sd15", metavar="NAME", help="model config: sd15, tiny or a YAML file; default %(default)s")
