@@ -51,3 +51,26 @@ def parse_inspect(argv: Sequence[str] | None) -> argparse.Namespace:
     out = "list of layers that lora.targets takes; default %(default)s"
     add("--out", type=Path, default=Path("runs/inspect/target_modules_list.txt"), metavar="FILE", help=out)
     return parser.parse_args(argv)
+
+
+def parse_plan(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/plan.py. What the card gives is None where it is not given."""
+    parser = argparse.ArgumentParser(
+        description="Say before a run how much memory and time it takes, and what fits. Needs no GPU, weights or data.",
+        epilog="example: plan.py launch/recipes/rtx4090x3.yaml --gpus 3 --card rtx4090 train.micro_batch=16",
+    )
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="a file of launch/recipes, or your own")
+    add("--gpus", type=int, default=3, metavar="N", help="in one machine; default %(default)s")
+    add("--card", default="", metavar="NAME", help="as rtx4090, which is the default")
+    add("--memory", type=float, metavar="GIB", help="of one GPU; default: the card's")
+    add(
+        "--tflops", type=float, metavar="T", help="fp16 matrix products of one GPU, 10^12 a second; default: the card's"
+    )
+    add(
+        "--utilisation", type=float, metavar="SHARE", help="of those that is reached; default 0.21, measured on an H200"
+    )
+    add("--samples-per-second", type=float, default=0.0, metavar="S", help="of all GPUs, where you have measured it")
+    add("--pictures", type=int, metavar="N", help="of the data set; default: counted where the files are small")
+    add("overrides", nargs="*", metavar="key=value", help="recipe values, as in train.micro_batch=16")
+    return parser.parse_intermixed_args(argv)
