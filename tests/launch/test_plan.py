@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from distill.config.schema import Recipe
+from distill.planning.plan import Machine, Plan, make_plan
 from launch import plan, train
 from tests.helpers.models.mini_model import write_mini
 
@@ -13,16 +16,16 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.heavy
-def test_a_plan_says_whether_it_fits(tmp_path: Path, capsys: Captured) -> None:
-    words = [
-        "demo.yaml",
-        *write_mini(tmp_path),
-        "data.options.resolution=64",
-        "--gpus",
-        "2",
-        "--samples-per-second",
-        "8",
-    ]
+def test_a_plan_says_whether_it_fits(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ["demo.yaml", *write_mini(tmp_path), "data.options.resolution=64"]
+    words = [*recipe, "--gpus", "2", "--samples-per-second", "8"]
+    made: list[Plan] = []
+
+    def make_once(recipe: Recipe, machine: Machine) -> Plan:
+        made[:] = made or [make_plan(recipe, machine)]
+        return replace(made[0], machine=machine)
+
+    monkeypatch.setattr(plan, "make_plan", make_once)
     assert plan.main([*words, "--card", "rtx3090"]) == 0
     said = capsys.readouterr().out
     assert "48 = 8 x 3 x 2 GPUs" in said and "  as measured: 8 samples/s" in said

@@ -78,7 +78,7 @@ def test_the_report_says_everything(plan: Plan) -> None:
     for words in ("| **peak** |", "TFLOP |", "samples/s", "micro x accumulation", "GiB on disk", "Memory of the host"):
         assert words in text
     assert "effective batch 48 = 8 x 2 x 3 GPUs" in text and text.splitlines()[-1].startswith("fits: about 1.")
-    assert plan.cache.latents * 0.75 == 6 * 3 * 16 * 16  # as launch/build_lmdb_cache.py estimates them
+    assert plan.cache.latents * 0.75 == 6 * 3 * 8 * 8  # as launch/build_lmdb_cache.py estimates them
     assert "Feature cache of 1,000,000 pictures (how many" in "\n".join(report(plan, None))
 
 
