@@ -46,6 +46,8 @@ def _head(plan: Plan) -> Iterator[str]:
         f"effective batch {batch.effective} = {batch.micro} x {batch.accumulation} x {batch.world} GPUs; "
         f"{plan.cost.trained:,} trained parameters of {where}"
     )
+    if recipe.train.compile != "none":
+        yield f"train.compile={recipe.train.compile} is left out: this is the plan of train.compile=none"
     yield ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,15 @@ def test_the_document_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert migrate.main(["--table"]) == 0
     assert capsys.readouterr().out.strip() == table()
     assert table() in (ROOT / "docs" / "MIGRATION.md").read_text(encoding="utf-8"), "paste what --table prints"
+
+
+def test_the_document_names_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "MIGRATION.md").read_text(encoding="utf-8").partition("## Other commands")[2]
+    named = re.findall(r"launch/(\w+)\.py([^`|]*)`((?:[,;] `--[\w-]+` is `--[\w-]+`)*)", text)
+    assert len(named) > 4
+    for command, words, renamed in named:
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"launch.{command}").main(["--help"])
+        said = capsys.readouterr().out
+        for option in [*re.findall(r"--[\w-]+", words), *re.findall(r"is `(--[\w-]+)`", renamed)]:
+            assert option in said, f"launch/{command}.py {option}"
