@@ -33,8 +33,8 @@ def verdict(plan: Plan) -> str:
     if plan.fits:
         return f"fits: {needs}"
     smaller = [f"model.activation_checkpointing={name}" for name, cost in plan.memory.items() if cost.peak <= has * GIB]
-    largest = max((division.micro for division in plan.divisions[setting]), default=0)
-    helps = [f"train.micro_batch={largest}"] if largest else []
+    fitting = [d.micro for d in plan.divisions[setting] if d.effective == plan.batch.effective]
+    helps = [f"train.micro_batch={max(fitting)}"] if fitting else []
     return f"does not fit: {needs}; " + (" or ".join(helps + smaller) or "nothing here helps: take a card with more")
 
 

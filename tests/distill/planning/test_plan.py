@@ -11,7 +11,7 @@ import pytest
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.planning import plan as plans
-from distill.planning.memory import GIB, RESERVE, divisions, gpu_memory, optimizer_bytes
+from distill.planning.memory import GIB, RESERVE, Division, divisions, gpu_memory, optimizer_bytes
 from distill.planning.micro_step import StepCost, UnplannableError
 from distill.planning.plan import Machine, Plan, count_pictures, make_plan, memory_warning
 from distill.planning.report import report, verdict
@@ -89,6 +89,8 @@ def test_what_does_not_fit_names_what_would(plan: Plan) -> None:
     tight = replace(plan, machine=replace(MACHINE, memory=between), divisions={name: [] for name in peaks})
     assert not tight.fits
     assert verdict(tight).endswith("model.activation_checkpointing=selective or model.activation_checkpointing=all")
+    wide = replace(tight, divisions={"none": [Division(4, 4, 48, GIB), Division(6, 3, 54, GIB)]})
+    assert "; train.micro_batch=4 or model.activation_checkpointing=selective or" in verdict(wide)
     none = replace(tight, machine=replace(MACHINE, memory=0.5))
     assert verdict(none).endswith("nothing here helps: take a card with more")
 
