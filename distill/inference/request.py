@@ -117,6 +117,44 @@ _RANGES = (
     ("seed", 0, 2**63 - 1),
 )
 
+PER_PROMPT = ("negative_prompt", "seed", "image", "mask")
+"""Settings that may be lists beside a list of prompts, with an entry for each."""
+
+
+def requests_of(prompt: str | Sequence[str], settings: Mapping[str, Any]) -> list[DrawingRequest]:
+    """The requests of a prompt or of a list of prompts, in order.
+
+    settings: fields of `DrawingRequest`, the same for all prompts. Those in PER_PROMPT may be lists with one entry for
+    each prompt. Seeds may also have one entry for each picture, those of a prompt together, as diffusers' generators;
+    each picture is then a request of its own.
+    Raises ValueError, with the prompt's number where there are several.
+    """
+    lists = {name: settings[name] for name in PER_PROMPT if isinstance(settings.get(name), list | tuple)}
+    if isinstance(prompt, str) or not isinstance(prompt, list | tuple):
+        if lists:
+            raise ValueError(f"{next(iter(lists))}: a list goes with a list of prompts, as in [prompt]")
+        return [DrawingRequest(prompt=prompt, **settings)]
+    if not prompt:
+        raise ValueError("prompt: an empty list")
+    prompts, shared = list(prompt), dict(settings)
+    count = settings.get("num_images_per_prompt", 1)
+    if count != 1 and isinstance(count, int) and len(lists.get("seed", ())) == len(prompts) * count:
+        shared["num_images_per_prompt"] = 1
+        others = {name: [entry for entry in entries for _ in range(count)] for name, entries in lists.items()}
+        prompts, lists = [one for one in prompts for _ in range(count)], {**others, "seed": lists["seed"]}
+    for name, entries in lists.items():
+        if len(entries) != len(prompts):
+            raise ValueError(f"{name}: {len(entries)} for {len(prompts)} prompts; give one for each, or one for all")
+    requests = []
+    for number, one in enumerate(prompts):
+        own = {name: entries[number] for name, entries in lists.items()}
+        try:
+            requests.append(DrawingRequest(prompt=one, **{**shared, **own}))
+        except ValueError as error:
+            raise ValueError(f"prompt {number + 1}: {error}") from error
+    return requests
+
+
 _JSON_NAMES: dict[str, str] = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
