@@ -27,7 +27,7 @@ def draw_prompts(args: argparse.Namespace, model: SamplingModel) -> int:
     defaults = request_defaults(args, model.has_student)
     translate = None if args.translate is None else make_translator(args.translate)
     pipeline = AnyText2Pipeline(model, translate=translate)
-    drawing = PromptDrawing(pipeline, args.out, make_judge(args.ocr, model))
+    drawing = PromptDrawing(pipeline, args.out, make_judge(args.ocr, model), circumstances=(args.ocr, args.translate))
     if args.prompts is None:
         request = DrawingRequest(prompt=args.prompt, **{**defaults, "fonts": tuple(map(parse_font, args.fonts))})
         args.out.mkdir(parents=True, exist_ok=True)
