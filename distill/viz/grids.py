@@ -20,9 +20,9 @@ from distill.viz.batch_pictures import image_grid
 class SampleImages:
     """One sample of the data set, or a prompt, and what was sampled for it; pictures are uint8 RGB [H, W, 3].
 
-    original: None of a prompt for a new picture. sampled: pictures by row key (`SamplingSpec.key`). texts: of the scored
-    lines. recognized: what an OCR engine read in these lines, by row key, and under 'originals' in the original; empty
-    without an engine.
+    original: None of a prompt for a new picture. sampled: pictures by row key (`SamplingSpec.key`). texts: of the
+    scored lines. recognized: what an OCR engine read in these lines, by row key, and under 'originals' in the original;
+    empty without an engine.
     """
 
     name: str

@@ -47,7 +47,7 @@ def _check_prompt_options(args: argparse.Namespace) -> None:
     for name in ("data", "benchmark", "reference", "undistilled_steps", "no_ocr", "clip_weights", "fid_reference"):
         if getattr(args, name):
             raise ValueError(
-                f"--{name.replace('_', '-')}: not for free prompts, of which the lines are read; leave it out"
+                f"--{name.replace('_', '-')}: free prompts are not measured with it; leave it out beside --prompts"
             )
 
 
