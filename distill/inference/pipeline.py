@@ -149,7 +149,7 @@ class AnyText2Pipeline:
                 raise ValueError("seed and generator: give one of them")
             several = isinstance(generator, torch.Generator) and is_list
             given = [generator] * len(prompt) if several else generator  # one generator goes on from prompt to prompt
-            settings["seed"] = _seed(given) if isinstance(given, torch.Generator) else [_seed(one) for one in given]
+            settings["seed"] = [_seed(one) for one in given] if isinstance(given, list | tuple) else _seed(given)
         requests = requests_of(prompt, settings)
         if not is_list:
             return self.draw(requests[0], callback_on_step_end)
@@ -237,7 +237,9 @@ class AnyText2Pipeline:
         return on_step
 
 
-def _seed(generator: torch.Generator) -> int:
+def _seed(generator: Any) -> int:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: expected a torch.Generator, got {generator!r}")
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 

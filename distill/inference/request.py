@@ -9,6 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class DrawingRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise ValueError(f"prompt: expected a text, got {self.prompt!r}")
+        for name in self.__dataclass_fields__:
+            kind = _annotation(name)
+            if not isinstance(getattr(self, name), _PYTHON_KINDS.get(kind, object)):
+                is_list = kind.startswith("Sequence")
+                expected = "a list with one entry for each line" if is_list else _KIND_NAMES[kind]
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         for name, least, most in _RANGES:
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -95,11 +102,14 @@ class DrawingRequest:
             raise ValueError("height, width: an edited picture keeps its size; leave them out")
         if self.order not in ORDERS:
             raise ValueError(f"order: {self.order!r}: one of {', '.join(ORDERS)}")
-        for name in ("boxes", "polygons", "fonts", "colors"):
-            if isinstance(getattr(self, name), str | bytes):
-                raise ValueError(f"{name}: expected a list with one entry for each line, got {getattr(self, name)!r}")
         for color in self.colors:
             parse_color(color)
+        for font in self.fonts:
+            if font is not None and not isinstance(font, str | Path | Imitation):
+                raise ValueError(f"fonts: {font!r} is no name of a font, font file or imitation")
+        for place in self.places:
+            if not isinstance(place, Place):
+                raise ValueError(f"places: {place!r} is no Place")
 
     def to_json(self) -> dict[str, Any]:
         """The settings that differ from the defaults, as `from_json` reads them. Pictures in memory have no name."""
@@ -227,11 +237,9 @@ def _font_from_json(font: Any, folder: Path) -> FontChoice:
         if not isinstance(font.get("image"), str) or font.keys() - {"image", "region"}:
             raise ValueError(f"fonts: {font!r}: an imitation has an image and, if it is a part of it, a region")
         return Imitation(folder / font["image"], font.get("region"))
-    found = parse_font(font) if isinstance(font, str) else font
+    found: FontChoice = parse_font(font) if isinstance(font, str) else font
     if isinstance(found, Imitation) and isinstance(found.image, str):
         return Imitation(folder / found.image, found.region)
-    if found is not None and not isinstance(found, str | Path | Imitation):
-        raise ValueError(f"fonts: {font!r} is no name of a font, font file or imitation")
     return found
 
 
@@ -247,6 +255,15 @@ _KINDS: dict[str, Any] = {
     "ImageSource | None": (str, type(None)),
     "Sequence[Any]": list,
     "Sequence[FontChoice]": list,
+}
+_PYTHON_KINDS: dict[str, Any] = {
+    "bool": bool,
+    "str": str,
+    "float": Real,
+    "float | None": (Real, type(None)),
+    "Sequence[Any]": (list, tuple, np.ndarray),
+    "Sequence[FontChoice]": (list, tuple),
+    "Sequence[Place]": (list, tuple),
 }
 _KIND_NAMES = {
     "bool": "true or false",

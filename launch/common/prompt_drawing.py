@@ -57,7 +57,7 @@ def make_judge(engine: str | None, model: SamplingModel) -> Judge | None:
     try:
         reader = make_ocr_engine(engine, model.recipe, model.roles.model.text_predictor, threads=1)
     except OcrNotInstalled as error:
-        raise ValueError(f"--ocr {engine}: {error}") from error
+        raise ValueError(f"--ocr {engine}: {str(error).removeprefix(f'--ocr {engine}: ')}") from error
 
     def judge(image: Image.Image, lines: Sequence[PlacedLine]) -> list[dict[str, Any]]:
         written = [line for line in lines if line.text.strip()]

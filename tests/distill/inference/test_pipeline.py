@@ -156,6 +156,7 @@ def test_steps_that_the_student_is_not_for_are_refused_unless_asked_for(pipe):
         ({"attnx_scale": float("nan")}, "attnx_scale=nan must be 0 to 2"),
         ({"guidance_scale": 0.5}, "guidance=0.5 must be at least 1"),
         ({"seed": 1, "generator": torch.Generator()}, "seed and generator: give one of them"),
+        ({"generator": 5}, "generator: expected a torch.Generator, got 5"),
         ({"generator": [torch.Generator()]}, r"seed: a list goes with a list of prompts, as in \[prompt\]"),
     ],
 )

@@ -86,6 +86,25 @@ def test_mistakes_are_said_in_one_line(item, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strength": "high"}, "strength: expected a number, got 'high'"),
+        ({"guidance_scale": "x"}, "guidance_scale: expected a number, got 'x'"),
+        ({"negative_prompt": 3}, "negative_prompt: expected a text, got 3"),
+        ({"revise": "yes"}, "revise: expected true or false, got 'yes'"),
+        ({"colors": "red"}, "colors: expected a list with one entry for each line, got 'red'"),
+        ({"boxes": 5}, "boxes: expected a list with one entry for each line, got 5"),
+        ({"fonts": [3]}, "fonts: 3 is no name of a font, font file or imitation"),
+        ({"places": [(1, 2, 3, 4)]}, r"places: \(1, 2, 3, 4\) is no Place"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 must be a whole number from 1 to 999"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_said_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        DrawingRequest(prompt="a", **settings)
+
+
 def test_settings_of_a_list_of_prompts():
     settings = {"negative_prompt": ["x", "y"], "seed": [1, 2, 3, 4], "num_images_per_prompt": 2, "colors": ["red"]}
     requests = requests_of(["a", "b"], settings)
