@@ -227,9 +227,12 @@ def save_png(image: Image.Image, path: Path, entry: Mapping[str, Any]) -> None:
     """Writes a PNG with settings and results in it, whole or not at all."""
     info = PngInfo()
     info.add_itxt(METADATA, json.dumps(entry, ensure_ascii=False))
-    with whole_file(path) as file:
-        image.save(file, pnginfo=info)
-        fsync(file)
+    try:
+        with whole_file(path) as file:
+            image.save(file, pnginfo=info)
+            fsync(file)
+    except OSError as error:  # Pillow's names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
