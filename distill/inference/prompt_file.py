@@ -174,7 +174,8 @@ class PromptDrawing:
                     self._say(f"{where} {prompt.name}: {error}")
             log.append(entry)
             left = (time.monotonic() - began) / number * (len(todo) - number)
-            self._say(f"{progress_bar(number, len(todo))} {prompt.name}, {duration(left)} left")
+            words = [prompt.name, *verdicts(entry), f"{duration(left)} left"]
+            self._say(f"{progress_bar(number, len(todo))} {', '.join(words)}")
         return failed
 
     def draw(self, prompt: Prompt) -> dict[str, Any]:
@@ -243,6 +244,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def verdicts(entry: Mapping[str, Any]) -> list[str]:
+    """What was read of a prompt, for each way of sampling, as in `student 2 of 3 right`."""
+    read: dict[str, list[bool]] = {}
+    for picture in entry.get("pictures", ()):
+        read.setdefault(picture["role"], []).extend(line["exact"] for line in picture.get("ocr", ()))
+    return [f"{role} {sum(lines)} of {len(lines)} right" for role, lines in read.items() if lines]
 
 
 def progress_bar(done: int, total: int, width: int = 20) -> str:

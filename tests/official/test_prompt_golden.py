@@ -13,25 +13,29 @@ from anytext2.model.anytext2 import AnyText2
 from tests.helpers.models.official_golden import assert_golden, golden_tensor, read_golden
 from tests.helpers.models.recorded_prompt import recorded_prompt
 
-TEXT_TOLERANCE = 1e-3
-"""Of what a glyph line enters: 26 pixels of its contours differ, as FreeType draws them since 2.13.3."""
+DRAWN_TOLERANCE = 2e-2
+"""Of the text context with our glyph lines: 26 pixels of their contours differ, as FreeType draws them since 2.13.3."""
 
 
 @pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm layout")
 @torch.inference_mode()
 def test_the_conditions_of_a_prompt_are_those_of_the_reference(official_model: AnyText2) -> None:
-    """The font hint is the recorded one, which the reference cut at random from the picture."""
-    hint = golden_tensor(read_golden("b_batch"), "font_hint_u8")[0].permute(2, 0, 1) // 255
-    batch = collate([replace(recorded_prompt().sample, font_hint=hint)]).normalized()
-    masked = official_model.masked_latents(batch)
+    """With the recorded font hint, which the reference cut at random from the picture."""
+    batch, golden = read_golden("b_batch"), read_golden("b_cond")
+
+    def bits(name: str) -> torch.Tensor:
+        return golden_tensor(batch, f"{name}_u8")[0].permute(2, 0, 1) // 255
+
+    drawn = replace(recorded_prompt().sample, font_hint=bits("font_hint"))
+    inputs = collate([drawn]).normalized()
+    masked = official_model.masked_latents(inputs)
     assert_golden(masked, read_golden("b_latents"), "masked_x")
-    conditions = official_model.encode_conditions(batch, masked)
-    golden = read_golden("b_cond")
+    conditions = official_model.encode_conditions(inputs, masked)
     assert_golden(conditions.image_context, golden, "img_cond")
-    assert_golden(conditions.text_context, golden, "text_cond", TEXT_TOLERANCE)
-    pages = read_golden("c_hint_in")
-    assert torch.equal(conditions.glyph.float(), golden_tensor(pages, "glyph_mask").float())
-    control = read_golden("c_control")
-    maps = official_model.control_maps(conditions)
-    for number, map_ in enumerate(maps):
-        assert_golden(map_, control, f"control_{number:02d}", TEXT_TOLERANCE)
+    assert_golden(conditions.text_context, golden, "text_cond", DRAWN_TOLERANCE)
+
+    lines = torch.cat([bits(f"gly_line_{n}") for n in (0, 1)])
+    conditions = official_model.encode_conditions(collate([replace(drawn, glyph_line=lines)]).normalized(), masked)
+    assert_golden(conditions.text_context, golden, "text_cond")
+    for number, control in enumerate(official_model.control_maps(conditions)):
+        assert_golden(control, read_golden("c_control"), f"control_{number:02d}")

@@ -101,7 +101,7 @@ def test_results_and_settings_are_written_down(pipeline, prompts, tmp_path):
     judge = lambda image, lines: [{"text": lines[0].text, "read": "x", "exact": False}]  # noqa: E731
     failed, said = draw_all(pipeline, prompts, tmp_path / "out", judge)
     assert failed == 0 and said[0] == "prompt000001: a note"
-    assert said[1].startswith("[######..............] 1/3 prompt000001, ")
+    assert said[1].startswith("[######..............] 1/3 prompt000001, student 0 of 1 right, ")
     entries = results(tmp_path / "out")
     assert [entry["name"] for entry in entries] == [prompt.name for prompt in prompts]
     files = [picture["file"] for entry in entries for picture in entry["pictures"]]
