@@ -161,7 +161,7 @@ class PromptDrawing:
         if len(todo) < len(prompts):
             self._say(f"{len(prompts) - len(todo)} of {len(prompts)} prompts are drawn already")
         if outdated := sum(log.is_outdated(prompt.name, digests[prompt.name]) for prompt in todo):
-            self._say(f"{outdated} were drawn with other settings, weights or files: they are drawn again")
+            self._say(f"drawn again, because settings, weights or files have changed: {outdated}")
         failed, began = 0, time.monotonic()
         for number, prompt in enumerate(todo, 1):
             entry = self._recovered(prompt)

@@ -146,7 +146,7 @@ def test_a_prompt_that_changed_or_lost_its_picture_is_drawn_again(pipeline, prom
     assert pipeline.drawn == ["a", "b", "c", "A", "b"]
     assert said[:2] == [
         "1 of 3 prompts are drawn already",
-        "1 were drawn with other settings, weights or files: they are drawn again",
+        "drawn again, because settings, weights or files have changed: 1",
     ]
     assert [entry["settings"]["prompt"] for entry in results(tmp_path / "out")] == ["a", "b", "c", "A", "b"]
     monkeypatch.setattr(prompt_file, "model_identity", lambda model: "model 2")
