@@ -131,7 +131,7 @@ PER_PROMPT = ("negative_prompt", "seed", "image", "mask")
 """Settings that may be lists beside a list of prompts, with an entry for each."""
 
 
-def requests_of(prompt: str | Sequence[str], settings: Mapping[str, Any]) -> list[DrawingRequest]:
+def requests_of(prompt: str | list[str] | tuple[str, ...], settings: Mapping[str, Any]) -> list[DrawingRequest]:
     """The requests of a prompt or of a list of prompts, in order.
 
     settings: fields of `DrawingRequest`, the same for all prompts. Those in PER_PROMPT may be lists with one entry for
@@ -140,7 +140,7 @@ def requests_of(prompt: str | Sequence[str], settings: Mapping[str, Any]) -> lis
     Raises ValueError, with the prompt's number where there are several.
     """
     lists = {name: settings[name] for name in PER_PROMPT if isinstance(settings.get(name), list | tuple)}
-    if isinstance(prompt, str) or not isinstance(prompt, list | tuple):
+    if not isinstance(prompt, list | tuple):
         if lists:
             raise ValueError(f"{next(iter(lists))}: a list goes with a list of prompts, as in [prompt]")
         return [DrawingRequest(prompt=prompt, **settings)]

@@ -87,8 +87,7 @@ def _say_of(prompt: Prompt, say: Callable[[str], None]) -> Callable[[str], None]
 
 
 def _specs_of(request: DrawingRequest, specs: Sequence[SamplingSpec]) -> list[SamplingSpec]:
-    scales = {"strength": request.strength, "attnx_scale": request.attnx_scale}
-    return [replace(spec, **scales) for spec in specs]
+    return [replace(spec, strength=request.strength, attnx_scale=request.attnx_scale) for spec in specs]
 
 
 class _Accumulator:
