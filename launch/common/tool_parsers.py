@@ -53,6 +53,28 @@ def parse_export(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def parse_make_teacher(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/make_teacher.py."""
+    parser = argparse.ArgumentParser(description="Make an untrained AnyText2 of a Stable Diffusion 1.5.")
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="SD15", help="its .safetensors or .ckpt file")
+    add(
+        "--ocr",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the recogniser: ppv3_rec.pth, or an AnyText2 checkpoint",
+    )
+    add("--out", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors file")
+    add("--vae", type=Path, metavar="FILE", help="take the VAE from it")
+    add("--text-encoder", type=Path, metavar="FILE", help="take the text encoder from it (CLIP ViT-L/14)")
+    add("--ema", action="store_true", help="take the UNet's averaged weights (model_ema.*)")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of the new layers")
+    add("--config", default="sd15", help="model config: a name or a YAML file; default: %(default)s")
+    return parser.parse_args(argv)
+
+
 def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/sync_tracking.py."""
     parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=SYNC_EPILOG)
