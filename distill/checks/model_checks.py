@@ -76,8 +76,12 @@ def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_
 def _silent_projections(model: AnyText2) -> list[nn.Parameter]:
     """The projections of glyphs and colours, if all are zero as in a new teacher (launch/make_teacher.py)."""
     embedding = model.embedding_manager
-    weights = [projection[0].get_parameter("weight") for projection in (embedding.proj, embedding.color_proj)]
-    return [] if any(bool(weight.any()) for weight in weights) else weights
+    layers = [projection[0] for projection in (embedding.proj, embedding.color_proj)]
+    weights = [layer.get_parameter("weight") for layer in layers]
+    if any(bool(weight.any()) for weight in weights):
+        return []
+    # The biases too: the norm behind them makes a grey and its double the same.
+    return [*weights, *(layer.get_parameter("bias") for layer in layers)]
 
 
 def _hints(batch: Batch, conditions: Conditions) -> Iterator[Finding]:

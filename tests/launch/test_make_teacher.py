@@ -13,7 +13,7 @@ from distill.checkpoint.formats import MODEL_WEIGHTS
 from launch import make_teacher
 from tests.helpers.models.stable_diffusion import recognizer_like, stable_diffusion_like
 from tests.helpers.processes.ranks import all_output, returned, run_ranks
-from tests.helpers.processes.training_runs import TrainingFolder, train_command
+from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, train_command
 
 
 def sources(folder: Path, weights: Path) -> list[str]:
@@ -31,7 +31,7 @@ def test_the_new_teacher_trains_with_the_official_freezing(tmp_path: Path, capsy
     out = tmp_path / "models" / "scratch.ckpt"
     assert make_teacher.main([*sources(tmp_path, tmp_path / "mini.safetensors"), "--out", str(out)]) == 0
     assert "tensors copied" in capsys.readouterr().out
-    change = [f"model.weights={out}", "objective={name: denoise}", "train.max_steps=1", "data.part=all"]
+    change = [*SMALL_BATCH, f"model.weights={out}", "objective={name: denoise}", "train.max_steps=1", "data.part=all"]
     results = run_ranks(1, train_command, runs.argv("teacher", *change, "checkpoint.save_steps=1"))
     returned(results)
     assert "its conditions and gradients are sound" in results[0].stdout, all_output(results)
