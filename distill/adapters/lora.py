@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -13,14 +12,12 @@ from torch import nn
 
 from anytext2.core.rng import seed_for
 from anytext2.model.anytext2 import AnyText2
+from distill.adapter_files.lora_weights import KINDS
 from distill.adapters.frozen_conv import forget_inputs
 from distill.adapters.fused_linear import fuse_linear_layers
 from distill.adapters.roles import STUDENT
 from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
-
-KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-"""The switches in PEFT's LoraConfig for each lora.kind."""
 
 
 @dataclass

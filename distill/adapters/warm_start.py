@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.adapters.lora import KINDS, AdapterConfig, require_fit
+from distill.adapter_files.lora_weights import KINDS
+from distill.adapters.lora import AdapterConfig, require_fit
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, portable_name, read_tensors
 from distill.checkpoint.store import read_json
 
