@@ -75,6 +75,20 @@ def parse_make_teacher(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def parse_merge_adapters(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/merge_adapters.py."""
+    parser = argparse.ArgumentParser(description="Combine LoRAs into one.")
+    add = parser.add_argument
+    add("adapters", nargs="+", metavar="ADAPTER:SCALE", help="runs, checkpoints, PEFT folders or LoRA files; scale 1")
+    add("--method", default="cat", metavar="NAME", help="cat, svd, ties, dare_ties, magnitude_prune, linear or zip")
+    add("--rank", type=int, metavar="R", help="of what svd makes; default: the largest of the adapters'")
+    add("--density", type=float, default=0.5, help="share that ties, dare_ties, magnitude_prune keep; %(default)s")
+    add("--seed", type=int, default=0, help="of what dare_ties drops")
+    add("--config", type=Path, metavar="YAML", help="recipe of the model; default: the first adapter's")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder, in PEFT's format")
+    return parser.parse_args(argv)
+
+
 def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/sync_tracking.py."""
     parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=SYNC_EPILOG)
