@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel, set_peft_model_state_dict
 from torch import nn
 
@@ -54,17 +56,30 @@ class AddedAdapters:
         parts = tuple(ScaledLora(read_lora(adapter_place(path), model), scale) for path, scale in added)
         return cls(ScaledLora(read_lora(student, model)).weights, parts)
 
-    def weights(self, scales: Sequence[float] | None = None) -> LoraWeights:
-        """One LoRA whose delta is the exact sum. scales: of the added ones, instead of their own."""
-        scales = [part.scale for part in self.added] if scales is None else scales
-        if len(scales) != len(self.added):
-            raise ValueError(f"{len(scales)} scales for {len(self.added)} added adapters: name one for each")
-        parts = [ScaledLora(part.weights, scale) for part, scale in zip(self.added, scales, strict=True)]
-        return combine([ScaledLora(self.student), *parts]).weights
+    def weights(self) -> LoraWeights:
+        """One LoRA whose delta is the exact sum."""
+        return combine([ScaledLora(self.student), *self.added]).weights
 
-    def set_scales(self, wrapped: PeftModel, scales: Sequence[float]) -> None:
-        """Puts other scales into a model that has `weights`."""
-        named = {PEFT_PREFIX + name: tensor for name, tensor in self.weights(scales).tensors.items()}
+    def identity(self) -> str:
+        """A text that changes with the added files and their scales."""
+        parts = []
+        for part in self.added:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(part.weights.tensors.items()):
+                digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            parts.append(f"+{digest.hexdigest()[:16]}:{part.scale:g}")
+        return " ".join(parts)
+
+    def with_scales(self, scales: Sequence[float]) -> AddedAdapters:
+        """The same adapters with other scales. Raises ValueError unless there is one for each."""
+        if len(scales) != len(self.added):
+            raise ValueError(f"{len(scales)} scales for {len(self.added)} added adapters: give one for each")
+        parts = (ScaledLora(part.weights, scale) for part, scale in zip(self.added, scales, strict=True))
+        return replace(self, added=tuple(parts))
+
+    def set_on(self, wrapped: PeftModel) -> None:
+        """Puts these weights into a model that has those of the same adapters at other scales."""
+        named = {PEFT_PREFIX + name: tensor for name, tensor in self.weights().tensors.items()}
         set_peft_model_state_dict(wrapped, named, adapter_name=STUDENT)
 
     def report(self) -> list[str]:

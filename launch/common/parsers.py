@@ -12,7 +12,7 @@ import yaml
 from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
-from launch.common.cli import int_list
+from launch.common.cli import float_list, int_list
 from launch.common.prompt_options import add_prompt_options
 
 EMBEDDED_RECIPE = resource("launch/recipes/demo.yaml")
@@ -44,6 +44,8 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampler", metavar="NAME", help="of the student; default: its objective's own")
     add("--teacher", action="store_true", help="sample the teacher beside the student")
     add("--teacher-steps", type=int, metavar="N", help="default: 50 for samples, 20 for prompts")
+    add("--add", action="append", default=[], metavar="LORA:SCALE", help="a LoRA beside the student's, as a style")
+    add("--add-scales", type=float_list, metavar="S,S", help="draw --prompt once for each scale of --add: scales.png")
     add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
     add_prompt_options(parser)
     return parser.parse_intermixed_args(argv)
