@@ -56,6 +56,11 @@ def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def official_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under official names; given are official or our names."""
+    return dict(pair for name, tensor in tensors.items() for pair in _official(name, tensor))
+
+
 def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     """Official names and tensors for one of our tensors: three for the q, k, v of the text tower, else one."""
     if not name.startswith(OUR_TOWER):
@@ -152,7 +157,7 @@ def load_weights(model: AnyText2, path: Path) -> None:
     source = read_state_dict(path)
     source.pop(IGNORED_KEY, None)
     target = official_state_dict(model)
-    _require_fit(path, source, target)
+    require_fit(path, source, target)
     _require_schedule(path, source, model.cfg)
     _copy(source, target)
 
@@ -169,7 +174,7 @@ def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     for path in map(Path, paths):
         source = read_state_dict(path)
         source.pop(IGNORED_KEY, None)
-        _require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
+        require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
         sources.append(source)
     for source in sources:
         _copy(source, target)
@@ -234,7 +239,7 @@ def init_from_sd15(
         if found is not None:
             source[name] = found
     required = {name: tensor for name, tensor in target.items() if name in source or _needs_source(name)}
-    _require_fit(Path("Stable Diffusion 1.5 + recogniser"), source, required)
+    require_fit(Path("Stable Diffusion 1.5 + recogniser"), source, required)
     _copy(source, target)
     kept = tuple(name for name in target if name not in source and "." in name)
     return InitReport(copied=tuple(source), kept=kept)
@@ -268,7 +273,7 @@ def _needs_source(name: str) -> bool:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Raises ValueError, with counts and first names, unless both have the same names and shapes."""
     missing = [name for name in target if name not in source]
     unexpected = [name for name in source if name not in target]
@@ -292,7 +297,7 @@ def _other_model(names: Iterable[str]) -> str:
 
 
 _OTHER_MODELS = (
-    (".lora_", "these are weights of a LoRA: its folder is what --checkpoint and lora.weights take"),
+    (".lora_", "these are weights of a LoRA: --checkpoint and lora.weights take it"),
     ("down_blocks.", "these are diffusers' names: one file with the official names is needed"),
 )
 
