@@ -17,7 +17,8 @@ if is_command(__name__):
 import torch
 
 from anytext2.model.config import load_model_config
-from anytext2.model.stable_diffusion import new_teacher, read_recognizer, read_stable_diffusion, write_teacher
+from anytext2.model.stable_diffusion import new_teacher, read_recognizer, read_stable_diffusion
+from distill.export.tensor_files import TensorSpec, write_tensor_file
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -36,7 +37,8 @@ def make_teacher(args: argparse.Namespace) -> None:
     source = read_stable_diffusion(args.checkpoint, args.vae, args.text_encoder, args.ema)
     recognizer = read_recognizer(args.ocr)
     teacher = new_teacher(config, source, recognizer, DTYPES[args.dtype], args.seed, str(args.checkpoint))
-    write_teacher(teacher, args.out)
+    specs = [TensorSpec(name, tuple(like.shape), like.dtype) for name, like in teacher.like.items()]
+    write_tensor_file(args.out, specs, teacher)
     size = args.out.stat().st_size / 1e6
     print(f"{args.out}: {size:.1f} MB in {args.dtype}; {len(teacher.copied)} tensors copied, {len(teacher.new)} new")
     print(f"train it: --config launch/recipes/teacher_sd15.yaml model.weights={args.out}")

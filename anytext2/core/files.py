@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,62 +33,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         None if metadata is None else dict(metadata),
     )
     path.chmod(mode)
-
-
-class MakeTensor(Protocol):
-    """Makes the tensor of a name; what it returns is written before the next one is made."""
-
-    def __call__(self, name: str) -> Tensor: ...
-
-
-_DTYPE_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def stream_safetensors(
-    path: Path, layout: Mapping[str, Tensor], make: MakeTensor, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes a safetensors file one tensor at a time, so that no more than one is in memory.
-
-    layout: a tensor of the dtype and shape of each name, such as one on the device `meta`. metadata: of the file.
-    Raises ValueError for a dtype that safetensors does not have.
-    """
-    names = sorted(layout, key=lambda name: (-layout[name].element_size(), name))  # readers want aligned tensors
-    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    end = 0
-    for name in names:
-        like = layout[name]
-        if like.dtype not in _DTYPE_CODES:
-            raise ValueError(f"{name}: dtype {like.dtype} cannot be written")
-        start, end = end, end + like.numel() * like.element_size()
-        header[name] = {"dtype": _DTYPE_CODES[like.dtype], "shape": list(like.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            tensor = make(name).detach().to("cpu")
-            assert tensor.dtype == layout[name].dtype and tensor.shape == layout[name].shape, name
-            file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
-
-
-def require_room(path: Path, size: int) -> None:
-    """Raises ValueError unless the disk of `path` has `size` bytes left."""
-    place = path.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise ValueError(f"{path}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; name another place")
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anytext2.core.files import require_room, stream_safetensors, whole_file
 from anytext2.core.rng import seed_for
 from anytext2.model.anytext2 import build_model, schedule_tables
 from anytext2.model.config import AnyText2Config
@@ -160,11 +159,6 @@ class NewTeacher:
         generator = torch.Generator().manual_seed(seed_for(self.seed, 0, 0, f"new/{name}"))
         return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(inputs)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.like.values())
-
 
 def new_teacher(
     config: AnyText2Config,
@@ -195,20 +189,6 @@ def new_teacher(
     new = tuple(key for key in target if key not in copied and "." in key)
     like = {key: torch.empty_like(t, dtype=dtype_in_file(key, t.dtype, dtype)) for key, t in target.items()}
     return NewTeacher(config, like, copied, new, seed)
-
-
-def write_teacher(teacher: NewTeacher, path: Path) -> None:
-    """Writes the checkpoint: to a `.safetensors` file tensor by tensor, else as {"state_dict": ...} of torch.
-
-    Raises ValueError where the disk has no room for it. The file is written whole or not at all.
-    """
-    require_room(path, teacher.size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        if path.suffix == ".safetensors":
-            stream_safetensors(file, teacher.like, teacher)
-        else:  # torch writes all at once; a copy, because it would store tensors that share their memory as one
-            torch.save({"state_dict": {name: teacher(name).clone() for name in teacher.like}}, file)
 
 
 def _source_name(name: str) -> str:

@@ -55,6 +55,11 @@ def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def official_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under official names; given are official or our names."""
+    return dict(pair for name, tensor in tensors.items() for pair in _official(name, tensor))
+
+
 def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     """Official names and tensors for one of our tensors: three for the q, k, v of the text tower, else one."""
     if not name.startswith(OUR_TOWER):
@@ -233,7 +238,7 @@ def _other_model(names: Iterable[str]) -> str:
 
 
 _OTHER_MODELS = (
-    (".lora_", "these are weights of a LoRA: its folder is what --checkpoint and lora.weights take"),
+    (".lora_", "these are weights of a LoRA: --checkpoint and lora.weights take it"),
     ("down_blocks.", "these are diffusers' names: one file with the official names is needed"),
 )
 

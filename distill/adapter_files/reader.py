@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from anytext2.model.weights import read_state_dict, tensor_names
 from distill.adapter_files.lora_weights import KINDS, LENGTHS, A, B, LoraWeights
+from distill.adapter_files.metadata import read_metadata
 from distill.adapter_files.names import KOHYA_UNET, adaptable_layers, layer_aliases
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 from distill.checkpoint.store import read_json
@@ -89,14 +89,6 @@ def read_lora(path: Path, model: nn.Module) -> LoraWeights:
     alphas = _alphas(file, name, found, ranks, config, metadata)
     named = {f"{m}.{part}": t for m, layer in found.items() for part, t in layer.parts.items() if part != "alpha"}
     return LoraWeights(path, name, kind, named, ranks, alphas, left_out, metadata)
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """The texts in a safetensors file's header; of other files, none."""
-    if file.suffix != ".safetensors":
-        return {}
-    with safe_open(file, "pt") as content:
-        return dict(content.metadata() or {})
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any] | None]:

@@ -161,7 +161,11 @@ def _data_parser(what: str) -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model is sampled, and where: `load_sampling_model` takes them."""
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint-N, run folder, PEFT adapter, or a file of launch/export.py",
     )
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")

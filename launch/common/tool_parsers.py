@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext2.synthetic.options import SyntheticConfig
+from distill.export import FORMATS
 
 SYNC_EPILOG = """\
 Exit code 0: everything is in MLflow; 1: something is not, because MLflow does not answer or refuses a record; 2: MLflow
@@ -87,6 +88,19 @@ def parse_merge_adapters(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, metavar="YAML", help="recipe of the model; default: the first adapter's")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, in PEFT's format")
     return parser.parse_args(argv)
+
+
+def parse_export_student(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/export.py."""
+    parser = argparse.ArgumentParser(description="Write a student for other programs.")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint), RUN/best, checkpoint-N, or a LoRA")
+    add("--format", choices=FORMATS, required=True)
+    add("--out", type=Path, metavar="PATH", help="a file, of peft a folder; default: runs/export/NAME/NAME-FORMAT")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 for merged weights, else fp32")
+    add("--config", type=Path, metavar="YAML", help="recipe; default: the one beside the checkpoint, or in the file")
+    add("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
+    return parser.parse_intermixed_args(argv)
 
 
 def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
