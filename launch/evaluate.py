@@ -46,10 +46,12 @@ from distill.inference.loading import (
     read_samples,
 )
 from distill.inference.model import make_schedule
+from distill.inference.variants.quantized import QuantizedRoles
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
 from launch.common.data_options import recipe_line
 from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config
+from launch.common.quantized_options import with_quantized
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -198,6 +200,7 @@ def _write_results(
             "device": model.device.type,
             "precision": model.precision,
             "merged": isinstance(model.roles, MergedRoles),
+            "quantized": isinstance(model.roles, QuantizedRoles),
             "threads": torch.get_num_threads(),
         },
         **results,
@@ -234,6 +237,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler, args.merge
     )
+    model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     (evaluate_benchmark if args.protocol == PROTOCOL else evaluate_held_out)(args, model, networks)
 

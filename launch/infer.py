@@ -22,13 +22,14 @@ from PIL import Image
 from anytext2.core.batch import Sample, collate
 from anytext2.core.files import whole_file
 from distill.diffusion.sampling import SamplingPreparation, SamplingSpec
-from distill.inference.added.loading import add_adapters
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.variants.added import add_adapters
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
 from launch.common.added_drawing import draw_scales, requested_adapters
 from launch.common.data_options import recipe_line
 from launch.common.prompt_drawing import draw_prompts
+from launch.common.quantized_options import with_quantized
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -64,6 +65,7 @@ def infer(args: argparse.Namespace) -> int:
     if added:
         model = add_adapters(model, added, args.merge, args.teacher)
         print(*model.added.report(), sep="\n", flush=True)
+    model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     if scales:
         draw_scales(args, model, scales)

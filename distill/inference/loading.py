@@ -52,7 +52,7 @@ class SamplingModel:
 
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
     run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
-    overrides were laid over. added: what lies beside the student's own adapter, see distill/inference/added.
+    overrides were laid over. added: what lies beside the student's own adapter.
     """
 
     recipe: Recipe

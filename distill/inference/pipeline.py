@@ -19,12 +19,12 @@ from anytext2.glyphs.render import REFERENCE_RESOLUTION
 from anytext2.synthetic.options import SyntheticConfig
 from distill.config.schema import Recipe
 from distill.diffusion.sampling import OnStep, SampledBatch, SamplingPreparation, SamplingSpec, sample_batch
-from distill.inference.added.loading import add_adapters, with_scales
 from distill.inference.loading import PRECISIONS, SamplingModel, load_sampling_model, move_model, resolve_device
 from distill.inference.model import make_schedule
 from distill.inference.preparation import DrawingLimits, PreparedDrawing, RequestPreparation
 from distill.inference.request import DrawingRequest
 from distill.inference.result import DrawingResult, DrawnRow
+from distill.inference.variants.added import add_adapters, with_scales
 from distill.viz.grids import to_uint8
 
 PIXELS_AT_ONCE = 4 * 512 * 512

@@ -103,6 +103,23 @@ def parse_export_student(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+def parse_quantize(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/quantize.py."""
+    parser = argparse.ArgumentParser(description="Write a student with 8-bit weights.")
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="RUN", help="run folder, checkpoint-N or PEFT adapter")
+    add("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file; a report .json is written beside")
+    add("--keep", type=float, default=0.03, metavar="SHARE", help="of the weights that stay in 16 bits; %(default)s")
+    add("--data", type=Path, action="append", default=[], metavar="JSON", help="measure on it; default: the run's data")
+    add("--samples", type=int, default=4, metavar="N", help="pictures to measure on; default: %(default)s")
+    add("--steps", type=int, metavar="N", help="of the student; default: its own")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--config", type=Path, metavar="YAML", help="recipe; default: the one beside the checkpoint")
+    add("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
+    return parser.parse_intermixed_args(argv)
+
+
 def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/sync_tracking.py."""
     parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=SYNC_EPILOG)

@@ -18,9 +18,9 @@ from distill.adapter_files.names import adaptable_layers, diffusers_path, kohya_
 from distill.adapter_files.reader import read_lora
 from distill.adapters.added import named_scale
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
-from distill.inference.added.loading import with_scales
 from distill.inference.model import make_model
 from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.variants.added import with_scales
 from launch import infer, merge_adapters
 from tests.helpers.models.parity import normal
 from tests.helpers.stored_run import write_run
