@@ -87,7 +87,7 @@ def _of_kohya(student: Student, note: dict[str, Any]) -> dict[str, str]:
     weights, recipe = student.weights, student.recipe
     if "merged" in note[FORMAT]:
         return {}
-    if student.source.is_file():  # the training is not known, but perhaps to the file
+    if student.run_dir is None:  # the training is not known, but perhaps to the file
         return {name: value for name, value in weights.metadata.items() if name.startswith("ss_")}
     alphas = {weights.scale(module) * weights.ranks[module] for module in weights.modules}
     found: dict[str, Any] = {
