@@ -80,7 +80,7 @@ def read_student(path: Path, config: Path | None, overrides: Sequence[str]) -> S
         if file.format != "lora":
             raise ValueError(f"{path}: is merged; name what it was merged from, a run folder or a LoRA")
         return _read(path, file.recipe(config, overrides), file.note)
-    folder = path if is_lora(path) and not (path / MANIFEST).is_file() else find_checkpoint(path)
+    folder = path if path.is_dir() and is_lora(path) and not (path / MANIFEST).is_file() else find_checkpoint(path)
     if not is_lora(folder):
         raise ValueError(f"{folder}: holds no LoRA; launch/export_weights.py joins trained base weights")
     recipe_file = config or recipe_of(folder)
