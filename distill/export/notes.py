@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def note_of(student: Student, format_: str, base: BaseWeights | None, left_out: 
         RECIPE: recipe_to_values(student.recipe),
         "objective": student.recipe.objective["name"],
         "sampler": spec.sampler,
+        "sampler_options": asdict(spec.options),
         "steps": student.steps,
         "times": student.times(),
         "guidance": 1.0,
