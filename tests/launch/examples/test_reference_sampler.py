@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,9 @@ class Reference:
     alphas_cumprod = SCHEDULE.alphas_cumprod.float()
     device = torch.device("cpu")
     is_uncond = True
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(())
 
     def apply_model(self, x: Tensor, t: Tensor, conditions: Any) -> Tensor:
         assert conditions == "conditions" and not self.is_uncond
