@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def note_of(student: Student, format_: str, base: BaseWeights | None, left_out: 
         RECIPE: recipe_to_values(student.recipe),
         "objective": student.recipe.objective["name"],
         "sampler": spec.sampler,
+        "sampler_options": asdict(spec.options),
         "steps": student.steps,
         "times": student.times(),
         "guidance": 1.0,
@@ -87,7 +89,7 @@ def _of_kohya(student: Student, note: dict[str, Any]) -> dict[str, str]:
     weights, recipe = student.weights, student.recipe
     if "merged" in note[FORMAT]:
         return {}
-    if student.source.is_file():  # the training is not known, but perhaps to the file
+    if student.run_dir is None:  # the training is not known, but perhaps to the file
         return {name: value for name, value in weights.metadata.items() if name.startswith("ss_")}
     alphas = {weights.scale(module) * weights.ranks[module] for module in weights.modules}
     found: dict[str, Any] = {

@@ -14,12 +14,12 @@ from distill.adapter_files.lora_weights import LoraWeights
 from distill.adapter_files.reader import is_lora, read_lora
 from distill.checkpoint.formats import TRAINER_STATE, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, recipe_of
-from distill.checkpoint.store import BEST, LATEST, MANIFEST, find_checkpoint
+from distill.checkpoint.store import MANIFEST, find_checkpoint
 from distill.config.recipes import load_recipe
 from distill.config.schema import Recipe
 from distill.diffusion.samplers import TEACHER_SAMPLER, leading_timesteps, sampling_timesteps
 from distill.diffusion.schedule import solver_grid
-from distill.inference.exported.files import ExportedFile
+from distill.inference.exported.files import ExportedFile, is_exported
 from distill.inference.model import make_schedule
 
 SUMMARY, GRID = "summary.json", "grid.png"
@@ -75,12 +75,12 @@ def read_student(path: Path, config: Path | None, overrides: Sequence[str]) -> S
     config, overrides: the recipe, where there is none beside the adapter. A checkpoint's adapter is the average of the
     weights where the training kept one. Raises ValueError in one line.
     """
-    if path.is_file() and path.name not in (BEST, LATEST):
+    if is_exported(path):
         file = ExportedFile.open(path)
         if file.format != "lora":
             raise ValueError(f"{path}: is merged; name what it was merged from, a run folder or a LoRA")
         return _read(path, file.recipe(config, overrides), file.note)
-    folder = path if is_lora(path) and not (path / MANIFEST).is_file() else find_checkpoint(path)
+    folder = path if path.is_dir() and is_lora(path) and not (path / MANIFEST).is_file() else find_checkpoint(path)
     if not is_lora(folder):
         raise ValueError(f"{folder}: holds no LoRA; launch/export_weights.py joins trained base weights")
     recipe_file = config or recipe_of(folder)

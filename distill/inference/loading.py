@@ -30,14 +30,14 @@ from distill.adapters.merging import MergedRoles
 from distill.adapters.roles import AdapterRoles, SamplingRoles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, recipe_of
-from distill.checkpoint.store import BEST, LATEST, MANIFEST, find_checkpoint
+from distill.checkpoint.store import MANIFEST, find_checkpoint
 from distill.config.differences import require_same_student
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.judgement import judge_records
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions
-from distill.inference.exported.files import ExportedFile
+from distill.inference.exported.files import ExportedFile, is_exported
 from distill.inference.model import make_model
 from distill.runtime.device_settings import apply_device_settings
 
@@ -126,7 +126,7 @@ def load_sampling_model(
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
-    if checkpoint is not None and checkpoint.is_file() and checkpoint.name not in (BEST, LATEST):
+    if checkpoint is not None and is_exported(checkpoint):
         file = ExportedFile.open(checkpoint)
         recipe = file.recipe(config, overrides)
         for steps in student_steps:

@@ -15,6 +15,8 @@ from distill.adapter_files.reader import is_lora, read_lora
 from distill.adapters.lora import attach_student
 from distill.adapters.merging import MergedRoles, StudentRoles
 from distill.adapters.roles import AdapterRoles, SamplingRoles
+from distill.checkpoint.formats import ADAPTER_WEIGHTS
+from distill.checkpoint.store import BEST, LATEST, MANIFEST
 from distill.config.differences import require_same_student
 from distill.config.embedded import recipe_from_values
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
@@ -25,9 +27,17 @@ MERGED, MERGED_PARTS = "merged", "merged-parts"
 """Formats of whole weights, and of the weights that the LoRA changes."""
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a path that is to be sampled is a file, or a PEFT folder of launch/export.py."""
+    if path.is_file():
+        return path.name not in (BEST, LATEST)
+    weights = path / ADAPTER_WEIGHTS
+    return weights.is_file() and not (path / MANIFEST).is_file() and read_note(weights) is not None
+
+
 @dataclass(frozen=True)
 class ExportedFile:
-    """A single file with a student. note: what it says about itself; None for a LoRA of another program."""
+    """A file with a student, or a PEFT folder. note: what it says about itself; None for a LoRA of another program."""
 
     path: Path
     note: Mapping[str, Any] | None
@@ -36,7 +46,7 @@ class ExportedFile:
     @classmethod
     def open(cls, path: Path) -> ExportedFile:
         """Reads names and metadata only. Raises ValueError for a file of weights that no student is told of."""
-        lora, note = is_lora(path), read_note(path)
+        lora, note = is_lora(path), read_note(path / ADAPTER_WEIGHTS if path.is_dir() else path)
         if not lora and (note is None or note[FORMAT] not in (MERGED, MERGED_PARTS)):
             raise ValueError(
                 f"{path}: has no metadata of a student, so nothing tells its sampler and times; draw weights of a "
