@@ -1,4 +1,4 @@
-"""launch/merge_adapters.py and launch/infer.py --add: a style in kohya's format beside a student of the tiny model."""
+"""launch/merge_adapters.py and launch/infer.py --add: a style in kohya's format beside a student."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from distill.inference.model import make_model
 from distill.inference.pipeline import AnyText2Pipeline
 from distill.inference.variants.added import with_scales
 from launch import infer, merge_adapters
+from tests.helpers.models.mini_model import write_mini
 from tests.helpers.models.parity import normal
 from tests.helpers.stored_run import write_run
 
@@ -32,10 +33,11 @@ PROMPT = ["--prompt", 'a red wall "GO"', "--box", "4,16,60,48", "--steps", "1"]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """run/: a student, a LoRA of random weights; style.safetensors: two UNet layers; one more with text."""
     folder = tmp_path_factory.mktemp("combining")
-    recipe = load_recipe(DEFAULT_RECIPE, ["data.options.resolution=64", f"run_root={folder}", "name=run"])
+    changes = ["data.options.resolution=64", f"run_root={folder}", "name=run"]
+    recipe = load_recipe(DEFAULT_RECIPE, [*write_mini(folder), *changes])
     torch.manual_seed(0)
     write_run(folder / "run", recipe, make_model(recipe.model, recipe.seed))
-    model = build_model(load_model_config("tiny"), "meta")
+    model = build_model(load_model_config(folder / "mini.yaml"), "meta")
     style: dict[str, torch.Tensor] = {}
     for path in STYLED:
         weight = adaptable_layers(model)[path].get_parameter("weight")
@@ -66,7 +68,7 @@ def test_the_combined_adapter_is_the_sum_and_draws_as_the_student(
     assert merge_adapters.main([str(place / "run"), f"{style}:0.7", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "kohya, 2 layers, scale 0.7; 1 layers of the text encoder left out" in printed and "by cat" in printed
-    model = build_model(load_model_config("tiny"), "meta")
+    model = build_model(load_model_config(place / "mini.yaml"), "meta")
     both, own, more = (read_lora(path, model) for path in (out, place / "run" / "checkpoint-3", style))
     for path, layer in adaptable_layers(model).items():
         shape = layer.get_parameter("weight").shape
@@ -125,7 +127,8 @@ def test_an_added_adapter_can_be_merged_and_needs_a_student(place: Path, capsys:
         with_scales(merged.model, [1.0])
     with pytest.raises(ValueError, match="2 scales for 1 added adapters"):
         beside.set_scales(1.0, 2.0)
-    assert infer.main([*PROMPT, "--add", str(style)]) == 2
+    mini = [f"model.config={place / 'mini.yaml'}", f"model.weights={place / 'mini.safetensors'}"]
+    assert infer.main([*PROMPT, "--add", str(style), *mini]) == 2
     assert "needs a student's adapter beside it; name one with --checkpoint" in capsys.readouterr().err
 
 
