@@ -42,7 +42,8 @@ def quantize_activations(model: AnyText2) -> int:
     for path, layer in layers.items():
         with torch.device("meta"):
             plain = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], bias=layer.bias is not None)
-        plain.weight, plain.bias = nn.Parameter(layer.dequantized(), requires_grad=False), layer.bias
+        plain.weight = nn.Parameter(layer.dequantized(), requires_grad=False)
+        plain.register_parameter("bias", layer.bias)
         quantize_(plain, Int8DynamicActivationInt8WeightConfig())
         replace_layer(model, path, plain if layer.first is None else _FirstToken(plain, layer.first))
     return len(layers)

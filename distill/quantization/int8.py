@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,7 @@ class Int8Layer(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     first: Tensor | None
+    bias: nn.Parameter | None
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, first: Tensor | None = None) -> None:
         super().__init__()
@@ -52,8 +54,8 @@ class Int8Layer(nn.Module):
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scales.to(dtype))
         self.register_buffer("first", None if first is None else first.to(dtype))
-        self.bias = layer.bias
-        self.convolution = None
+        self.register_parameter("bias", layer.bias)
+        self.convolution: tuple[Any, ...] | None = None
         if isinstance(layer, nn.Conv2d):
             assert layer.padding_mode == "zeros"
             self.convolution = (layer.stride, layer.padding, layer.dilation, layer.groups)
