@@ -29,8 +29,8 @@ class AdapterConfig:
 
     kind: `lora`, W + alpha / rank B A (Hu et al. 2021); `rslora`, alpha / sqrt(rank) instead (Kalajdzievski 2023);
     `dora`, with a trained magnitude for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern,
-    see distill/adapters/targets.py. weights: empty for random ones from the seed, or a folder with a PEFT adapter to
-    start from.
+    see distill/adapters/targets.py. weights: empty for random ones from the seed, or a PEFT folder or a
+    LoRA file to start from.
     """
 
     kind: str = "lora"

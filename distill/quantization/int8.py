@@ -38,8 +38,8 @@ class Int8Layer(nn.Module):
     """A linear layer or a convolution with 8-bit weights.
 
     first: output of the layer [E] for the first token of a context in 16 bits, which replaces what it computes in each
-    chunk of 77 rows. That token's values are far larger than the others', so that rounding errors of the weights are,
-    too (MixDQ, Zhao et al. 2024); and it is the same in every caption, because the text encoder is causal.
+    chunk of 77 rows. With CLIP's weights that token's values are far larger than the others', so that rounding errors
+    of the weights are, too (MixDQ, Zhao et al. 2024). It is the same in every caption: the text encoder is causal.
     """
 
     weight: Tensor

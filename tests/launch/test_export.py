@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from distill.inference.model import make_model
 from distill.inference.pipeline import AnyText2Pipeline
 from distill.inference.preparation import DrawingLimits
 from launch import export
+from tests.helpers.paths import ROOT
 from tests.helpers.stored_run import write_run
 
 PROMPT = 'a red wall that reads "GO"'
@@ -79,6 +81,21 @@ def test_formats_card_and_pictures(run: Path, tmp_path: Path, capsys: pytest.Cap
         "kohya.safetensors",
         "pictures.jpg",
     ]
+
+
+@pytest.mark.heavy
+def test_the_document_s_snippet_for_peft_runs_as_it_stands(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert called(run, "--format", "peft", "--out", Path("runs") / "export" / "demo" / "demo-peft") == 0
+    text = (ROOT / "docs" / "EXPORT.md").read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "PeftModel" in block]
+    made: dict[str, Any] = {}
+    exec(snippet, made)
+    stored = load_file(tmp_path / "runs/export/demo/demo-peft" / ADAPTER_WEIGHTS)
+    attached = {n.replace(".default", ""): p for n, p in made["student"].named_parameters() if ".lora_" in n}
+    assert attached.keys() == stored.keys() and all(torch.equal(attached[n].detach(), stored[n]) for n in stored)
 
 
 def test_someone_else_s_readme_stays(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
