@@ -64,7 +64,7 @@ def infer(args: argparse.Namespace) -> int:
     )
     if added:
         model = add_adapters(model, added, args.merge, args.teacher)
-        print(*model.added.report(), sep="\n", flush=True)
+        print(*(model.added.report() if model.added else ()), sep="\n", flush=True)
     model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     if scales:

@@ -103,7 +103,8 @@ def combine(parts: Sequence[ScaledLora], method: Method | None = None) -> Combin
         if method.name in _OF_FACTORS:
             factors[module] = _OF_FACTORS[method.name](own, module)
         else:
-            *factors[module], kept[module] = _by_svd(own, module, method, rank)  # type: ignore[misc]
+            a_RD, b_ER, kept[module] = _by_svd(own, module, method, rank)
+            factors[module] = a_RD, b_ER
     return Combination(_as_lora(parts, modules, factors), kept)
 
 
@@ -136,8 +137,8 @@ def _zipped(parts: Sequence[ScaledLora], module: str) -> _Factors:
     if len(parts) == 1:
         return _concatenated(parts, module)
     scaled = [part.factors(module) for part in parts]
-    deltas = [scale * (b_ER @ a_RD) for a_RD, b_ER, scale in scaled]
-    coefficients = column_coefficients(*deltas)
+    first, second = (scale * (b_ER @ a_RD) for a_RD, b_ER, scale in scaled)
+    coefficients = column_coefficients(first, second)
     a = [scale * a_RD * m_D for (a_RD, _, scale), m_D in zip(scaled, coefficients, strict=True)]
     return torch.cat(a), torch.cat([b_ER for _, b_ER, _ in scaled], dim=1)
 

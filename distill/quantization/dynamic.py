@@ -43,7 +43,7 @@ def quantize_activations(model: AnyText2) -> int:
         with torch.device("meta"):
             plain = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], bias=layer.bias is not None)
         plain.weight = nn.Parameter(layer.dequantized(), requires_grad=False)
-        plain.register_parameter("bias", layer.bias)
+        plain._parameters["bias"] = layer._parameters["bias"]
         quantize_(plain, Int8DynamicActivationInt8WeightConfig())
         replace_layer(model, path, plain if layer.first is None else _FirstToken(plain, layer.first))
     return len(layers)

@@ -45,7 +45,7 @@ class Int8Layer(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     first: Tensor | None
-    bias: nn.Parameter | None
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, first: Tensor | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Int8Layer(nn.Module):
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scales.to(dtype))
         self.register_buffer("first", None if first is None else first.to(dtype))
-        self.register_parameter("bias", layer.bias)
+        self._parameters["bias"] = layer._parameters["bias"]
         self.convolution: tuple[Any, ...] | None = None
         if isinstance(layer, nn.Conv2d):
             assert layer.padding_mode == "zeros"
