@@ -33,7 +33,7 @@ def quantize_activations(model: AnyText2) -> int:
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
-        raise ValueError("--int8-activations: torchao is missing: pip install 'anytext2-distill[quant]'") from error
+        raise ValueError("--quantize-activations: torchao is missing: pip install 'anytext2-distill[quant]'") from error
     layers = {
         path: layer
         for path, layer in model.named_modules()

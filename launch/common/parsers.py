@@ -177,7 +177,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
     parser.add_argument("--quantized", type=Path, metavar="FILE", help="8-bit weights, of launch/quantize.py")
-    parser.add_argument("--int8-activations", action="store_true", help="with --quantized: needs torchao")
+    parser.add_argument("--quantize-activations", action="store_true", help="with --quantized: needs torchao")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")

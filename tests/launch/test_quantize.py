@@ -66,7 +66,7 @@ def test_a_quantised_student_draws_nearly_the_same(
     for argv, said in (
         (["--checkpoint", str(place / "other"), "--quantized", str(file)], "was made of another student"),
         (["--checkpoint", str(place / "run"), "--quantized", str(file), "--merge"], "leave out --merge"),
-        (["--checkpoint", str(place / "run"), "--int8-activations"], "name their file with --quantized"),
+        (["--checkpoint", str(place / "run"), "--quantize-activations"], "name their file with --quantized"),
         (["--quantized", str(file)], "belongs to a student"),
     ):
         assert infer.main([*argv, "--out", str(tmp_path / "d")]) == 2

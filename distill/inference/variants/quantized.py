@@ -47,10 +47,10 @@ def student_hash(model: SamplingModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def quantized_student(model: SamplingModel, path: Path, int8_activations: bool = False) -> SamplingModel:
+def quantized_student(model: SamplingModel, path: Path, activations_too: bool = False) -> SamplingModel:
     """The same model with the student's UNet and WriteNet from a file of launch/quantize.py.
 
-    model: with a student. int8_activations: linear layers multiply integers, which needs torchao.
+    model: with a student. activations_too: linear layers multiply integers, which needs torchao.
     Raises ValueError in one line where the file is not of this student.
     """
     if not model.has_student:
@@ -63,7 +63,7 @@ def quantized_student(model: SamplingModel, path: Path, int8_activations: bool =
         student = own_structure(teacher)
     assert isinstance(student, AnyText2)
     load_quantized(student, path)
-    if int8_activations:
+    if activations_too:
         quantize_activations(student)
     roles = QuantizedRoles(student, model.roles)
     return move_model(replace(model, roles=roles), model.device)
