@@ -16,7 +16,7 @@ _NOT_FILES = ("embedded", "filled", "scratch")
 
 def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
     """What a reader needs to sample the student. Names of weights files are left out: they are another machine's."""
-    content = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(recipe)))
+    content: Any = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(recipe)))
     kept = OmegaConf.create({})
     for key in _KEPT:
         OmegaConf.update(kept, key, OmegaConf.select(content, key))

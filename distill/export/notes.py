@@ -30,7 +30,7 @@ _ARCHITECTURES |= {"merged": "anytext2", "merged-parts": "anytext2"}
 
 def note_of(student: Student, format_: str, base: BaseWeights | None, left_out: dict[str, int]) -> dict[str, Any]:
     """What a reader needs to draw with the file and to know where it is from, as JSON values."""
-    weights, spec = student.weights, student.recipe.student
+    weights, spec, row = student.weights, student.recipe.student, student.headline()
     return {
         "version": 1,
         FORMAT: format_,
@@ -48,7 +48,7 @@ def note_of(student: Student, format_: str, base: BaseWeights | None, left_out: 
         "lora": {"kind": weights.kind, "layers": count_families(weights.modules)},
         "left_out": left_out,
         BASE: None if base is None else describe_base(student, base),
-        "evaluation": student.headline() and {k: student.headline()[k] for k in _HEADLINE if k in student.headline()},
+        "evaluation": None if row is None else {key: row[key] for key in _HEADLINE if key in row},
     }
 
 

@@ -167,7 +167,7 @@ def _global(module: str, name: str) -> bytes:
 
 def _bytes(spec: TensorSpec, tensor: Tensor) -> memoryview:
     assert (tuple(tensor.shape), tensor.dtype) == (tuple(spec.shape), spec.dtype), (spec, tensor.shape, tensor.dtype)
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 _WRITERS: dict[str, Callable[[BinaryIO, Sequence[TensorSpec], Produce, dict[str, str]], None]] = {
