@@ -107,6 +107,7 @@ def parse_build_cache(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="FILE", help="the store (with buckets one for each size)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
     add("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
+    add("--shard", metavar="K/N", help="only part K of N, as features-KofN.lmdb: each machine builds another part")
     add("--latents", action="store_true", help="also the latents of the recipe's model")
     add("--captions", action="store_true", help="also the contexts of image captions, of that model")
     add("--device", default="auto", help="for latents and captions: auto, cpu, cuda, cuda:1, ...")
