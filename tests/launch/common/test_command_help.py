@@ -3,77 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import re
-import runpy
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launch.common.command_help import command_parser, has_default
+from tests.helpers.command_lines import SCRIPTS, Command, load_command
 from tests.helpers.paths import ROOT
-
-SCRIPTS = dict(
-    re.findall(
-        r'^(anytext2-[\w-]+) = "anytext2_distill\.([\w.]+):main"$',
-        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-)
-"""Name of each console script, and its module."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A console script's parser, and the name of the method that it parses with."""
-
-    script: Path
-    parser: argparse.ArgumentParser
-    method: str
-
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        parsed: argparse.Namespace = getattr(self.parser, self.method)(words)
-        return parsed
-
-
-class ParserReached(Exception):
-    """Raised in place of parsing."""
-
-
-def load_command(script: Path, patch: pytest.MonkeyPatch) -> Command:
-    """Runs the script up to its command line, which comes before the heavy imports."""
-    found: list[Command] = []
-
-    def reach(method: str) -> Any:
-        def parse(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> None:
-            found.append(Command(script, parser, method))
-            raise ParserReached
-
-        return parse
-
-    with patch.context() as patched:
-        for method in ("parse_args", "parse_intermixed_args"):
-            patched.setattr(argparse.ArgumentParser, method, reach(method))
-        patched.setattr(sys, "argv", [str(script)])
-        with contextlib.suppress(ParserReached):
-            runpy.run_path(str(script), run_name="__main__")
-    assert found, f"{script} does not parse its command line first"
-    return found[0]
 
 
 @pytest.fixture(params=sorted(SCRIPTS))
-def command(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield load_command(ROOT / f"{SCRIPTS[request.param].replace('.', '/')}.py", monkeypatch)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def command(request: pytest.FixtureRequest) -> Command:
+    return load_command(SCRIPTS[request.param])
 
 
 def test_every_console_script_is_looked_at() -> None:
