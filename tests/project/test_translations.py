@@ -41,8 +41,15 @@ def sections(text: str) -> list[Section]:
         number += len(own)
         rows = [len(re.findall(r"(?<!\\)\|", line)) for line in part.splitlines() if line.startswith("|")]
         items = len(re.findall(r"^ *(?:[-*]|\d+\.) ", part, re.MULTILINE))
-        found.append(Section(level, own, rows, Counter(re.findall(r"`[^`\n]+`", part)), items))
+        found.append(Section(level, own, rows, code_in_lines(part), items))
     return found
+
+
+def code_in_lines(text: str) -> Counter[str]:
+    """Code within the lines; a translated document counts as the English one."""
+    english = {translation: original for original, translation in PAIRS.items()}
+    found = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text))
+    return Counter(english.get(code, code) for code in found)
 
 
 def links(text: str) -> list[str]:
