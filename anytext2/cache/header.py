@@ -82,7 +82,7 @@ class CacheHeader:
             if name in ("latents", "captions") and requested is None:
                 continue  # a store with latents can be used without them
             if isinstance(stored, Mapping):
-                files = sorted(file for file in {*stored, *requested} if stored.get(file) != requested.get(file))
+                files = _files_that_differ(stored, requested, by_name=name == "fonts")
                 if files:
                     verb = "is" if len(files) == 1 else "are"
                     differences.append(f"{name}: {', '.join(files)} {verb} not the same")
@@ -91,6 +91,14 @@ class CacheHeader:
             elif stored != requested:
                 differences.append(f"{name}: the store has {stored}, the run wants {requested}")
         return differences
+
+
+def _files_that_differ(stored: Mapping[str, str], requested: Mapping[str, str], by_name: bool) -> list[str]:
+    """Names of the files that only one of both has. by_name: a file that was renamed is another one."""
+    if by_name:
+        return sorted(file for file in {*stored, *requested} if stored.get(file) != requested.get(file))
+    shared = {*stored.values()} & {*requested.values()}
+    return sorted({file for files in (stored, requested) for file, hash_ in files.items() if hash_ not in shared})
 
 
 def size_name(size: Size) -> str:

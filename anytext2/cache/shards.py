@@ -107,7 +107,9 @@ def open_folder(folder: Path, wanted: CacheHeader) -> JoinedCaches:
         for (sources, count), parts in groups.items():
             if hash_ in sources:
                 lacking = ", ".join(str(Shard(n, count)) for n in range(1, count + 1) if n not in parts)
-                raise CacheMismatchError(f"{folder}: of {name}, these parts are not there: {lacking}; build them")
+                raise CacheMismatchError(
+                    f"{folder}: of {name}, these parts are not there: {lacking}; build them with --shard"
+                )
         raise CacheMismatchError(f"{folder}: no store of {name} in {wanted.resolution} px; build one into this folder")
     ordered = [[parts[n] for n in range(1, count + 1)] for (_, count), parts in complete.items()]
     return JoinedCaches(wanted.size, ordered)

@@ -72,9 +72,10 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     try:
         cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
     except ValueError as error:
-        raise ValueError(
-            f"{error}. This builds the one for this run: {build_cache_command(recipe, sources)}"
-        ) from error
+        what = (
+            "one store for all files of this run" if Path(str(recipe.data.cache)).is_dir() else "the one for this run"
+        )
+        raise ValueError(f"{error}. This builds {what}: {build_cache_command(recipe, sources)}") from error
     latents, captions = (cache is not None and kind == "cache" for kind in (recipe.data.latents, recipe.data.captions))
     return AnyWordDataset(records, options, recipe.seed, fonts, cache, latents, captions)
 

@@ -115,6 +115,10 @@ def test_files_of_one_name_are_told_apart_by_their_folders(same_names: list[Path
     header = header_for(CONFIG, FONTS, same_names)
     assert list(header.sources) == ["laion/data_v1.2b.json", "wukong_1of5/data_v1.2b.json"]
     assert len(set(header.sources.values())) == 2
+    moved = replace(header, sources=dict(zip(["a.json", "b.json"], header.sources.values(), strict=True)))
+    assert header.differences(moved) == [], "files are known by their content"
+    only = header_for(CONFIG, FONTS, same_names[:1])
+    assert header.differences(only) == ["sources: wukong_1of5/data_v1.2b.json is not the same"]
     assert distinct_names([Path("a/x.json"), Path("a/y.json")]) == ["x.json", "y.json"]
     assert distinct_names([Path("a/x.json"), Path("a/x.json")]) == ["x.json", "x.json"]
     assert distinct_names([]) == []
