@@ -16,10 +16,8 @@ from distill.objectives import OBJECTIVES
 from tests.helpers.command_lines import SCRIPTS, Command, load_command
 from tests.helpers.paths import ROOT
 
-DOCUMENTS = (
-    *("docs/TROUBLESHOOTING.md", "docs/ANYWORD.md", "docs/DATA.md", "docs/DRAWING.md", "README.md"),
-    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "zh").glob("*.md"))),
-)
+DOCUMENTS = ("docs/TROUBLESHOOTING.md", "docs/ANYWORD.md", "docs/DATA.md", "docs/DRAWING.md", "README.md")
+"""The Chinese ones have the same code: tests/project/test_translations.py."""
 FOREIGN_OPTIONS = {"--num_gpus", "--help", "--launcher", "--array", "--signal"}
 """Of deepspeed, argparse and SLURM."""
 SECTIONS = "|".join(name for name in Recipe.__dataclass_fields__ if name not in ("name", "run_root", "seed"))
