@@ -28,5 +28,5 @@ def has_default(action: argparse.Action) -> bool:
 
 def command_parser(description: str, example: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help ends with the example, a command line as a user types it, and with `epilog` after it."""
-    ending = f"example: {example}" + (f"\n\n{epilog}" if epilog else "")
+    ending = "\n\n".join(part for part in (example and f"example: {example}", epilog) if part)
     return argparse.ArgumentParser(description=description, epilog=ending, formatter_class=HelpWithDefaults)

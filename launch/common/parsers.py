@@ -164,7 +164,7 @@ def _plain(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def _parser(what: str, prefix: str, example: str) -> argparse.ArgumentParser:
+def _parser(what: str, prefix: str, example: str = "") -> argparse.ArgumentParser:
     return command_parser(what, example, options_table(prefix))
 
 

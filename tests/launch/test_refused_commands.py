@@ -78,7 +78,7 @@ OTHERS = {
     "infer --checkpoint RUN --data DATA --out RUN/recipe.yaml": "recipe.yaml",
     "infer --checkpoint RUN --data none.json": "none.json: annotation file does not exist",
     "infer --checkpoint RUN --prompts none.jsonl": "none.jsonl: No such file",
-    "infer --checkpoint RUN --prompt \"GO\" --font none": "font none: neither a file nor one of",
+    'infer --checkpoint RUN --prompt "GO" --font none': "font none: neither a file nor one of",
     "evaluate --checkpoint RUN --prompts none.jsonl": "--prompts none.jsonl: no such file",
     "evaluate --checkpoint RUN --no-ocr --data DATA --student-steps 99": "99",
     "evaluate --checkpoint RUN --no-ocr --first 9 --count 2 data.sources=[]": "--first 9",
