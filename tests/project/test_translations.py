@@ -13,9 +13,13 @@ from tests.helpers.paths import ROOT
 
 PAIRS = {
     "README.md": "README.zh-CN.md",
-    **{f"docs/{path.name}": f"docs/zh/{path.name}" for path in sorted((ROOT / "docs" / "zh").glob("*.md"))},
+    **{
+        f"docs/{path.name}": f"docs/zh/{path.name}"
+        for path in sorted((ROOT / "docs" / "zh").glob("*.md"))
+        if (ROOT / "docs" / path.name).exists()
+    },
 }
-TRANSLATED = {"README.md", "docs/DATA.md", "docs/TROUBLESHOOTING.md"}
+TRANSLATED = {"README.md", "docs/DATA.md", "docs/TROUBLESHOOTING.md", "docs/FEATURES.md"}
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
