@@ -25,6 +25,7 @@ from yaml import YAMLError
 from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
 from launch.common.cli import require_at_least, run_command
+from launch.common.command_help import command_parser
 from launch.experiments.quality_page import require_marks, write_page
 from launch.experiments.quality_results import Quality, curve_points, quality_rows, read_quality
 
@@ -85,8 +86,13 @@ class RunResult:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and measure every variant of a plan.")
-    parser.add_argument("--plan", type=Path, default=Path("launch/experiments/quality.yaml"), metavar="YAML")
+    parser = command_parser(
+        "Train and measure every variant of a plan.",
+        "python launch/experiments/quality_sweep.py --only causes --jobs 1",
+    )
+    parser.add_argument(
+        "--plan", type=Path, default=Path("launch/experiments/quality.yaml"), metavar="YAML", help="what is compared"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), metavar="DIR", help="runs and measurements")
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR", help="of quality.json, QUALITY.md")
     parser.add_argument("--only", metavar="SET,SET", help="these sets of the plan; default: all")
