@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,21 +51,13 @@ class Callbacks:
 
     # --- prompt and rows ---
 
-    def rows_of_prompt(self, prompt: str) -> list[Any]:
-        """The rows' texts after the prompt was typed in. While a quote is open they stay as they are."""
-        try:
-            texts = texts_of(prompt)
-        except ValueError:
-            return [gr.skip()] * MOST_LINES
-        return [*texts[:MOST_LINES], *[""] * (MOST_LINES - len(texts))]
-
     def prompt_of_row(self, number: int) -> Any:
         return lambda prompt, text: with_text(prompt, number, text)
 
     # --- before drawing ---
 
     def check(self, language: str, *values: Any) -> list[Any]:
-        """Messages, canvases and visible rows for the form as it is: what would happen, said before it does."""
+        """Messages, canvases, rows and texts for the form as it is: what would happen, said before it does."""
         form = dict(zip(NAMES, values, strict=True))
         return self._checked(language, form, self.drawing.check(form))
 
@@ -76,6 +69,7 @@ class Callbacks:
             *self._scenes(language, form, checked),
             *self._row_updates(form),
             gr.update(visible=any(form[f"font{n}"] == IMITATE for n in range(MOST_LINES))),
+            json.dumps(_texts(form)),
         ]
 
     def _message_htmls(
@@ -92,10 +86,7 @@ class Callbacks:
     def _scenes(self, language: str, form: Mapping[str, Any], checked: Checked) -> list[Any]:
         """Updates of the three canvases; the one of the other tab stays as it is."""
         updates, uploads = [], self.drawing.uploads
-        try:
-            texts = texts_of(form["prompt"])
-        except ValueError:
-            texts = []
+        texts = _texts(form) or []
         for name, kind in _CANVASES.items():
             if name == ("canvas_new" if form["mode"] == EDIT else "canvas_edit"):
                 updates.append(gr.skip())
@@ -118,11 +109,10 @@ class Callbacks:
 
     def _row_updates(self, form: Mapping[str, Any]) -> list[Any]:
         """One row more than there are texts."""
-        try:
-            count = len(texts_of(form["prompt"]))
-        except ValueError:
+        texts = _texts(form)
+        if texts is None:
             return [gr.skip()] * MOST_LINES
-        return [gr.update(visible=n <= count) for n in range(MOST_LINES)]
+        return [gr.update(visible=n <= len(texts)) for n in range(MOST_LINES)]
 
     def take_upload(self, field: str, value: str) -> str:
         """The canvas after a picture or mask was sent. What is wrong with it is kept in the canvas's value."""
@@ -214,16 +204,24 @@ class Callbacks:
 
     @property
     def filled_count(self) -> int:
-        return len(NAMES) + MOST_LINES + 3
+        return len(NAMES) + 3
 
     def _filled(self, given: Mapping[str, Any]) -> list[Any]:
-        """All fields, the rows' texts, the open tab and the visible canvas. What a form lacks is as in a new one."""
+        """All fields, the open tab and the visible canvas. What a form lacks is as in a new one."""
         form = self.default | {name: value for name, value in given.items() if name in NAMES}
-        return [*(form[name] for name in NAMES), *self.rows_of_prompt(form["prompt"]), *self.switch_tab(form["mode"])[1:]]
+        return [*(form[name] for name in NAMES), *self.switch_tab(form["mode"])[1:]]
 
     def switch_tab(self, mode: str) -> list[Any]:
         """Mode, open tab, visible canvas of a new picture, visible canvas of a photograph."""
         return [mode, gr.update(selected=mode), gr.update(visible=mode == GENERATE), gr.update(visible=mode == EDIT)]
+
+
+def _texts(form: Mapping[str, Any]) -> list[str] | None:
+    """The texts of the form's prompt; None while a quote is open."""
+    try:
+        return texts_of(form["prompt"])
+    except ValueError:
+        return None
 
 
 def _upload_fault(field: str, value: Any) -> Message | None:

@@ -22,7 +22,10 @@ FIRST_LANGUAGE = "en"  # until the browser's is known
 
 @dataclass
 class Page:
-    """The parts of the page that the callbacks use. fields: by the names of `form.NAMES`; messages: by field."""
+    """The parts of the page that the callbacks use. fields: by the names of `form.NAMES`; messages: by field.
+
+    shown: name of the result that is shown. parsed: the texts of the prompt, as JSON.
+    """
 
     localized: Localized
     language: Any = None
@@ -40,6 +43,7 @@ class Page:
     history: Any = None
     reuse: Any = None
     shown: Any = None
+    parsed: Any = None
 
     @property
     def form(self) -> list[Any]:
@@ -55,7 +59,7 @@ def build_layout(facts: ModelFacts, fonts: list[str], reads: bool, history: Any)
     """Makes the components inside of an open `gr.Blocks`. fonts: names to choose from. history: results there are."""
     page = Page(Localized(FIRST_LANGUAGE))
     with gr.Row(elem_id="top"):
-        page.header = gr.HTML(header_html(facts, FIRST_LANGUAGE, reads), elem_id="header")
+        page.header = gr.HTML(header_html(facts, FIRST_LANGUAGE, reads), elem_id="header", apply_default_css=False)
         page.language = gr.Radio(
             [(name, key) for key, name in LANGUAGE_NAMES.items()],
             value=FIRST_LANGUAGE,
@@ -79,7 +83,7 @@ def build_layout(facts: ModelFacts, fonts: list[str], reads: bool, history: Any)
 
 
 def _message(page: Page, name: str) -> None:
-    page.messages[name] = gr.HTML("", elem_id=f"message-{name}", elem_classes=["message"])
+    page.messages[name] = gr.HTML("", elem_id=f"message-{name}", elem_classes=["message"], apply_default_css=False)
 
 
 def _add_tabs(page: Page) -> None:
@@ -100,7 +104,7 @@ def _add_tabs(page: Page) -> None:
 
 
 def _word(value: str) -> Any:
-    return gr.HTML(value, elem_classes=["word"])
+    return gr.HTML(value, elem_classes=["word"], apply_default_css=False)
 
 
 def _add_prompt(page: Page) -> None:
@@ -122,7 +126,7 @@ def _add_places(page: Page, facts: ModelFacts) -> None:
 
 
 def _heading(value: str) -> Any:
-    return gr.HTML(value, html_template="<h2>${value}</h2>", elem_classes=["heading"])
+    return gr.HTML(value, html_template="<h2>${value}</h2>", elem_classes=["heading"], apply_default_css=False)
 
 
 def _add_lines(page: Page, fonts: list[str], facts: ModelFacts) -> None:
@@ -269,14 +273,15 @@ def _sides(facts: ModelFacts) -> tuple[int, int, int]:
 
 def _add_output(page: Page, facts: ModelFacts, history: Any) -> None:
     add = page.localized
-    page.shown = gr.State("")
-    page.result = gr.HTML(empty_html(facts, FIRST_LANGUAGE), elem_id="result")
+    page.shown, page.parsed = gr.State(""), gr.Textbox("[]", visible="hidden")
+    page.result = gr.HTML(empty_html(facts, FIRST_LANGUAGE), elem_id="result", apply_default_css=False)
     _message(page, "result")
     page.reuse = add(gr.Button, texts={"value": "reuse"}, size="sm", visible=False, elem_id="reuse")
     add(_heading, texts={"value": lambda lang: say(lang, "history")})
     page.history = gr.HTML(
         history_html(history, FIRST_LANGUAGE),
         elem_id="history",
+        apply_default_css=False,
         js_on_load="element.addEventListener('click', (event) => {"
         " const past = event.target.closest('.past'); if (past) trigger('opened', {name: past.dataset.name}); });",
     )

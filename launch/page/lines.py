@@ -25,7 +25,9 @@ def with_text(prompt: str, number: int, text: str) -> str:
         return prompt
     if number >= len(rows):
         return f'{prompt.rstrip()} "{_escaped(text)}"'.strip() if text.strip() else prompt
-    _, start, end = rows[number]
+    present, start, end = rows[number]
+    if text.strip() == present:
+        return prompt
     is_whole = end < len(prompt) and "\n" not in (prompt[start - 1], prompt[end])  # the marks are around it
     if text.strip():  # any marks become straight ones, which the new text may not close by a mark of its own
         left, right, mark = (start - 1, end + 1, '"') if is_whole else (start, end, "")

@@ -22,6 +22,16 @@ _STORE = """(language) => {
   try { localStorage.setItem('anytext2-language', language); } catch (error) {}
   return [language];
 }"""
+# Gradio tells of a key that was pressed, not of what was pasted or comes from an input method.
+_TELL_OF_INPUT = """() => document.addEventListener('input', (event) => {
+  if (event.target.closest?.('.line')) event.target.dispatchEvent(new KeyboardEvent('keypress', { key: 'a', bubbles: true }));
+}, true)"""
+# The rows follow the prompt, but for the one that is being typed in.
+_SYNC_ROWS = """(parsed, ...rows) => {
+  const texts = JSON.parse(parsed || 'null');
+  const isTyped = (n) => document.activeElement?.closest(`#text${n}`);
+  return rows.map((row, n) => (texts === null || isTyped(n) ? row : texts[n] ?? ''));
+}"""
 _SHOW_LANGUAGE = """(language) => {
   document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
   document.body.classList.add('spoken');
@@ -59,11 +69,13 @@ def _wire_check(page: Page, callbacks: Callbacks) -> dict[str, Any]:
     check: dict[str, Any] = {
         "fn": callbacks.check,
         "inputs": [page.language, *page.form],
-        "outputs": [*page.message_list, *canvases, *page.rows, page.imitation],
+        "outputs": [*page.message_list, *canvases, *page.rows, page.imitation, page.parsed],
         **_QUIET,
     }
     changes = [component.change for name, component in page.fields.items() if name != "mode"]
-    gr.on(changes, trigger_mode="always_last", **check)
+    sync: dict[str, Any] = {"fn": None, "inputs": [page.parsed, *page.texts], "outputs": page.texts, "js": _SYNC_ROWS}
+    gr.on(changes, trigger_mode="always_last", **check).then(**sync)
+    gr.on([text.blur for text in page.texts], **sync)
     return check
 
 
@@ -73,17 +85,15 @@ def _wire_language(blocks: gr.Blocks, page: Page, callbacks: Callbacks, check: d
     speak: dict[str, Any] = {"inputs": [page.language, page.shown], "outputs": spoken, **_QUIET}
     opened = blocks.load(callbacks.first_language, chosen, page.language, js=_STORED, **_QUIET)
     opened = opened.then(callbacks.speak, **speak).then(None, page.language, None, js=_SHOW_LANGUAGE)
-    opened.then(**check)
+    opened.then(**check).then(None, None, None, js=_TELL_OF_INPUT)
     switched = page.language.input(callbacks.speak, js=None, **speak)
     switched.then(None, page.language, None, js=_STORE).then(None, page.language, None, js=_SHOW_LANGUAGE).then(**check)
 
 
 def _wire_prompt(page: Page, callbacks: Callbacks) -> None:
     prompt = page.fields["prompt"]
-    prompt.input(callbacks.rows_of_prompt, prompt, page.texts, trigger_mode="always_last", **_QUIET)
     for number, text in enumerate(page.texts):
         text.input(callbacks.prompt_of_row(number), [prompt, text], prompt, trigger_mode="always_last", **_QUIET)
-        text.blur(callbacks.rows_of_prompt, prompt, page.texts, **_QUIET)
 
 
 def _wire_tabs_and_uploads(page: Page, callbacks: Callbacks, check: dict[str, Any]) -> None:
@@ -115,7 +125,6 @@ def _wire_drawing(page: Page, callbacks: Callbacks) -> None:
 def _wire_filling(page: Page, callbacks: Callbacks, check: dict[str, Any]) -> None:
     filled = [
         *(page.fields[name] for name in NAMES),
-        *page.texts,
         page.tabs["all"],
         page.tabs["new_part"],
         page.tabs["edit_part"],
