@@ -19,7 +19,7 @@ CHINESE: dict[str, str] = {
     "example_chinese": "中文",
     "example_two": "两行，指定位置",
     "example_colors": "颜色",
-    "example_photo": "替换路牌上的文字",
+    "example_photo": "在路牌上写字",
     "prompt": "画面与文字",
     "prompt_info": '用英文描述画面；要写的文字放在引号里，例如 "OPEN"、"你好"。',
     "prompt_placeholder": 'a wooden board that reads "OPEN" "你好"',
