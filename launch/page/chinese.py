@@ -51,7 +51,7 @@ CHINESE: dict[str, str] = {
     "height": "高度",
     "strength": "位置控制强度",
     "attnx_scale": "文字注意力强度",
-    "guidance": "教师模型引导强度（0：蒸馏时的值）",
+    "guidance": "教师模型引导强度（0：常用值）",
     "negative_prompt": "不希望出现的内容",
     "revise": "收缩位置以贴合文字",
     "order": "蒙版形状的顺序",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from launch.page.lines import MOST_LINES
 from launch.page.render import empty_html, header_html, history_html
 from launch.page.texts import NAMES as LANGUAGE_NAMES
 from launch.page.texts import say
+
+_FONT_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|-")  # where a font file's name has a new word
 
 FIRST_LANGUAGE = "en"  # until the browser's is known
 
@@ -133,7 +136,7 @@ def _add_lines(page: Page, fonts: list[str], facts: ModelFacts) -> None:
     add = page.localized
 
     def font_choices(language: str) -> list[tuple[str, str]]:
-        own = [(name, name) for name in fonts]
+        own = [(_FONT_WORDS.sub(" ", name), name) for name in fonts]
         return [(say(language, "font_none"), ""), *own, (say(language, "font_imitate"), IMITATE)]
 
     add(_heading, texts={"value": lambda lang: say(lang, "lines")})
