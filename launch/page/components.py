@@ -45,9 +45,7 @@ class Localized:
         return [gr.update(**self._said(texts, language)) for _, texts in self._parts]
 
     def _said(self, texts: Mapping[str, Text], language: str) -> dict[str, Any]:
-        return {
-            name: say(language, text) if isinstance(text, str) else text(language) for name, text in texts.items()
-        }
+        return {name: say(language, text) if isinstance(text, str) else text(language) for name, text in texts.items()}
 
 
 def place_canvas(elem_id: str, scene: Mapping[str, Any]) -> Any:

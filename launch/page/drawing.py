@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,4 +158,3 @@ def model_facts(pipeline: AnyText2Pipeline) -> ModelFacts:
         letter=round(limits.letter),
         cjk=round(limits.letter * CJK_SHARE),
     )
-

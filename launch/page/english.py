@@ -93,7 +93,8 @@ ENGLISH: dict[str, str] = {
     "reuse": "Use these settings again",
     # messages: the prompt
     "no_quotes": 'No words in quotes: put the words to write in quotes, as in: a sign that reads "OPEN".',
-    "nothing_written": "No words in quotes: the places are emptied, nothing is written. The tiny model does that badly.",
+    "nothing_written": "No words in quotes: the places are emptied, and nothing is written. The tiny model does "
+    "that badly.",
     "quote_open": "The quote that begins with {0} is not closed.",
     "text_empty": "Text {0} has nothing to draw: write a character between the quotes.",
     "text_long": "“{0}” has {1} characters, at most {2} fit in a line: shorten it, or quote its parts one by one.",

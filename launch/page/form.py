@@ -93,7 +93,11 @@ class RequestRules:
         guidance = None if scale == 0 else scale
         if guidance is not None and guidance < 1:
             raise PageFault("settings", "guidance_low")
-        own = {"num_inference_steps": _whole(form["steps"], "steps"), "any_steps": True, "teacher": bool(form["teacher"])}
+        own = {
+            "num_inference_steps": _whole(form["steps"], "steps"),
+            "any_steps": True,
+            "teacher": bool(form["teacher"]),
+        }
         alone = {"num_inference_steps": numbers["teacher_steps"], "guidance_scale": guidance}
         return {
             **numbers,

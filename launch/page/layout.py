@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from launch.page.components import Localized, canvas_scene, color_choices, place_canvas
+from launch.page.components import Localized, Text, canvas_scene, color_choices, place_canvas
 from launch.page.drawing import STUDENT_STEPS, ModelFacts
 from launch.page.examples import EXAMPLES
 from launch.page.faults import FIELDS
@@ -77,7 +77,7 @@ def build_layout(facts: ModelFacts, fonts: list[str], reads: bool, history: Any)
             _add_tabs(page)
             _add_prompt(page)
             _add_places(page, facts)
-            _add_lines(page, fonts, facts)
+            _add_lines(page, fonts)
             _add_steps(page, facts)
             _add_settings(page, facts)
         with gr.Column(scale=6, min_width=320, elem_id="output"):
@@ -94,16 +94,14 @@ def _add_tabs(page: Page) -> None:
     page.fields["mode"] = gr.State(GENERATE)
     with gr.Tabs(elem_id="tabs") as page.tabs["all"]:
         for mode in ("generate", "edit"):
-            with add(gr.Tab, texts={"label": f"tab_{mode}"}, id=mode, elem_id=f"tab-{mode}") as tab:
-                with gr.Row(elem_classes=["examples"]):
-                    add(_word, texts={"value": lambda lang: f"<span>{say(lang, 'examples')}</span>"})
-                    for example in EXAMPLES:
-                        if example.mode == mode:
-                            texts = {"value": f"example_{example.name}"}
-                            page.examples[example.name] = add(
-                                gr.Button, texts=texts, size="sm", scale=0, min_width=40, elem_id=f"try-{example.name}"
-                            )
-            page.tabs[mode] = tab
+            page.tabs[mode] = add(gr.Tab, texts={"label": f"tab_{mode}"}, id=mode, elem_id=f"tab-{mode}")
+            with page.tabs[mode], gr.Row(elem_classes=["examples"]):
+                add(_word, texts={"value": lambda lang: f"<span>{say(lang, 'examples')}</span>"})
+                for example in (example for example in EXAMPLES if example.mode == mode):
+                    texts = {"value": f"example_{example.name}"}
+                    page.examples[example.name] = add(
+                        gr.Button, texts=texts, size="sm", scale=0, min_width=40, elem_id=f"try-{example.name}"
+                    )
 
 
 def _word(value: str) -> Any:
@@ -132,46 +130,45 @@ def _heading(value: str) -> Any:
     return gr.HTML(value, html_template="<h2>${value}</h2>", elem_classes=["heading"], apply_default_css=False)
 
 
-def _add_lines(page: Page, fonts: list[str], facts: ModelFacts) -> None:
-    add = page.localized
+def _add_lines(page: Page, fonts: list[str]) -> None:
+    page.localized(_heading, texts={"value": lambda lang: say(lang, "lines")})
+    for number in range(MOST_LINES):
+        with gr.Row(visible=number == 0, elem_classes=["line", f"line-{number + 1}"], elem_id=f"line{number}") as row:
+            _add_line(page, number, fonts)
+        page.rows.append(row)
+    _message(page, "lines")
+    with gr.Column(visible=False, elem_id="imitation") as page.imitation:
+        page.localized(_heading, texts={"value": lambda lang: say(lang, "imitation")})
+        page.fields["canvas_imitation"] = place_canvas(
+            "canvas-imitation", canvas_scene(FIRST_LANGUAGE, "_imitation", (3, 2))
+        )
+    _message(page, "imitation")
+
+
+def _add_line(page: Page, number: int, fonts: list[str]) -> None:
+    """Text, font and colour of one row."""
+    hidden: dict[str, Any] = {"show_label": False, "container": False, "min_width": 80}
+    texts: dict[str, Text] = {"placeholder": "text_more", "label": lambda lang: say(lang, "text", number + 1)}
+    page.texts.append(page.localized(gr.Textbox, texts=texts, scale=5, max_lines=1, elem_id=f"text{number}", **hidden))
 
     def font_choices(language: str) -> list[tuple[str, str]]:
         own = [(_FONT_WORDS.sub(" ", name), name) for name in fonts]
         return [(say(language, "font_none"), ""), *own, (say(language, "font_imitate"), IMITATE)]
 
-    add(_heading, texts={"value": lambda lang: say(lang, "lines")})
-    for n in range(MOST_LINES):
-        with gr.Row(visible=n == 0, elem_classes=["line", f"line-{n + 1}"], elem_id=f"line{n}") as row:
-            hidden: dict[str, Any] = {"show_label": False, "container": False, "min_width": 80}
-            placeholder = {"placeholder": "text_more", "label": lambda lang, n=n: say(lang, "text", n + 1)}
-            text = add(gr.Textbox, texts=placeholder, scale=5, max_lines=1, elem_id=f"text{n}", **hidden)
-            page.fields[f"font{n}"] = add(
-                gr.Dropdown,
-                texts={"choices": font_choices, "label": "font"},
-                value="",
-                scale=4,
-                filterable=False,
-                elem_id=f"font{n}",
-                **hidden,
-            )
-            page.fields[f"color{n}"] = add(
-                gr.Dropdown,
-                texts={"choices": color_choices, "label": "color"},
-                value="",
-                scale=4,
-                allow_custom_value=True,
-                elem_id=f"color{n}",
-                **hidden,
-            )
-        page.texts.append(text)
-        page.rows.append(row)
-    _message(page, "lines")
-    with gr.Column(visible=False, elem_id="imitation") as page.imitation:
-        add(_heading, texts={"value": lambda lang: say(lang, "imitation")})
-        page.fields["canvas_imitation"] = place_canvas(
-            "canvas-imitation", canvas_scene(FIRST_LANGUAGE, "_imitation", (3, 2))
+    choices: dict[str, tuple[Text, dict[str, bool]]] = {
+        "font": (font_choices, {"filterable": False}),
+        "color": (color_choices, {"allow_custom_value": True}),
+    }
+    for name, (offered, options) in choices.items():
+        page.fields[f"{name}{number}"] = page.localized(
+            gr.Dropdown,
+            texts={"choices": offered, "label": name},
+            value="",
+            scale=4,
+            elem_id=f"{name}{number}",
+            **options,
+            **hidden,
         )
-    _message(page, "imitation")
 
 
 def _add_steps(page: Page, facts: ModelFacts) -> None:

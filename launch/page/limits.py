@@ -101,4 +101,3 @@ def checked_format(path: Path, field: str) -> str:
     except ValueError as error:
         raise PageFault(field, "upload_unreadable") from error
     return FORMATS[kind]
-

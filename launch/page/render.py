@@ -95,8 +95,8 @@ def _card(role: str, pictures: Sequence[dict[str, Any]], language: str) -> str:
     )
     shown = "".join(_picture(picture, language) for picture in pictures)
     return (
-        f'<figure class="card {role}"><figcaption><b>{escape(say(language, role))}</b><span class="costs">{facts}</span>'
-        f'</figcaption><div class="pictures m{min(len(pictures), 3)}">{shown}</div></figure>'
+        f'<figure class="card {role}"><figcaption><b>{escape(say(language, role))}</b>'
+        f'<span class="costs">{facts}</span></figcaption><div class="pictures m{min(len(pictures), 3)}">{shown}</div></figure>'
     )
 
 
@@ -119,7 +119,9 @@ def _verdict(number: int, line: dict[str, Any], language: str) -> str:
         verdict, kind = escape(say(language, "read_as", line["read"])), "wrong"
     else:
         verdict, kind = escape(say(language, "read_nothing")), "wrong"
-    return f'<li class="{kind} line-{number}"><span class="text">{text}</span><span class="verdict">{verdict}</span></li>'
+    return (
+        f'<li class="{kind} line-{number}"><span class="text">{text}</span><span class="verdict">{verdict}</span></li>'
+    )
 
 
 def _url(picture: dict[str, Any]) -> str:

@@ -103,5 +103,7 @@ def make_app(blocks: gr.Blocks, folder: Path) -> FastAPI:
 
 def serve(app: FastAPI, place: socket.socket) -> None:
     """Answers until Ctrl-C."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False
+    )
     uvicorn.Server(config).run(sockets=[place])

@@ -1,7 +1,7 @@
 """The results that the page has drawn: the last ten, in a folder, readable after the page was started again.
 
-A result is its PNGs, each with its settings in it, and NAME.json: the line that `PromptDrawing` gives, and the form that
-it was drawn from. The JSON is written last; pictures without it are those of a drawing that was stopped.
+A result is its PNGs, each with its settings in it, and NAME.json: the line that `PromptDrawing` gives, and the form
+that it was drawn from. The JSON is written last; pictures without it are those of a drawing that was stopped.
 """
 
 from __future__ import annotations

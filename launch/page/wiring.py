@@ -24,7 +24,8 @@ _STORE = """(language) => {
 }"""
 # Gradio tells of a key that was pressed, not of what was pasted or comes from an input method.
 _TELL_OF_INPUT = """() => document.addEventListener('input', (event) => {
-  if (event.target.closest?.('.line')) event.target.dispatchEvent(new KeyboardEvent('keypress', { key: 'a', bubbles: true }));
+  const isRow = event.target.closest?.('.line');
+  if (isRow) event.target.dispatchEvent(new KeyboardEvent('keypress', { key: 'a', bubbles: true }));
 }, true)"""
 # The rows follow the prompt, but for the one that is being typed in.
 _SYNC_ROWS = """(parsed, ...rows) => {
