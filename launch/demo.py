@@ -34,8 +34,8 @@ def demo(args: argparse.Namespace) -> int:
     prepare_environment(args.out)
     try:
         from launch.page.drawing import PageDrawing
-        from launch.page.server import make_app, open_port, serve
-        from launch.page.wiring import build_page
+        from launch.page.view.server import make_app, open_port, serve
+        from launch.page.view.wiring import build_page
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("anytext2", "distill", "launch"):
             raise

@@ -18,8 +18,8 @@ from launch.page.canvas import read_canvas
 from launch.page.faults import Message
 from launch.page.form import EDIT, Form, RequestRules, fault_messages
 from launch.page.limits import Uploads
-from launch.page.messages import understand
 from launch.page.store import ResultStore, StoredResult
+from launch.page.texts.messages import understand
 
 STUDENT_STEPS = range(1, 9)
 _LOOK_SECONDS = 0.2

@@ -13,7 +13,7 @@ from launch.page.canvas import read_canvas
 from launch.page.faults import Message, PageFault
 from launch.page.limits import Uploads
 from launch.page.lines import MOST_LINES, texts_of
-from launch.page.messages import understand
+from launch.page.texts.messages import understand
 
 GENERATE, EDIT = "generate", "edit"
 IMITATE = "imitate"

@@ -96,7 +96,8 @@ def _card(role: str, pictures: Sequence[dict[str, Any]], language: str) -> str:
     shown = "".join(_picture(picture, language) for picture in pictures)
     return (
         f'<figure class="card {role}"><figcaption><b>{escape(say(language, role))}</b>'
-        f'<span class="costs">{facts}</span></figcaption><div class="pictures m{min(len(pictures), 3)}">{shown}</div></figure>'
+        f'<span class="costs">{facts}</span></figcaption>'
+        f'<div class="pictures m{min(len(pictures), 3)}">{shown}</div></figure>'
     )
 
 

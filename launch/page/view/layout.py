@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from launch.page.components import Localized, Text, canvas_scene, color_choices, place_canvas
 from launch.page.drawing import STUDENT_STEPS, ModelFacts
 from launch.page.examples import EXAMPLES
 from launch.page.faults import FIELDS
@@ -17,6 +16,7 @@ from launch.page.lines import MOST_LINES
 from launch.page.render import empty_html, header_html, history_html
 from launch.page.texts import NAMES as LANGUAGE_NAMES
 from launch.page.texts import say
+from launch.page.view.components import Localized, Text, canvas_scene, color_choices, place_canvas
 
 _FONT_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|-")  # where a font file's name has a new word
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launch.page.chinese import CHINESE
-from launch.page.english import ENGLISH
 from launch.page.faults import Message
+from launch.page.texts.chinese import CHINESE
+from launch.page.texts.english import ENGLISH
 
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
 NAMES = {"en": "English", "zh": "中文"}

@@ -12,16 +12,16 @@ import gradio as gr
 
 from launch.common.cli import one_line
 from launch.page.canvas import after_upload, read_canvas
-from launch.page.components import canvas_scene
 from launch.page.drawing import Checked, PageDrawing, Progress, Stopped
-from launch.page.english import ENGLISH
 from launch.page.examples import Example, example_form
 from launch.page.faults import FIELDS, Message, PageFault
 from launch.page.form import EDIT, GENERATE, IMITATE, NAMES, default_form, fault_messages
-from launch.page.layout import Page
 from launch.page.lines import MOST_LINES, texts_of, with_text
 from launch.page.render import empty_html, header_html, history_html, messages_html, progress_html, result_html
 from launch.page.texts import choose_language
+from launch.page.texts.english import ENGLISH
+from launch.page.view.components import canvas_scene
+from launch.page.view.layout import Page
 
 UPLOADS_URL = "/uploads"
 _CANVASES = {"canvas_new": "", "canvas_edit": "_edit", "canvas_imitation": "_imitation"}

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from launch.page.callbacks import UPLOADS_URL
-from launch.page.components import asset, page_theme
 from launch.page.limits import UPLOAD_MEGABYTES
 from launch.page.render import RESULTS_URL
+from launch.page.view.callbacks import UPLOADS_URL
+from launch.page.view.components import asset, page_theme
 
 HOST = "127.0.0.1"
 

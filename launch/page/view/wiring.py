@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from launch.page.callbacks import Callbacks
 from launch.page.drawing import PageDrawing
 from launch.page.examples import EXAMPLES
 from launch.page.form import EDIT, GENERATE, NAMES
-from launch.page.layout import Page, build_layout
+from launch.page.view.callbacks import Callbacks
+from launch.page.view.layout import Page, build_layout
 
 MOST_WAITING = 8
 """Drawings that wait for their turn; one more is refused."""
