@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from distill.inference.quotes import MARK, split_quotes
 
 MOST_LINES = 5
+
+_MARKS = re.compile(r'[\\"＂“„‟〝”〞〟]')  # what would end a quote, or open another one
 
 
 def texts_of(prompt: str) -> list[str]:
@@ -54,7 +57,7 @@ def _rows(prompt: str) -> Iterator[tuple[str, int, int]]:
             inner = row.strip()
             if inner:
                 left = at + row.index(inner)
-                yield inner, left, left + len(inner)
+                yield _plain(inner), left, left + len(inner)
             at += len(row)
 
 
@@ -96,6 +99,16 @@ def _is_escaped(prompt: str, at: int) -> bool:
     return prompt[at : at + 1] == "\\" and split_quotes(prompt[at : at + 2])[0] == prompt[at + 1 : at + 2]
 
 
+def _plain(raw: str) -> str:
+    """A part of a prompt without the backslashes that take a mark's meaning away."""
+    kept, at = "", 0
+    while at < len(raw):
+        at += _is_escaped(raw, at)
+        kept += raw[at]
+        at += 1
+    return kept
+
+
 def _escaped(text: str) -> str:
-    """A text between straight quotes; its own marks are escaped."""
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    """A text as it stands between quotes: its own marks are escaped."""
+    return _MARKS.sub(r"\\\g<0>", text)

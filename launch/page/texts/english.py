@@ -150,7 +150,6 @@ ENGLISH: dict[str, str] = {
     "size_step": "{0}: {1} must be a multiple of {2}, such as {3}.",
     "steps_unusual": "This student is made for {0} steps; it is drawn in {1} all the same.",
     "steps_refused": "The student does not go in so many steps.",
-    "setting_wrong": "A setting is out of its range: {0}",
     "disk": "The result cannot be written: {0}",
     "failed": "The drawing failed: {0}. The terminal of the page says more.",
     "gone": "This result is no longer kept.",
