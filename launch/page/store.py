@@ -38,10 +38,9 @@ class ResultStore:
 
     def new_name(self) -> str:
         """A name that no result has, later in order than the others."""
-        began, number = time.strftime("%Y%m%d-%H%M%S"), 0
-        while any(self.folder.glob(f"{began}-{number}*")):
-            number += 1
-        return f"{began}-{number}"
+        began = time.strftime("%Y%m%d-%H%M%S")
+        found = (_NAME.match(file.name) for file in self.folder.glob(f"{began}-*"))
+        return f"{began}-{1 + max((_age(name[0])[1] for name in found if name), default=-1)}"
 
     def add(self, name: str, entry: dict[str, Any], form: dict[str, Any]) -> StoredResult:
         """Keeps a result whose pictures are in the folder, and removes those before the last ten."""
