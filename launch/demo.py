@@ -7,11 +7,13 @@ embedded tiny teacher alone. Exit code 2: the command, a file or a value is wron
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.common.cli import is_command, require_at_least, require_output_folder, run_command
+from launch.common.cli import is_command, require_output_folder, run_command
 from launch.common.parsers import parse_demo as parse
 
 if is_command(__name__):
@@ -24,36 +26,45 @@ from distill.inference.translate import make_translator
 from launch.common.data_options import recipe_line
 from launch.common.prompt_drawing import make_judge
 
+HOST = "127.0.0.1"
 DEMO = Path("runs/demo")
 
 
 def demo(args: argparse.Namespace) -> int:
     """Serves the page until it is closed. Returns the exit code."""
     require_output_folder(args.out, "--out")
-    require_at_least(args, 0, "port")
-    prepare_environment(args.out)
-    try:
-        from launch.page.drawing import PageDrawing
-        from launch.page.view.server import make_app, open_port, serve
-        from launch.page.view.wiring import build_page
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("anytext2", "distill", "launch"):
-            raise
-        raise ValueError(f"the page needs {error.name}: pip install 'anytext2-distill[demo]'") from error
+    for package in ("gradio", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"the page needs {package}: pip install 'anytext2-distill[demo]'")
     place = open_port(args.port)
     pipeline = make_pipeline(args)
-    drawing = PageDrawing(pipeline, find_judge(args.ocr, pipeline), args.out)
-    app = make_app(build_page(drawing), args.out)
-    print(f"the page: http://{place.getsockname()[0]}:{place.getsockname()[1]}/ (Ctrl-C closes it)", flush=True)
+    judge = find_judge(args.ocr, pipeline)
+    # Gradio makes folders when it is imported: in the page's own folder, and only when nothing is wrong any more.
+    temporary = str(args.out.resolve() / "temporary")
+    os.environ |= {"GRADIO_TEMP_DIR": temporary, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    from launch.page.drawing import PageDrawing
+    from launch.page.view.server import make_app, serve
+    from launch.page.view.wiring import build_page
+
+    drawing = PageDrawing(pipeline, judge, args.out)
+    app = make_app(build_page(drawing), args.out, HOST)
+    print(f"the page: http://{HOST}:{place.getsockname()[1]}/ (Ctrl-C closes it)", flush=True)
     serve(app, place)
     return 0
 
 
-def prepare_environment(out: Path) -> None:
-    """Keeps what Gradio writes in the page's own folder, and turns its telemetry off; before Gradio is imported."""
-    temporary = out.resolve() / "temporary"
-    temporary.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"GRADIO_TEMP_DIR": str(temporary), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+def open_port(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1; port 0: any free one. Raises ValueError where the port cannot be had."""
+    place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((HOST, port))
+        place.listen()
+    except (OSError, OverflowError) as error:
+        place.close()
+        reason = getattr(error, "strerror", None) or "no port has this number"
+        raise ValueError(f"--port {port}: {reason}; name another one, or 0 for any that is free") from error
+    return place
 
 
 def make_pipeline(args: argparse.Namespace) -> AnyText2Pipeline:

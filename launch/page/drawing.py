@@ -66,6 +66,7 @@ class PageDrawing:
     """pipeline: what draws. judge: reads the pictures; None: they are not read. folder: of the page's files."""
 
     def __init__(self, pipeline: AnyText2Pipeline, judge: Judge | None, folder: Path) -> None:
+        (folder / "temporary").mkdir(parents=True, exist_ok=True)
         self.pipeline, self.reads = pipeline, judge is not None
         self.uploads = Uploads(folder / "uploads", folder / "temporary")
         self.store = ResultStore(folder / "results")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,8 @@ def test_a_place_is_drawn_and_student_and_teacher_write_into_it(visit: Visit, tm
     settings, (line,) = read_metadata(saved)["settings"], read_metadata(saved)["lines"]
     assert settings["prompt"] == 'a wooden board that reads "OPEN"' and settings["num_inference_steps"] == 4
     corners = np.array(line["polygon"])
-    assert np.allclose([corners.min(0), corners.max(0)], [[6.4, 32], [121.6, 96]], atol=1.0)
+    assert (corners.min(0) >= [5, 31]).all() and (corners.max(0) <= [123, 97]).all()  # in the place, around the text
+    assert np.allclose(corners.mean(0), [64, 64], atol=4)
     (picture,) = [p for p in read_metadata(saved)["pictures"] if p["role"] == "student"]
     verdict = page.inner_text("#result .card.student .verdicts .verdict")
     assert ("read right" in verdict) == picture["ocr"][0]["exact"]
@@ -230,11 +230,16 @@ def test_the_teacher_alone_is_sampled_with_ddim(visit: Visit, tmp_path: Path) ->
         assert files == {"results", "temporary", "uploads"}
 
 
+def listening(port: int) -> set[str]:
+    """The addresses, as the kernel writes them, on which some process listens at a port."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    places = [row[1].split(":") for row in rows if row[3] == "0A"]
+    return {host for host, where in places if int(where, 16) == port}
+
+
 def test_only_this_machine_is_answered(address: str, out: Path) -> None:
     port = int(address.rstrip("/").rpartition(":")[2])
-    with socket.socket() as other, pytest.raises(OSError):
-        other.settimeout(5)
-        other.connect((socket.gethostbyname(socket.gethostname()), port)) if _has_address() else _refuse()
+    assert listening(port) == {"0100007F"}  # 127.0.0.1
     for host, status in (("127.0.0.1", 200), ("example.org", 400)):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/", headers={"Host": host})
@@ -251,15 +256,3 @@ def test_only_this_machine_is_answered(address: str, out: Path) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", path)
         assert connection.getresponse().status in (403, 404), path
-
-
-def _has_address() -> bool:
-    """Whether this machine has an address beside 127.0.0.1."""
-    try:
-        return not socket.gethostbyname(socket.gethostname()).startswith("127.")
-    except OSError:
-        return False
-
-
-def _refuse() -> None:
-    raise ConnectionRefusedError

@@ -90,7 +90,7 @@ function draw() {
   svg.replaceChildren();
   if (!state.places.length || state.mask) drawGhosts(svg, scale);
   if (!state.mask) state.places.forEach((place, index) => drawPlace(svg, place, index, scale));
-  if (focused && selected >= 0) svg.querySelector(`[data-index="${selected}"]`)?.focus({ preventScroll: true });
+  if (focused) focusSelected();
   const say = (name, text, isShown) => {
     const node = element.querySelector(name);
     node.hidden = !isShown;
@@ -170,6 +170,10 @@ function kept(place) {  // the whole of an upright box, of a turned one its cent
   return { ...place, x: clamp(place.x, rx, width), y: clamp(place.y, ry, height) };
 }
 
+function focusSelected() {
+  element.querySelector(`svg [data-index="${selected}"]`)?.focus({ preventScroll: true });
+}
+
 function end() {
   if (!drag) return;
   const [width, height] = size(), place = state.places[selected];
@@ -179,6 +183,7 @@ function end() {
   }
   drag = null;
   commit();
+  focusSelected();
 }
 
 function key(event) {
@@ -190,6 +195,7 @@ function key(event) {
   else return;
   event.preventDefault();
   commit();
+  focusSelected();
 }
 
 async function send(file, kind) {

@@ -53,7 +53,7 @@ CHINESE: dict[str, str] = {
     "attnx_scale": "文字注意力强度",
     "guidance": "教师模型引导强度（0：常用值）",
     "negative_prompt": "不希望出现的内容",
-    "revise": "收缩位置以贴合文字",
+    "revise": "收缩所画位置以贴合文字",
     "order": "蒙版形状的顺序",
     "order_top-down": "从上到下",
     "order_left-right": "从左到右",

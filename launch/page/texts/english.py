@@ -54,7 +54,7 @@ ENGLISH: dict[str, str] = {
     "attnx_scale": "Text attention",
     "guidance": "Teacher guidance (0: usual)",
     "negative_prompt": "What it should not look like",
-    "revise": "Shrink places to fit their texts",
+    "revise": "Shrink drawn places to their texts",
     "order": "Order of mask shapes",
     "order_top-down": "top to bottom",
     "order_left-right": "left to right",

@@ -242,7 +242,9 @@ def _add_settings(page: Page, facts: ModelFacts) -> None:
                 value=SETTINGS["order"],
                 elem_id="order",
             )
-            page.fields["revise"] = add(gr.Checkbox, texts={"label": "revise"}, value=False, elem_id="revise")
+            page.fields["revise"] = add(
+                gr.Checkbox, texts={"label": "revise"}, value=SETTINGS["revise"], elem_id="revise"
+            )
     _message(page, "settings")
 
 

@@ -18,7 +18,6 @@ from launch.page.render import RESULTS_URL
 from launch.page.view.callbacks import UPLOADS_URL
 from launch.page.view.components import asset, page_theme
 
-HOST = "127.0.0.1"
 
 POLICY = "; ".join(
     (
@@ -60,33 +59,19 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
-def open_port(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1; port 0: any free one. Raises ValueError where the port cannot be had."""
-    place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        place.bind((HOST, port))
-        place.listen()
-    except (OSError, OverflowError) as error:
-        place.close()
-        reason = getattr(error, "strerror", None) or "no port has this number"
-        raise ValueError(f"--port {port}: {reason}; name another one, or 0 for any that is free") from error
-    return place
-
-
-def make_app(blocks: gr.Blocks, folder: Path) -> FastAPI:
-    """The page and the pictures it shows. folder: of the page's files."""
+def make_app(blocks: gr.Blocks, folder: Path, host: str) -> FastAPI:
+    """The page and the pictures it shows. folder: of the page's files. host: the only address it answers at."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SecurityHeaders)
     # A foreign page could otherwise reach this one by a name of its own that points to 127.0.0.1.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
     app.mount(RESULTS_URL, StaticFiles(directory=folder / "results"))
     app.mount(UPLOADS_URL, StaticFiles(directory=folder / "uploads"))
     return gr.mount_gradio_app(
         app,
         blocks,
         path="",
-        server_name=HOST,
+        server_name=host,
         footer_links=[],
         run_history=False,
         show_error=False,

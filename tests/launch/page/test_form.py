@@ -68,12 +68,13 @@ def test_rows_places_and_settings_are_passed_on(rules: RequestRules, picture: st
     assert request.polygons[0] == [[10, 10], [100, 10], [100, 60], [10, 60]]
     assert (request.num_inference_steps, request.seed, request.strength, request.teacher) == (2, 9, 0.5, False)
     assert request.teacher_guidance == 3.0 and request.guidance_scale is None
+    assert request.revise and not rules.request(form()).revise  # drawn places are shrunk to their texts
 
 
 def test_a_photograph_keeps_its_size(rules: RequestRules, picture: str) -> None:
     request = rules.request(form(mode=EDIT, canvas_edit=write_canvas([(10, 10, 150, 90)], picture)))
     assert request.image == rules.uploads.path(picture) and request.width is None
-    assert len(request.polygons) == 1
+    assert len(request.polygons) == 1 and not request.revise
 
 
 def test_the_teacher_alone_has_its_own_steps(rules: RequestRules) -> None:
