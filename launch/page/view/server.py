@@ -18,7 +18,6 @@ from launch.page.render import RESULTS_URL
 from launch.page.view.callbacks import UPLOADS_URL
 from launch.page.view.components import asset, page_theme
 
-
 POLICY = "; ".join(
     (
         "default-src 'self'",
