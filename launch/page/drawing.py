@@ -149,8 +149,9 @@ class PageDrawing:
 def model_facts(pipeline: AnyText2Pipeline) -> ModelFacts:
     model, limits = pipeline.model, pipeline.prepare.limits
     student = model.recipe.student
+    place = model.run_dir or model.checkpoint
     return ModelFacts(
-        student=str(model.run_dir or model.checkpoint or "") if model.has_student else "",
+        student="/".join(place.parts[-2:]) if model.has_student and place is not None else "",
         size="tiny" if model.recipe.model.config == "tiny" else "official",
         steps=min(model.default_steps, STUDENT_STEPS[-1]),
         good_steps=tuple(student.supported_steps(STUDENT_STEPS)),

@@ -35,6 +35,7 @@ def screenshot(browser: Any, address: str, locale: str, path: Path) -> None:
     for name in STORY:
         draw_example(page, name)
     page.evaluate("document.activeElement?.blur()")
+    page.mouse.move(WIDTH - 2, 2)
     page.wait_for_timeout(1000)
     page.screenshot(path=path, full_page=True)
     context.close()
@@ -54,12 +55,10 @@ def main() -> None:
         folder = Path(name)
         (folder / "browser").mkdir()
         checkpoint = args.checkpoint or student(folder)
-        with (
-            served_page(folder / "page", "--checkpoint", str(checkpoint)) as address,
-            launched_browser(folder / "browser") as browser,
-        ):
+        with launched_browser(folder / "browser") as browser:
             for locale, file in (("en-US", "page_en.png"), ("zh-CN", "page_zh.png")):
-                screenshot(browser, address, locale, args.out / file)
+                with served_page(folder / locale, "--checkpoint", str(checkpoint)) as address:
+                    screenshot(browser, address, locale, args.out / file)
 
 
 if __name__ == "__main__":
