@@ -126,20 +126,22 @@ class Callbacks:
     # --- drawing ---
 
     def begin(self, language: str, *values: Any) -> list[Any]:
-        """The answer to the button: the messages, and a card that waits."""
+        """The answer to the button: the messages, a card that waits, the buttons, and the form if it is to be drawn."""
         form = dict(zip(NAMES, values, strict=True))
         checked = self.drawing.check(form)
         messages = self._message_htmls(language, form, checked.messages, checked.request is None)
         if checked.request is None:
-            return [*messages, gr.skip(), gr.skip(), gr.skip()]
+            return [*messages, gr.skip(), gr.skip(), gr.skip(), None]
         progress = Progress({spec.role: [0, spec.steps] for spec in self.drawing.pipeline.specs(checked.request)})
-        return [*messages, progress_html(progress, language), gr.update(visible=False), gr.update(visible=True)]
+        return [*messages, progress_html(progress, language), gr.update(visible=False), gr.update(visible=True), form]
 
-    def draw(self, language: str, shown: str, *values: Any) -> Iterator[list[Any]]:
-        """Draws the form. Yields result, message below it, history, name of the result, and the three buttons."""
-        form = dict(zip(NAMES, values, strict=True))
-        checked = self.drawing.check(form)
-        if checked.request is None:
+    def draw(self, language: str, shown: str, form: Mapping[str, Any] | None) -> Iterator[list[Any]]:
+        """Draws what `begin` has found right, None: nothing.
+
+        Yields result, message below it, history, name of the result, and the three buttons.
+        """
+        checked = Checked(None) if form is None else self.drawing.check(form)
+        if form is None or checked.request is None:
             yield [gr.skip()] * 7
             return
         fault: Message | None = None

@@ -107,13 +107,13 @@ def _wire_tabs_and_uploads(page: Page, callbacks: Callbacks, check: dict[str, An
 
 
 def _wire_drawing(page: Page, callbacks: Callbacks) -> None:
-    inputs, message = [page.language, *page.form], page.messages["result"]
+    inputs, asked, message = [page.language, *page.form], gr.State(None), page.messages["result"]
     begun = page.draw.click(
-        callbacks.begin, inputs, [*page.message_list, page.result, page.draw, page.stop], **_QUIET
+        callbacks.begin, inputs, [*page.message_list, page.result, page.draw, page.stop, asked], **_QUIET
     ).then(None, None, None, js=_SCROLL)
     begun.then(
         callbacks.draw,
-        [page.language, page.shown, *page.form],
+        [page.language, page.shown, asked],
         [page.result, message, page.history, page.shown, page.reuse, page.draw, page.stop],
         concurrency_limit=1,
         concurrency_id="drawing",
