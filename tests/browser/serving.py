@@ -40,10 +40,15 @@ def student(folder: Path) -> Path:
 
 @contextmanager
 def served_page(out: Path, *options: str) -> Iterator[str]:
-    """The address of a page that is served by `launch/demo.py` with these options, into the folder `out`."""
+    """The address of a page that is served by `launch/demo.py` with these options, into the folder `out`.
+
+    Its user's home folder is `home` beside it, in which nothing may be written.
+    """
     command = [sys.executable, "launch/demo.py", "--port", "0", "--out", str(out), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    log = out.with_suffix(".log")
+    home, log = out.with_name("home"), out.with_suffix(".log")
+    home.mkdir(exist_ok=True)
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
     with log.open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
     try:

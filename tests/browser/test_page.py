@@ -228,6 +228,7 @@ def test_the_teacher_alone_is_sampled_with_ddim(visit: Visit, tmp_path: Path) ->
         assert "read right" in page.inner_text("#result .card.teacher .verdicts .right")
         files = {path.name for path in (tmp_path / "page").iterdir()}
         assert files == {"results", "temporary", "uploads"}
+        assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
 
 
 def listening(port: int) -> set[str]:

@@ -140,13 +140,13 @@ class Callbacks:
 
         Yields result, message below it, history, name of the result, and the three buttons.
         """
-        checked = Checked(None) if form is None else self.drawing.check(form)
-        if form is None or checked.request is None:
+        if form is None:
             yield [gr.skip()] * 7
             return
         fault: Message | None = None
         try:
-            for state in self.drawing.draw(form, checked.request):
+            request = self.drawing.rules.request(form)
+            for state in self.drawing.draw(form, request):
                 if isinstance(state, Progress):
                     yield [progress_html(state, language), *[gr.skip()] * 6]
                 else:
