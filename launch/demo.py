@@ -39,9 +39,10 @@ def demo(args: argparse.Namespace) -> int:
     place = open_port(args.port)
     pipeline = make_pipeline(args)
     judge = find_judge(args.ocr, pipeline)
-    # Gradio makes folders when it is imported: in the page's own folder, and only when nothing is wrong any more.
+    # Gradio and matplotlib make folders when they are imported: in the page's own, when nothing is wrong any more.
     temporary = str(args.out.resolve() / "temporary")
-    os.environ |= {"GRADIO_TEMP_DIR": temporary, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"GRADIO_TEMP_DIR": temporary, "MPLCONFIGDIR": temporary, "GRADIO_ANALYTICS_ENABLED": "False"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from launch.page.drawing import PageDrawing
     from launch.page.view.server import make_app, serve
     from launch.page.view.wiring import build_page
