@@ -106,6 +106,7 @@ def page_theme() -> Any:
     ).set(
         body_background_fill="#f6f5f2",
         block_background_fill="transparent",
+        block_background_fill_dark="transparent",
         block_border_width="0px",
         block_shadow="none",
         block_padding="0px",
