@@ -63,6 +63,19 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+def parse_demo(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/demo.py."""
+    parser = _parser("A page in the browser: student and teacher draw your own words side by side.", "data.options.")
+    _add_model_options(parser)
+    add = parser.add_argument
+    add("--use_ddim_sampler", "--use-ddim-sampler", action="store_true", help="the teacher alone, sampled with DDIM")
+    add("--ocr", choices=ENGINES, help="the engine that reads the pictures; default: rapidocr where it is installed")
+    add("--translate", metavar="HOW", help="prompts to English: argos, marian:FOLDER or command:PROGRAM")
+    add("--port", type=int, default=7860, help="on 127.0.0.1; 0: any that is free; default: %(default)s")
+    add("--out", type=Path, default=Path("runs/page"), metavar="DIR", help="all that is written; default: %(default)s")
+    return parser.parse_intermixed_args(argv)
+
+
 def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/evaluate.py. What is not given is None: EvaluationConfig has the defaults."""
     parser = _parser(

@@ -79,6 +79,7 @@ def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
         *BY_MAKE,
         "make demo",
         "make test",
+        "make page",
         "launch/train.py",
         "evaluate.py",
         "infer.py",
