@@ -25,6 +25,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from distill.checkpoint.run_folder import training_run_of
 from distill.tracking.journal import one_line
+from distill.tracking.metric_names import present_record
 from distill.tracking.refusals import RefusedError
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
@@ -185,7 +186,8 @@ class MlflowRun:
 
 def _metrics(record: Record) -> list[Metric]:
     time, step = _milliseconds(record["time"]), int(record["step"])
-    return [Metric(_key(n), float(value), time, step) for n, value in record.items() if n not in ("time", "step")]
+    values = present_record(record).items()
+    return [Metric(_key(n), float(value), time, step) for n, value in values if n not in ("time", "step")]
 
 
 def _params(record: Record) -> dict[str, str]:

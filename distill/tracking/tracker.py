@@ -31,6 +31,7 @@ import torch
 
 from distill.config.schema import TrackingConfig
 from distill.tracking.journal import metric_record, now
+from distill.tracking.metric_names import present_record
 from distill.tracking.upload_state import UploadState
 from distill.tracking.uploader import SendReport, Timing, Uploader, open_journals, tracking_uri
 
@@ -67,7 +68,7 @@ class Tracker:
         self._journals, self._state = open_journals(run_dir, say), UploadState(run_dir, say)
         self._repeated = 0
         self._last_steps: dict[str, int] = {}  # of each metric; "step": of all
-        for record in self._journals["metrics"].all():
+        for record in map(present_record, self._journals["metrics"].all()):
             if isinstance(step := record.get("step"), int):
                 self._last_steps |= {name: max(step, self._last_steps.get(name, step)) for name in record}
         if params is not None:

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from distill.config.schema import Recipe
+from distill.tracking.metric_names import sectioned
 from distill.tracking.tracker import progress_line
 from distill.training.engine import Engine, StepResult
 from distill.training.null_objects import RunTracker
@@ -123,7 +124,7 @@ class MetricsLog:
         if math.isfinite(result.grad_norm):
             metrics["grad_norm"] = result.grad_norm
         metrics |= scores
-        self._tracker.log(metrics, progress.updates)
+        self._tracker.log(sectioned(metrics), progress.updates)
         if self._engine.world.is_main:
             self._print(progress.updates, metrics, speed, scores)
         self.window.reset()
