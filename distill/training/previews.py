@@ -21,6 +21,8 @@ from distill.training.null_objects import RunTracker
 from distill.viz import batch_pictures
 
 FOLDER = "previews"
+PREVIEW_SERIES = "at a glance/previews"
+"""What MLflow calls the series of these pictures; its section is the first of the page."""
 TEACHER_GUIDANCE = 3.0
 
 
@@ -68,7 +70,7 @@ class SamplePreviews:
         except OSError as error:  # a full disk must not end a training
             print(f"warning: {path}: {error.strerror or error}; this preview is left out", flush=True)
             return
-        self._tracker.artifact(path, FOLDER)
+        self._tracker.artifact(path, FOLDER, PREVIEW_SERIES, updates)
 
     @torch.no_grad()
     def _images(self, batch: Batch) -> dict[str, Tensor]:

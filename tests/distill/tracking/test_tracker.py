@@ -18,7 +18,8 @@ import pytest
 
 from distill.tracking import upload_state
 from distill.tracking.journal import Journal
-from distill.tracking.tracker import Tracker, duration, environment, flatten, git_revision, progress_line
+from distill.tracking.progress import duration, progress_line
+from distill.tracking.tracker import Tracker, environment, flatten, git_revision
 from distill.tracking.uploader import Timing
 from tests.helpers.run_records import read_metrics
 from tests.helpers.tracking import DEAD_SERVER, FAST
