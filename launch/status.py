@@ -1,7 +1,7 @@
 """Says how a run stands: `python launch/status.py runs/NAME [RUN ...]`, from another shell or another machine.
 
 Reads small files of the run folder and writes none: where the run is, how fast, how much memory, its last pictures, and
-what the next signal would do. Under SLURM it also asks `squeue` about the job. Exit code 0: said; 2: no folder of a run.
+what the next signal would do. Under SLURM it also asks `squeue` about the job. Exit code 0: said; 2: no run folder.
 """
 
 from __future__ import annotations

@@ -245,10 +245,13 @@ class MlflowRun:
             # A journal may come from elsewhere. It must not have any file sent that this user can read.
             self._counts["artifacts outside the run folder"] += 1
         elif image and place.is_file():
-            with Image.open(place) as picture:
-                self._client.log_image(
-                    self.run_id, picture.convert("RGB"), key=image, step=step, timestamp=time, synchronous=True
-                )
+            try:
+                with Image.open(place) as picture:
+                    pixels = picture.convert("RGB")
+            except (OSError, ValueError):  # no picture, or one that a killed process has left half written
+                self._counts["malformed"] += 1
+                return
+            self._client.log_image(self.run_id, pixels, key=image, step=step, timestamp=time, synchronous=True)
         elif place.is_dir():
             self._client.log_artifacts(self.run_id, str(place), folder or None)
         elif place.is_file():

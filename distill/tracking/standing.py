@@ -18,6 +18,7 @@ from distill.tracking.metric_names import LOSS, SPEED, SPELLING, read_metrics
 from distill.tracking.progress import duration, read_progress
 
 SQUEUE_SECONDS = 5.0
+_PICTURES = ("previews/*.png", "sheet.png", "audit.png")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_standing(run_dir: Path) -> Standing:
         str(Journal(run_dir / "status.jsonl").last().get("status", "")),
         sorted(int(number) for number in numbers if number.isdigit()),
         best.read_text(encoding="utf-8").split()[0] if best.is_file() else "",
-        [path for name in ("previews", ".") for path in sorted((run_dir / name).glob("*.png"))[-1:]],
+        [path for name in _PICTURES for path in sorted(run_dir.glob(name))[-1:]],
     )
 
 
@@ -143,10 +144,11 @@ def _next_signal(now: Standing) -> str:
     if now.progress.get("phase") is None:
         return "at the next signal: the process ends at once, as it has not begun to train (exit code 75)"
     lost = now.update - newest
+    since = f"checkpoint-{newest}" if newest else "the start"
     return (
         f"at the next signal (SIGTERM, SIGINT, SIGUSR1): update {now.update + 1} is finished and saved, exit code 75, "
-        f"and the same command goes on; a second signal more than 3 s later ends it at once, and {lost} updates since "
-        f"{f'checkpoint-{newest}' if newest else 'the start'} are lost"
+        "and the same command goes on; a second signal more than 3 s later ends it at once, and what was learned since "
+        f"{since} ({lost} update{'s' * (lost != 1)}) is lost"
     )
 
 

@@ -40,6 +40,8 @@ from distill.tracking.upload_state import UploadState
 from distill.tracking.uploader import SendReport, Timing, Uploader, open_journals, tracking_uri
 
 REPORT = "tracking_report.json"
+NOTES_SECONDS = 10.0
+"""What the first notes get at the end of a run that was shorter than the making of them."""
 _PLACE = ("recipe.tracking.uri", "recipe.tracking.experiment")
 """Recorded at a start, for launch/sync_tracking.py."""
 PACKAGES = ("torch", "deepspeed", "peft", "open_clip_torch", "omegaconf", "mlflow", "numpy", "safetensors", "pillow")
@@ -72,6 +74,7 @@ class Tracker:
         self._say, self._owns = say, params is not None
         self._unrecorded: dict[str, str] | None = None
         self._first_notes = notes
+        self._noting: threading.Thread | None = None
         self.notify = notifier or Notifier("", run_dir, say)
         self._began, self._call_seconds = time.monotonic(), 0.0
         self._journals, self._state = open_journals(run_dir, say), UploadState(run_dir, say)
@@ -111,17 +114,23 @@ class Tracker:
             self._journals["params"].append({"time": now(), "params": self._unrecorded})
             self._unrecorded = None
             if self._first_notes is not None:
-                threading.Thread(target=self._record_notes, args=(self._first_notes,), daemon=True).start()
+                self._noting = threading.Thread(target=self._record_notes, args=(self._first_notes,), daemon=True)
+                self._noting.start()
 
     def _record_notes(self, notes: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         try:
             for note in notes():
-                self.note(note)
+                self._journals["notes"].append({"time": now(), **note})
         except OSError as error:  # an annotation file that went away
             self._say(f"tracking: the run's page in MLflow lacks its data set ({error})")
 
+    def _wait_for_notes(self) -> None:
+        if self._noting is not None:
+            self._noting.join(NOTES_SECONDS)
+
     def note(self, note: Mapping[str, Any]) -> None:
-        """Records something about the run that is no number and no parameter; see run_notes.py."""
+        """Records what is no number and no parameter, after the first notes; see run_notes.py."""
+        self._wait_for_notes()
         self._journals["notes"].append({"time": now(), **note})
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -168,6 +177,7 @@ class Tracker:
         """Sends the rest and closes the MLflow run as FINISHED, FAILED or KILLED, within `timeout` seconds."""
         assert status in ("FINISHED", "FAILED", "KILLED"), status
         wall = time.monotonic() - self._began
+        self._wait_for_notes()
         if self._owns:
             self._journals["status"].append({"time": now(), "status": status})
         unwritten = sum(journal.flush() + journal.lost for journal in self._journals.values())
