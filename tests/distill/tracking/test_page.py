@@ -77,8 +77,8 @@ def test_the_page_of_a_run_and_of_its_evaluation(run_dir: Path, monkeypatch: pyt
     (dataset,) = run.inputs.dataset_inputs
     assert json.loads(dataset.dataset.profile)["samples"] == 48 and len(dataset.dataset.digest) == 12
     pictures = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
-    assert sum("%step%2%" in path and path.endswith(".png") for path in pictures) == 1
-    assert not any("%step%3%" in path for path in pictures)
+    assert sum("+step+2+" in path and path.endswith(".png") for path in pictures) == 1
+    assert not any("+step+3+" in path for path in pictures)
 
     assert _models(client, run) == {"checkpoint-1": "best", "checkpoint-2": "model"}
     child = _evaluated(run_dir, 2)
@@ -87,7 +87,7 @@ def test_the_page_of_a_run_and_of_its_evaluation(run_dir: Path, monkeypatch: pyt
     ]
     assert [(m.key, m.value, m.run_id) for m in model.metrics] == [("student-4/ned", 0.75, child)]
     assert len(_models(client, run)) == 2  # the evaluation has found the training's
-    assert "eval#grid of teacher and student" in str([f.path for f in client.list_artifacts(tracker.run_id, "images")])
+    assert "eval~grid of teacher and student" in str([f.path for f in client.list_artifacts(tracker.run_id, "images")])
 
 
 def _models(client: Any, run: Any) -> dict[str, str]:
