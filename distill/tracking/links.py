@@ -13,12 +13,14 @@ LOCAL_SERVER = "http://127.0.0.1:5000"
 def run_page(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's curves; '' where the store is neither a server nor SQLite, or knows no such run.
 
-    workflowType: without it MLflow 3 opens an experiment in its view for language models, which has no curves.
+    viewStateShareKey: the layout that page_view.py has stored. workflowType: without it MLflow 3 opens an experiment in
+    its view for language models, which has no curves.
     """
     server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else LOCAL_SERVER
     if not (experiment_id and run_id) or not (server != LOCAL_SERVER or uri.startswith("sqlite:")):
         return ""
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}/model-metrics?workflowType=machine_learning"
+    view = f"viewStateShareKey={run_id}&compareRunsMode=CHART&workflowType=machine_learning"
+    return f"{server}/#/experiments/{experiment_id}/runs?{view}"
 
 
 def server_command(uri: str) -> str:

@@ -39,7 +39,8 @@ from distill.checkpoint.run_folder import training_run_of
 from distill.tracking import journal_records
 from distill.tracking.journal import one_line
 from distill.tracking.journal_records import milliseconds
-from distill.tracking.metric_names import LOSS, SPELLING, present_record
+from distill.tracking.metric_names import present_record
+from distill.tracking.page_view import GROUP, PREVIEWS, SHOWN_FIRST, VIEW_TAG, view_state
 from distill.tracking.refusals import RefusedError
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
@@ -47,9 +48,6 @@ _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
 _PARENT = "mlflow.parentRunId"  # MLflow's page shows runs with this tag below the run that it names
 _EXTERNAL = "mlflow.model.isExternal"  # a logged model whose files are elsewhere
 _EVALUATED = "evaluated_model"  # tag of an evaluation's run: the logged model that its metrics belong to
-GLANCE = "at a glance"
-"""MLflow's page sorts sections by name and has no other order: this one comes before `eval` and all others."""
-_SHOWN_FIRST = {LOSS: f"{GLANCE}/loss", SPELLING: f"{GLANCE}/spelling"}
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; other errors may pass
 
 Record = dict[str, Any]
@@ -99,15 +97,29 @@ class MlflowRun:
             self._experiment_id(experiment),
             start_time=milliseconds(began) if isinstance(began, float | int) else None,
             run_name=self._run_dir.name,
-            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
+            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent, GROUP: parent} if parent else {}),
         ).info.run_id
         if not run_id:  # a server that answers everything with {}: records would be lost there
             raise RefusedError("what answers there is no MLflow; check host, port and path of tracking.uri")
         return str(run_id)
 
-    def experiment_of_run(self) -> str:
-        """The id of the experiment that the run belongs to."""
-        return str(self._client.get_run(self.run_id).info.experiment_id)
+    def prepare_page(self) -> str:
+        """Lays out the page of a training run. Returns the id of its experiment."""
+        experiment = str(self._client.get_run(self.run_id).info.experiment_id)
+        if training_run_of(self._run_dir) is None:
+            self._client.set_tag(self.run_id, GROUP, self.run_id)
+            if f"{VIEW_TAG}{self.run_id}" not in self._client.get_experiment(experiment).tags:
+                self._store_view(experiment, 0)
+        return experiment
+
+    def _store_view(self, experiment: str, preview: int) -> None:
+        """Lets the run's link open with its curves, and the picture of update `preview`; see page_view.py."""
+        try:
+            self._client.set_experiment_tag(experiment, f"{VIEW_TAG}{self.run_id}", view_state(self.run_id, preview))
+        except MlflowException as error:
+            if error.error_code not in (*_REFUSED, "PERMISSION_DENIED"):
+                raise
+            self._counts["views not stored"] += 1  # some users may write runs, and no tags of an experiment
 
     def send(self, journal: str, records: list[Record]) -> None:
         """Sends records of one journal, in order. Records that MLflow refuses for good are counted and left out."""
@@ -252,6 +264,8 @@ class MlflowRun:
                 self._counts["malformed"] += 1
                 return
             self._client.log_image(self.run_id, pixels, key=image, step=step, timestamp=time, synchronous=True)
+            if image == PREVIEWS:
+                self._store_view(str(self._client.get_run(self.run_id).info.experiment_id), step)
         elif place.is_dir():
             self._client.log_artifacts(self.run_id, str(place), folder or None)
         elif place.is_file():
@@ -271,8 +285,8 @@ def _shown_first(metrics: list[Metric], model_id: str) -> list[Metric]:
     an evaluation, as metrics of the model that it evaluates."""
     if model_id:
         return [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in metrics]
-    first = [m for m in metrics if m.key in _SHOWN_FIRST]
-    return metrics + [Metric(_SHOWN_FIRST[m.key], m.value, m.timestamp, m.step) for m in first]
+    first = [m for m in metrics if m.key in SHOWN_FIRST]
+    return metrics + [Metric(SHOWN_FIRST[m.key], m.value, m.timestamp, m.step) for m in first]
 
 
 def _artifact_location(uri: str, run_dir: Path) -> str | None:

@@ -202,7 +202,7 @@ class Uploader:
             self.run_id = mlflow.create(self._experiment, began, self._parent_id())
             self._state.store(self._uri, self.run_id, self._sent)
         mlflow.run_id = self.run_id
-        self.experiment_id = mlflow.experiment_of_run()
+        self.experiment_id = mlflow.prepare_page()
         self._mlflow, self._reached = mlflow, True
 
     def _parent_id(self) -> str:

@@ -19,10 +19,11 @@ from distill.checks.teacher_precision import check_accumulation
 from distill.config.schema import Recipe
 from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
+from distill.tracking.page_view import PREVIEWS
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
 from distill.training.null_objects import RunTracker
-from distill.training.previews import PREVIEW_SERIES, from_files, readable
+from distill.training.previews import from_files, readable
 from distill.training.state import Progress
 from distill.viz import batch_pictures
 from distill.viz.contact_sheet import contact_sheet, evenly_spaced_indices
@@ -107,7 +108,7 @@ def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> 
         path = recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)
         tracker.artifact(path)
-        tracker.artifact(path, "", PREVIEW_SERIES, 0)  # where MLflow's slider begins
+        tracker.artifact(path, "", PREVIEWS, 0)  # where MLflow's slider begins
 
 
 def _findings(

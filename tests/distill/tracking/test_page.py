@@ -24,13 +24,15 @@ FACTS = {"trained_parameters": 1234, "ranks": 1, "device": "cpu", "precision": "
 @pytest.mark.parametrize(
     ("uri", "page"),
     [
-        ("http://tracking:5000/", "http://tracking:5000/#/experiments/7/runs/ab/model-metrics"),
-        ("https://host/path", "https://host/path/#/experiments/7/runs/ab/model-metrics"),
-        ("sqlite:////runs/mlflow.db", "http://127.0.0.1:5000/#/experiments/7/runs/ab/model-metrics"),
+        ("http://tracking:5000/", "http://tracking:5000/#/experiments/7/runs"),
+        ("https://host/path", "https://host/path/#/experiments/7/runs"),
+        ("sqlite:////runs/mlflow.db", "http://127.0.0.1:5000/#/experiments/7/runs"),
     ],
 )
 def test_the_link_opens_the_curves(uri: str, page: str) -> None:
-    assert run_page(uri, "7", "ab") == f"{page}?workflowType=machine_learning"
+    assert (
+        run_page(uri, "7", "ab") == f"{page}?viewStateShareKey=ab&compareRunsMode=CHART&workflowType=machine_learning"
+    )
     assert ("mlflow ui" in server_command(uri)) == uri.startswith("sqlite")
 
 
@@ -63,13 +65,16 @@ def test_the_page_of_a_run_and_of_its_evaluation(run_dir: Path, monkeypatch: pyt
         tracker.note(note)
     report = tracker.finish()
     assert (report.unsent, report.counts["malformed"]) == (0, 1)
-    assert tracker.page.endswith(f"/runs/{tracker.run_id}/model-metrics?workflowType=machine_learning")
+    assert f"/runs?viewStateShareKey={tracker.run_id}&" in tracker.page
 
     client = MlflowClient(tracker.uri)
     run = client.get_run(tracker.run_id)
     assert run.data.metrics["at a glance/loss"] == 0.5 and run.data.metrics["at a glance/spelling"] == 0.5
     first, *_ = sorted(name.rsplit("/", 1)[0] for name in run.data.metrics)
     assert first == "at a glance"  # MLflow's page has the sections in this order
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags[f"mlflow.sharedViewState.{tracker.run_id}"])
+    assert [section["name"] for section in view["compareRunSections"]][:3] == ["at a glance", "train", "eval"]
+    assert [chart.get("step") for chart in view["compareRunCharts"]] == [None, None, 2]  # the newest preview
     tags = run.data.tags
     assert "**consistency** student" in tags["mlflow.note.content"] and "best spelling" in tags["mlflow.note.content"]
     assert "deepspeed launch/train.py --deepspeed zero2.json train.max_steps=2\n" in tags["mlflow.note.content"]
@@ -82,6 +87,8 @@ def test_the_page_of_a_run_and_of_its_evaluation(run_dir: Path, monkeypatch: pyt
 
     assert _models(client, run) == {"checkpoint-1": "best", "checkpoint-2": "model"}
     child = _evaluated(run_dir, 2)
+    together = client.search_runs([run.info.experiment_id], view["searchFilter"])
+    assert {one.info.run_id for one in together} == {tracker.run_id, child}
     (model,) = [
         m for m in client.search_logged_models([run.info.experiment_id]) if m.tags["checkpoint"] == "checkpoint-2"
     ]
