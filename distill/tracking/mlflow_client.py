@@ -221,11 +221,15 @@ class MlflowRun:
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
         if made := note.get("model"):
             model = self._logged_model(self.run_id, made)
-            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, int(made["step"]))])
+            outputs = self._client.get_run(self.run_id).outputs  # a second record of the same would be refused
+            if model.model_id not in [one.model_id for one in (outputs.model_outputs if outputs else ())]:
+                self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, int(made["step"]))])
         if evaluated := note.get("evaluates"):
             parent = self._client.get_run(self.run_id).data.tags.get(_PARENT, self.run_id)
             model = self._logged_model(parent, evaluated)
-            self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
+            inputs = self._client.get_run(self.run_id).inputs
+            if model.model_id not in [one.model_id for one in (inputs.model_inputs if inputs else ())]:
+                self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
             self._client.set_tag(self.run_id, _EVALUATED, model.model_id)
             self._evaluated_model = model.model_id
 
