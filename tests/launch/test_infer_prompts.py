@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
-from distill.inference.loading import SamplingModel, load_sampling_model
+from distill.inference.loading import SamplingModel, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_model
+from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.places import Place
 from distill.inference.prompt_file import read_metadata
 from launch import infer
 from tests.helpers.stored_run import write_run
@@ -24,7 +27,8 @@ PROMPT = ("--prompt", 'a red wall that reads "GO"', "--box", "4,16,60,48", "--st
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> SamplingModel:
     folder = tmp_path_factory.mktemp("run")
-    recipe = load_recipe(DEFAULT_RECIPE, ["data.options.resolution=64", f"run_root={folder}", "name=run"])
+    options = [f"data.options.{option}" for option in ("resolution=64", "font_hint_prob=0", "mask_img_prob=0")]
+    recipe = load_recipe(DEFAULT_RECIPE, [*options, f"run_root={folder}", "name=run"])
     torch.manual_seed(0)
     write_run(folder / "run", recipe, make_model(recipe.model, recipe.seed))
     return load_sampling_model(folder / "run", None)
@@ -52,6 +56,26 @@ def test_a_prompt_is_drawn_by_student_and_teacher(tmp_path, capsys):
     note, drawn = printed.index('prompt: "GO": letters would be '), printed.index("student 1: 1 UNet calls")
     assert note < drawn  # said before drawing
     assert "  'GO': " in printed
+
+
+@pytest.mark.heavy
+def test_a_sample_of_a_dataset_asked_for_as_a_prompt_is_the_same_picture(opened, tmp_path):
+    """Bit for bit, with the same seed, of student and teacher."""
+    write_dataset(tmp_path, 1, SyntheticConfig(size=96), seed=5)
+    how = ("--steps", "2", "--teacher", "--teacher-steps", "2", "--seed", "7")
+    assert call(tmp_path / "out", "--data", str(tmp_path / "data.json"), *how) == 0
+    dataset, _ = load_dataset([tmp_path / "data.json"], opened.recipe)
+    (sample,), _ = read_samples(dataset, [0])
+    assert sample.n_lines == 2
+    places = [Place(polygon, sample.position[n].numpy()) for n, polygon in enumerate(sample.polygons)]
+    colors = [tuple(map(int, color)) for color in sample.color[: len(places)].tolist()]
+    prompt = sample.image_caption + " ".join(f"“{text}”" for text in sample.texts)
+    result = AnyText2Pipeline(opened)(
+        prompt, places=places, colors=colors, steps=2, teacher=True, teacher_steps=2, seed=7
+    )
+    for image, key in ((result.images[0], "student-phased-2"), (result.teacher_images[0], "teacher-ddim-2")):
+        drawn = np.array(Image.open(tmp_path / "out" / f"sample000000-{key}.png"))
+        assert np.array_equal(np.array(image), drawn), key
 
 
 @pytest.mark.heavy
