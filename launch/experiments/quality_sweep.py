@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
+from distill.tracking.metric_names import read_metrics
 from launch.common.cli import require_at_least, run_command
 from launch.common.command_help import command_parser
 from launch.experiments.quality_page import require_marks, write_page
@@ -187,8 +188,7 @@ class SweepRunner:
             run_python(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curve = [json.loads(line) for line in lines]
+        curve = list(read_metrics(folder))
         found = {}
         for one in runs:
             sampler = ["--student-sampler", one.sampler] if one.sampler else []
