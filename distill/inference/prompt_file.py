@@ -117,8 +117,13 @@ class ResultLog:
 
 def model_identity(model: SamplingModel) -> str:
     """A name of the weights that changes with them: the adapter's hash, or where the weights are."""
-    weights = None if model.checkpoint is None else model.checkpoint / ADAPTER_WEIGHTS
     base = f"{model.recipe.model.config} {model.recipe.model.weights}"
+    if model.added is not None:
+        base = f"{base} {model.added.identity()}"
+    if model.checkpoint is not None and model.checkpoint.is_file():  # may be large
+        facts = model.checkpoint.stat()
+        return f"{base} {model.checkpoint} {facts.st_size} {facts.st_mtime_ns} {model.precision}"
+    weights = None if model.checkpoint is None else model.checkpoint / ADAPTER_WEIGHTS
     if weights is None or not weights.is_file():
         return f"{base} {model.checkpoint or ''} {model.precision}".strip()
     return f"{base} {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} {model.precision}"

@@ -12,7 +12,7 @@ import yaml
 from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
-from launch.common.cli import int_list
+from launch.common.cli import float_list, int_list
 from launch.common.command_help import command_parser
 from launch.common.prompt_options import add_prompt_options
 
@@ -56,6 +56,8 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampler", metavar="NAME", help="of the student; default: its objective's own")
     add("--teacher", action="store_true", help="sample the teacher beside the student")
     add("--teacher-steps", type=int, metavar="N", help="default: 50 for samples, 20 for prompts")
+    add("--add", action="append", default=[], metavar="LORA:SCALE", help="a LoRA beside the student's, as a style")
+    add("--add-scales", type=float_list, metavar="S,S", help="draw --prompt once for each scale of --add: scales.png")
     add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
     add_prompt_options(parser)
     return parser.parse_intermixed_args(argv)
@@ -190,10 +192,16 @@ def _data_parser(what: str, example: str) -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model is sampled, and where: `load_sampling_model` takes them."""
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint-N, run folder, PEFT adapter, or a file of launch/export.py",
     )
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
+    parser.add_argument("--quantized", type=Path, metavar="FILE", help="8-bit weights, of launch/quantize.py")
+    parser.add_argument("--quantize-activations", action="store_true", help="with --quantized: needs torchao")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: fp16 on a GPU, else fp32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
