@@ -32,14 +32,19 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ValueError in one line for a missing or malformed file, unknown keys (all of them), or an impossible value.
     """
+    return resolve_recipe([] if path is None else [_read_yaml(path)], f"--config {path}", overrides)
+
+
+def resolve_recipe(contents: Sequence[DictConfig], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of what was read from `where`, and of `key=value` overrides. Raises ValueError as `load_recipe`."""
     merged = OmegaConf.structured(Recipe)
-    files = [] if path is None else rename_keys([_read_yaml(path)], f"--config {path}")
+    files = rename_keys(contents, where)
     layers = rename_keys([_parse_override(item) for item in overrides], "override")
     named = [f"override {item}" for item in overrides]
-    refuse_unknown_keys([*((f"--config {path}", file) for file in files), *zip(named, layers, strict=True)])
+    refuse_unknown_keys([*((where, file) for file in files), *zip(named, layers, strict=True)])
     for from_file in files:
-        merged = merge(merged, from_file, f"--config {path}")
-        to_object(merged, f"--config {path}")
+        merged = merge(merged, from_file, where)
+        to_object(merged, where)
     for item, layer in zip(overrides, layers, strict=True):
         leave_objective(merged, layer)
         merged = merge(merged, layer, f"override {item}")

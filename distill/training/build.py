@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from peft import PeftModel
 from torch import nn
 
@@ -21,7 +20,7 @@ from anytext2.model.memory_format import use_gpu_format
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import EMA, STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
-from distill.adapters.warm_start import WarmStart, load_warm_start, read_warm_start
+from distill.adapters.warm_start import WarmStart, load_warm_start, read_start
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, keep_recipes
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
@@ -41,7 +40,9 @@ from distill.objectives.teacher import StudentConfig
 from distill.runtime.device_settings import apply_device_settings
 from distill.runtime.signals import StopRequests
 from distill.runtime.world import World, on_main
-from distill.tracking.tracker import Tracker, environment
+from distill.tracking.notify import Notifier, require_command
+from distill.tracking.run_notes import first_notes, mlflow_parameters
+from distill.tracking.tracker import Tracker
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs
@@ -164,6 +165,7 @@ def make_trainer(
 def _check_start(recipe: Recipe, objective: Objective, locks: list[RunLock]) -> _Start:
     """What can be checked without the network. Takes the lock of a folder that has one. Rank 0 only."""
     check_adapter(recipe)
+    require_command(recipe.tracking.notify)
     if recipe.data.latents == "cache" and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     locks.append(RunLock(recipe.run_dir))
@@ -208,7 +210,7 @@ def _build_network(
     resume: Path | None,
 ) -> tuple[_Network, Restored]:
     """The network with its first weights: the checkpoint's, or those of `lora.weights` or fresh ones. Collective."""
-    warm = read_warm_start(Path(recipe.lora.weights), recipe.lora) if recipe.lora.weights and not resume else None
+    warm = read_start(recipe.lora, recipe.model.config) if recipe.lora.weights and not resume else None
     model = make_model(recipe.model, recipe.seed)
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
@@ -247,8 +249,11 @@ def _assemble(
     previews: Previews = NullPreviews()
     gauges: list[Gauge] = []
     if world.is_main:
-        parameters = mlflow_parameters(recipe, engine, network.info)
-        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id)
+        parameters = mlflow_parameters(recipe, engine.ds_config, network.info)
+        sources = [Path(source) for source in recipe.data.sources] or [recipe.run_dir / DRAWN / "data.json"]
+        notes = partial(first_notes, recipe, network.info, sources, len(dataset))
+        more = {"notes": notes, "notifier": Notifier(recipe.tracking.notify, recipe.run_dir)}
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id, **more)
         main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:
@@ -266,7 +271,9 @@ def _assemble(
         ),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
-        metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
+        metrics=MetricsLog(
+            recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges, data.sampler.length
+        ),
         checkpoints=Checkpoints(recipe, engine, roles, writer, data.sampler.length, tracker.run_id),
         validation=data.validation,
         previews=previews,
@@ -275,6 +282,7 @@ def _assemble(
         watchdog=watchdog,
         stop=stop,
         lock=locks[0] if locks else None,
+        facts=network.info,
     )
 
 
@@ -304,8 +312,7 @@ def _announce(network: _Network) -> None:
 def _start_warm(start: WarmStart, params: list[tuple[str, nn.Parameter]], world: World) -> None:
     load_warm_start(start, params)
     if world.is_main:
-        after = "" if start.step is None else f", trained for {start.step} updates before"
-        print(f"the student starts from {start.path}: {len(start.tensors)} tensors{after}", flush=True)
+        print(f"the student starts from {start.described(len(params))}", flush=True)
 
 
 def _needs_model(recipe: Recipe) -> bool:
@@ -336,15 +343,4 @@ def run_info(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool)
         "trained_parameters": sum(p.numel() for _, p in params),
         "trained_tensors": len(params),
         "optimizer_bytes_per_rank": engine.gather(engine.optimizer_bytes()),
-    }
-
-
-def mlflow_parameters(recipe: Recipe, engine: Engine, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything that MLflow records as a parameter, nested."""
-    return {
-        "recipe": OmegaConf.to_container(OmegaConf.structured(recipe)),
-        "deepspeed": engine.ds_config,
-        "run": {k: v for k, v in facts.items() if k != "optimizer_bytes_per_rank"},
-        "environment": environment(),
-        "command": " ".join(sys.argv),
     }

@@ -79,15 +79,19 @@ def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
         *BY_MAKE,
         "make demo",
         "make test",
+        "make page",
         "launch/train.py",
         "evaluate.py",
         "infer.py",
+        "launch/export.py",
+        "reference_sampler.py",
         "make_dataset.py",
         "show_dataset.py",
         "check_dataset.py",
         "build_lmdb_cache.py",
         "mlflow ui",
         "submit.py",
+        "status.py",
     )
     unknown = [c for c in commands() if not any(word in c for word in known)]
     assert not unknown
