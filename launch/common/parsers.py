@@ -65,7 +65,11 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_demo(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/demo.py."""
-    parser = _parser("A page in the browser: student and teacher draw your own words side by side.", "data.options.")
+    parser = _parser(
+        "A page in the browser: student and teacher draw your own words side by side.",
+        "data.options.",
+        "python launch/demo.py --checkpoint runs/demo --port 7860",
+    )
     _add_model_options(parser)
     add = parser.add_argument
     add("--use_ddim_sampler", "--use-ddim-sampler", action="store_true", help="the teacher alone, sampled with DDIM")
@@ -179,7 +183,7 @@ def _plain(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def _parser(what: str, prefix: str, example: str = "") -> argparse.ArgumentParser:
+def _parser(what: str, prefix: str, example: str) -> argparse.ArgumentParser:
     return command_parser(what, example, options_table(prefix))
 
 

@@ -73,7 +73,7 @@ def parse_plan(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--utilisation", type=float, metavar="SHARE", help="of those that is reached; default 0.21, measured on an H200"
     )
-    add("--samples-per-second", type=float, default=0.0, metavar="S", help="of all GPUs, where you have measured it")
+    add("--samples-per-second", type=float, default=0.0, metavar="S", help="of all GPUs, measured; default: estimated")
     add("--pictures", type=int, metavar="N", help="of the data set; default: counted where the files are small")
     add("overrides", nargs="*", metavar="key=value", help="recipe values, as in train.micro_batch=16")
     return parser.parse_intermixed_args(argv)

@@ -77,9 +77,9 @@ def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_status(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/status.py."""
-    parser = argparse.ArgumentParser(
-        description="Say how a run stands: place, speed, memory, pictures, and what the next signal would do.",
-        epilog="Example: python launch/status.py runs/demo",
+    parser = command_parser(
+        "Say how a run stands: place, speed, memory, pictures, and what the next signal would do.",
+        "python launch/status.py runs/demo",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     return parser.parse_args(argv)
@@ -87,9 +87,9 @@ def parse_status(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_compare(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/compare.py."""
-    parser = argparse.ArgumentParser(
-        description="Compare runs: the settings that differ, their results side by side, and a picture.",
-        epilog="Example: python launch/compare.py runs/phased runs/consistency --out runs/both.png",
+    parser = command_parser(
+        "Compare runs: the settings that differ, their results side by side, and a picture.",
+        "python launch/compare.py runs/phased runs/consistency --out runs/both.png",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="the folders of at least two runs")
