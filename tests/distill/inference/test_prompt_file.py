@@ -41,7 +41,8 @@ class FakePipeline:
         self.drawn: list[str] = []
         self.stop = lambda prompt: None
 
-    def draw(self, request: DrawingRequest, on_warning: Callable[[str], None]) -> DrawingResult:
+    def draw(self, request: DrawingRequest, on_step: object, on_warning: Callable[[str], None]) -> DrawingResult:
+        assert on_step is None
         self.stop(request.prompt)
         on_warning("a note")
         self.drawn.append(request.prompt)
