@@ -23,7 +23,7 @@ from anytext2.core.files import fsync, whole_file
 from distill.checkpoint.formats import ADAPTER_WEIGHTS
 from distill.checkpoint.run_lock import RunLock
 from distill.inference.loading import SamplingModel
-from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.pipeline import AnyText2Pipeline, StepCallback
 from distill.inference.request import DrawingRequest, Imitation, request_from_json
 from distill.inference.result import DrawingResult, PlacedLine
 
@@ -185,9 +185,11 @@ class PromptDrawing:
             self._say(f"{progress_bar(number, len(todo))} {', '.join(words)}")
         return failed
 
-    def draw(self, prompt: Prompt) -> dict[str, Any]:
+    def draw(self, prompt: Prompt, on_step: StepCallback | None = None) -> dict[str, Any]:
         """Draws one prompt and writes its pictures. Returns the line of results.jsonl."""
-        result = self._pipeline.draw(prompt.request, on_warning=lambda note: self._say(f"{prompt.name}: {note}"))
+        result = self._pipeline.draw(
+            prompt.request, on_step, on_warning=lambda note: self._say(f"{prompt.name}: {note}")
+        )
         entry, images = self._entry(prompt, result)
         for picture, image in zip(entry["pictures"], images, strict=True):
             save_png(image, self._out / picture["file"], entry)
