@@ -53,6 +53,7 @@ class SamplingModel:
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
     run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
     overrides were laid over. added: what lies beside the student's own adapter.
+    variant: tells a student with other layers (8-bit ones) from the checkpoint's own.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class SamplingModel:
     precision: str
     recipe_file: Path
     added: AddedAdapters | None = None
+    variant: str = ""
 
     @property
     def sampler_options(self) -> SamplerOptions:

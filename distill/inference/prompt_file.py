@@ -120,6 +120,8 @@ def model_identity(model: SamplingModel) -> str:
     base = f"{model.recipe.model.config} {model.recipe.model.weights}"
     if model.added is not None:
         base = f"{base} {model.added.identity()}"
+    if model.variant:
+        base = f"{base} {model.variant}"
     if model.checkpoint is not None and model.checkpoint.is_file():  # may be large
         facts = model.checkpoint.stat()
         return f"{base} {model.checkpoint} {facts.st_size} {facts.st_mtime_ns} {model.precision}"

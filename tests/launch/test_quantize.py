@@ -12,7 +12,10 @@ from PIL import Image
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
+from distill.inference.loading import load_sampling_model
 from distill.inference.model import make_model
+from distill.inference.prompt_file import model_identity
+from distill.inference.variants.quantized import quantized_student
 from launch import infer, quantize
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.stored_run import write_run
@@ -62,6 +65,8 @@ def test_a_quantised_student_draws_nearly_the_same(
         drawn.append(np.array(Image.open(next((tmp_path / name).glob("sample*student*.png")))).astype(int))
     assert 0 < np.abs(drawn[0] - drawn[1]).mean() < 12
     assert np.array_equal(drawn[1], drawn[2])
+    plain = load_sampling_model(place / "run", None)
+    assert model_identity(quantized_student(plain, file)) != model_identity(plain)  # drawn anew by --prompts
     capsys.readouterr()
     for argv, said in (
         (["--checkpoint", str(place / "other"), "--quantized", str(file)], "was made of another student"),

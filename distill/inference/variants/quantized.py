@@ -39,7 +39,10 @@ class QuantizedRoles:
 def student_hash(model: SamplingModel) -> str:
     """A hash of the file with the student's weights."""
     assert model.checkpoint is not None
-    file = model.checkpoint if model.checkpoint.is_file() else model.checkpoint / ADAPTER_WEIGHTS
+    return _hash(model.checkpoint if model.checkpoint.is_file() else model.checkpoint / ADAPTER_WEIGHTS)
+
+
+def _hash(file: Path) -> str:
     with file.open("rb") as content:
         digest = hashlib.sha256()
         while block := content.read(2**24):
@@ -66,4 +69,5 @@ def quantized_student(model: SamplingModel, path: Path, activations_too: bool = 
     if activations_too:
         quantize_activations(student)
     roles = QuantizedRoles(student, model.roles)
-    return move_model(replace(model, roles=roles), model.device)
+    variant = f"int8 {_hash(path)}{' with activations' if activations_too else ''}"
+    return move_model(replace(model, roles=roles, variant=variant), model.device)
