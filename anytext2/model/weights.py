@@ -120,12 +120,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def tensor_names(path: Path) -> set[str]:
     """Names of a weights file's tensors. Of safetensors, only the header is read. Raises as `read_state_dict`."""
+    return set(tensor_shapes(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a weights file's tensors. Of safetensors, only the header is read.
+
+    Raises as `read_state_dict`.
+    """
     if path.suffix != ".safetensors":
-        return set(read_state_dict(path))
+        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
     _require_weights(path)
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from anytext2.core.resources import find_shipped, resource
+from anytext2.core.resources import find_shipped, resource, shell_command
 from distill.adapters.roles import EMA
 from distill.config.aliases import rename_keys
 from distill.config.differences import require_known
@@ -22,6 +22,7 @@ from distill.config.objective import leave_objective
 from distill.config.schema import Recipe
 from distill.config.unknown_keys import refuse_unknown_keys
 from distill.losses.terms import terms_with_attention
+from distill.migration.old_files import is_old_file
 
 DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")
 
@@ -96,6 +97,11 @@ def _read_yaml(path: Path) -> DictConfig:
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(from_file, DictConfig):
         raise ValueError(f"--config {path}: a mapping of recipe keys is needed, found {type(from_file).__name__}")
+    if is_old_file(OmegaConf.to_container(from_file)):
+        raise ValueError(
+            f"--config {path}: this is an old file, of the earlier scripts; make a recipe of it: "
+            f"{shell_command('launch/migrate.py', path)}"
+        )
     return from_file
 
 

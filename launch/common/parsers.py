@@ -57,14 +57,21 @@ def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--batch", type=int, metavar="N", help="pictures sampled together; default: 8")
     add("--data", type=Path, action="append", default=[], metavar="JSON", help="held-out annotations; default: drawn")
-    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all")
+    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset, or prompt")
+    add("--prompts", type=Path, metavar="JSONL", help="measure free prompts instead: one JSON object on each line")
+    add("--count", type=int, metavar="N", help="samples, default 128; prompts, of each set of a benchmark, default all")
     for role, steps in (("teacher", "50,20"), ("undistilled", "4"), ("student", "1,2,4,8")):
-        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
+        more = {"teacher": "; of prompts 20", "student": "; of prompts as trained"}.get(role, "")
+        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}{more}")
     add("--student-sampler", metavar="NAME", help="default: its objective's own")
     add("--grid-rows", dest="shown", type=int, metavar="N", help="pictures in grid.png; default: 8")
     add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
-    add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")
+    add(
+        "--ocr",
+        choices=ENGINES,
+        action="append",
+        help=f"the engine that reads, for prompts also several; default: {ENGINES[0]}",
+    )
     add("--no-ocr", action="store_true", help="leave the reading of lines out")
     add("--ocr-threads", type=int, metavar="N", help="default: 1")
     add("--clip-weights", type=Path, metavar="FILE", help="measure the CLIP score with these weights")

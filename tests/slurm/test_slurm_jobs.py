@@ -187,7 +187,9 @@ def test_the_time_limit_is_met_with_a_checkpoint_and_a_second_start(place: Place
     log = place.log("time_limit", jobs["time_limit"])
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert int(fields["Restarts"]) >= 1
-    assert "USR1: asking the run to stop with a checkpoint" in log and "queueing it again (restart 1 of at most 20)" in log
+    assert (
+        "USR1: asking the run to stop with a checkpoint" in log and "queueing it again (restart 1 of at most 20)" in log
+    )
     stops = place.events("time_limit", "stop")
     assert stops and all(stop["signals"] == [10] for stop in stops)
     assert json.loads((place.folder / "runs" / "time_limit" / "state.json").read_text()) == 500
