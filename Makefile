@@ -16,7 +16,7 @@ GPU_SETUP := $(if $(filter $(BIN)/python,$(PY)),setup)
 # An annotation file in AnyWord format for smoke-official; empty: drawn pictures.
 DATA ?=
 
-.PHONY: setup lock demo check test test-slow lint test-official test-slurm test-compat smoke-official torture clean
+.PHONY: setup lock demo page screenshots check test test-slow lint test-official test-slurm test-compat test-browser smoke-official torture clean
 .PHONY: bench bench-step bench-memory bench-data bench-zero bench-soak
 .DEFAULT_GOAL := setup
 
@@ -47,8 +47,17 @@ demo: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json
 	$(BIN)/python launch/evaluate.py --run runs/demo --count 48
 
+# The page of launch/demo.py, with the student of `make demo` if there is one. It trains nothing.
+page: setup
+	$(BIN)/python launch/demo.py
+
+# The pictures of the page in docs/, made with the student of `make demo`.
+screenshots: setup
+	tests/browser/chromium.sh install
+	$(BIN)/python -m tests.browser.screenshots
+
 # What one runs before every commit. Types and imports are checked beside the tests: both take about as long.
-QUICK := not process and not heavy and not slow and not official and not slurm and not gpu
+QUICK := not process and not heavy and not slow and not official and not slurm and not gpu and not browser
 
 check: setup
 	$(BIN)/ruff check .
@@ -94,6 +103,11 @@ test-slurm: setup
 # Adapters of trainings, read by the oldest PEFT, one in between and the newest, each in an environment of its own.
 test-compat: setup
 	$(BIN)/python -m tests.compat.peft_releases
+
+# The page in Debian's Chromium, which is installed where it is missing (root).
+test-browser: setup
+	tests/browser/chromium.sh install
+	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 smoke-official: setup
 	$(BIN)/deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/recipes/smoke_official.yaml \

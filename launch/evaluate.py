@@ -51,6 +51,7 @@ from distill.inference.loading import (
 from distill.inference.model import make_schedule
 from distill.inference.pipeline import AnyText2Pipeline
 from distill.inference.prompt_file import read_prompts
+from distill.inference.variants.quantized import QuantizedRoles
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
 from launch.common.data_options import recipe_line
@@ -62,6 +63,7 @@ from launch.common.evaluation_options import (
     make_config,
     make_prompt_config,
 )
+from launch.common.quantized_options import with_quantized
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -248,6 +250,7 @@ def _write_results(
             "device": model.device.type,
             "precision": model.precision,
             "merged": isinstance(model.roles, MergedRoles),
+            "quantized": isinstance(model.roles, QuantizedRoles),
             "threads": torch.get_num_threads(),
         },
         **results,
@@ -281,7 +284,7 @@ def _record(
         return
     step = read_trainer_state(model.checkpoint).step
     described = {"checkpoint": str(model.checkpoint), "command": " ".join(sys.argv), **params}
-    record_evaluation(model.run_dir, model.recipe.tracking, step, metrics, described, files)
+    record_evaluation(model.run_dir, model.recipe.tracking, model.checkpoint, step, metrics, described, files)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -292,6 +295,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler, args.merge
     )
+    model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     if args.prompts is not None:
         return evaluate_free_prompts(args, model)

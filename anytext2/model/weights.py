@@ -11,7 +11,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -150,7 +149,8 @@ def _not_unpickled(error: pickle.UnpicklingError) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return "not a readable weights file, truncated or of another format (not a pickle of tensors)"
-    return f"refused: it holds {named[1]}, which loading would run; only files of plain tensors are read"
+    only = "only files of plain tensors are read; is there a .safetensors of it?"
+    return f"refused: it holds {named[1]}, which loading would run; {only}"
 
 
 @torch.no_grad()
@@ -189,6 +189,12 @@ def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     return {name for source in sources for name in source}
 
 
+def dtype_in_file(name: str, own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """The dtype in a file of weights in `wanted`: schedule, batch norm statistics and integers keep their own."""
+    keep = wanted is None or "." not in name or ".running_" in name or not own.is_floating_point
+    return own if keep or wanted is None else wanted
+
+
 @torch.no_grad()
 def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes all tensors with official names to a `.safetensors` file, or as {"state_dict": ...} to a `.ckpt` or `.pt`.
@@ -199,10 +205,9 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     path = Path(path)
     state = {}
     for name, tensor in official_state_dict(model).items():
-        keep = "." not in name or ".running_" in name or not tensor.is_floating_point()
         state[name] = (
             tensor.detach()
-            .to("cpu", tensor.dtype if keep or dtype is None else dtype)
+            .to("cpu", dtype_in_file(name, tensor.dtype, dtype))
             .clone(memory_format=torch.contiguous_format)
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,70 +217,6 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     else:
         torch.save({"state_dict": state}, unfinished)
     os.replace(unfinished, path)
-
-
-# --- from Stable Diffusion -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class InitReport:
-    """Names of the model's tensors that were copied, and of those that kept their initialisation."""
-
-    copied: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
-@torch.no_grad()
-def init_from_sd15(
-    model: AnyText2, sd15_state: Mapping[str, Tensor], recognizer_state: Mapping[str, Tensor]
-) -> InitReport:
-    """Initialises a model from Stable Diffusion 1.5 and a PP-OCRv3 recogniser, as official AnyText2's tool does.
-
-    The WriteNet's encoder is copied from the UNet's, the attnx layers from the first attention pair. Hint encoders,
-    zero convolutions and projections keep their initialisation. Names in `recognizer_state` start with `backbone.`,
-    `neck.` or `head.`.
-
-    Raises:
-        ValueError: a tensor of the UNet, VAE, text tower or recognisers is missing or of another shape.
-    """
-    target = official_state_dict(model)
-    source: dict[str, Tensor] = {}
-    for name in target:
-        if "." not in name:
-            continue
-        found = _recognizer_source(name, recognizer_state) if _recognizer_key(name) else sd15_state.get(_sd15_key(name))
-        if found is not None:
-            source[name] = found
-    required = {name: tensor for name, tensor in target.items() if name in source or _needs_source(name)}
-    require_fit(Path("Stable Diffusion 1.5 + recogniser"), source, required)
-    _copy(source, target)
-    kept = tuple(name for name in target if name not in source and "." in name)
-    return InitReport(copied=tuple(source), kept=kept)
-
-
-def _sd15_key(name: str) -> str:
-    """The name in Stable Diffusion 1.5 of the tensor from which an AnyText2 tensor is copied, if it exists there."""
-    name = re.sub(r"^control_model\.", "model.diffusion_model.", name)
-    return re.sub(r"\.attn([12])x\.", r".attn\1.", name)
-
-
-def _recognizer_key(name: str) -> str | None:
-    """The name of a recogniser's tensor within the recogniser; None for other tensors."""
-    for prefix in ("text_predictor.", "embedding_manager.font_predictor."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return None
-
-
-def _recognizer_source(name: str, state: Mapping[str, Tensor]) -> Tensor | None:
-    return state.get(_recognizer_key(name) or "")
-
-
-def _needs_source(name: str) -> bool:
-    if name.endswith(".num_batches_tracked"):
-        return False
-    copied_parts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
-    return name.startswith(copied_parts) or _recognizer_key(name) is not None
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,6 +220,8 @@ def levenshtein(first: str, second: str) -> int:
 
 
 def _import_engine() -> tuple[Any, Any]:
+    # onnxruntime 1.29 and later otherwise sends usage data to its maker, and keeps them in ~/.cache.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         package = importlib.import_module("rapidocr_onnxruntime")
         recognizer = importlib.import_module("rapidocr_onnxruntime.ch_ppocr_rec")

@@ -24,6 +24,7 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.model.memory_format import use_gpu_format
 from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.adapters.added import AddedAdapters
 from distill.adapters.lora import load_student
 from distill.adapters.merging import MergedRoles
 from distill.adapters.roles import AdapterRoles, SamplingRoles
@@ -51,7 +52,7 @@ class SamplingModel:
 
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
     run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
-    overrides were laid over.
+    overrides were laid over. added: what lies beside the student's own adapter.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class SamplingModel:
     device: torch.device
     precision: str
     recipe_file: Path
+    added: AddedAdapters | None = None
 
     @property
     def sampler_options(self) -> SamplerOptions:

@@ -24,6 +24,7 @@ from distill.inference.model import make_schedule
 from distill.inference.preparation import DrawingLimits, PreparedDrawing, RequestPreparation
 from distill.inference.request import DrawingRequest, requests_of
 from distill.inference.result import DrawingResult, DrawingResults, DrawnRow
+from distill.inference.variants.added import add_adapters, with_scales
 from distill.viz.grids import to_uint8
 
 PIXELS_AT_ONCE = 4 * 512 * 512
@@ -71,19 +72,26 @@ class AnyText2Pipeline:
         precision: str = "auto",
         merge: bool = False,
         keep_teacher: bool = True,
+        add: Sequence[tuple[str | Path, float]] = (),
         **options: Any,
     ) -> AnyText2Pipeline:
         """The pipeline of a run folder, a checkpoint, or a folder with a PEFT adapter; None: the undistilled model.
 
         config, overrides: recipe, for an adapter alone or other base weights (`model.weights=FILE`). merge,
-        keep_teacher: see `load_sampling_model`. options: of the pipeline.
-        Raises ValueError in one line.
+        keep_teacher: see `load_sampling_model`. add: LoRAs beside the student's, with their scales.
+        options: of the pipeline. Raises ValueError in one line.
         """
         folder, recipe = (None if name is None else Path(name) for name in (path, config))
         model = load_sampling_model(
-            folder, recipe, overrides, precision, device, merge=merge, keep_teacher=keep_teacher
+            folder, recipe, overrides, precision, device, merge=merge and not add, keep_teacher=keep_teacher
         )
+        if add:
+            model = add_adapters(model, [(Path(file), scale) for file, scale in add], merge, keep_teacher)
         return cls(model, **options)
+
+    def set_scales(self, *scales: float) -> None:
+        """Other scales of the added adapters, one for each. Raises ValueError where there are none, or merged ones."""
+        self.model = with_scales(self.model, scales)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> AnyText2Pipeline:
         """Moves the model to a device, and to float32, float16 or bfloat16 if named; returns this pipeline."""

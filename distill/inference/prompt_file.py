@@ -23,7 +23,7 @@ from anytext2.core.files import fsync, whole_file
 from distill.checkpoint.formats import ADAPTER_WEIGHTS
 from distill.checkpoint.run_lock import RunLock
 from distill.inference.loading import SamplingModel
-from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.pipeline import AnyText2Pipeline, StepCallback
 from distill.inference.request import DrawingRequest, Imitation, request_from_json
 from distill.inference.result import DrawingResult, PlacedLine
 
@@ -118,6 +118,8 @@ class ResultLog:
 def model_identity(model: SamplingModel) -> str:
     """A name of the weights that changes with them: the adapter's hash, or where the weights are."""
     base = f"{model.recipe.model.config} {model.recipe.model.weights}"
+    if model.added is not None:
+        base = f"{base} {model.added.identity()}"
     if model.checkpoint is not None and model.checkpoint.is_file():  # may be large
         facts = model.checkpoint.stat()
         return f"{base} {model.checkpoint} {facts.st_size} {facts.st_mtime_ns} {model.precision}"
@@ -181,9 +183,11 @@ class PromptDrawing:
             self._say(f"{progress_bar(number, len(todo))} {', '.join(words)}")
         return failed
 
-    def draw(self, prompt: Prompt) -> dict[str, Any]:
+    def draw(self, prompt: Prompt, on_step: StepCallback | None = None) -> dict[str, Any]:
         """Draws one prompt and writes its pictures. Returns the line of results.jsonl."""
-        result = self._pipeline.draw(prompt.request, on_warning=lambda note: self._say(f"{prompt.name}: {note}"))
+        result = self._pipeline.draw(
+            prompt.request, on_step, on_warning=lambda note: self._say(f"{prompt.name}: {note}")
+        )
         entry, images = self._entry(prompt, result)
         for picture, image in zip(entry["pictures"], images, strict=True):
             save_png(image, self._out / picture["file"], entry)

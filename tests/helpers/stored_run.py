@@ -15,11 +15,14 @@ from distill.config.recipes import dump_recipe
 from distill.config.schema import Recipe
 
 
-def write_run(run_dir: Path, recipe: Recipe, model: AnyText2, tracking_run_id: str = "") -> None:
-    """recipe.yaml, and checkpoint-3 with a LoRA of random weights for `model`, which it wraps."""
+def write_run(run_dir: Path, recipe: Recipe, model: AnyText2, tracking_run_id: str = "", scale: float = 0.1) -> None:
+    """recipe.yaml, and checkpoint-3 with a LoRA of random weights for `model`, which it wraps.
+
+    scale: of the weights; with 0 the student draws as the base weights do.
+    """
     wrapped = add_student(model, AdapterConfig(rank=2, alpha=2), seed=0)
     tensors = {
-        portable_name(n, STUDENT): torch.randn_like(p) * 0.1 for n, p in wrapped.named_parameters() if p.requires_grad
+        portable_name(n, STUDENT): torch.randn_like(p) * scale for n, p in wrapped.named_parameters() if p.requires_grad
     }
 
     def write(path: Path) -> None:

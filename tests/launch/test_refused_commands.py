@@ -16,7 +16,7 @@ from distill.checkpoint.store import find_checkpoint
 from distill.config.recipes import load_recipe
 from distill.inference.loading import load_sampling_model
 from distill.training.engine import init_world
-from launch import evaluate, export, infer, sync_tracking, train
+from launch import demo, evaluate, export, infer, sync_tracking, train
 from tests.helpers.processes.ranks import all_output, returned, run_ranks
 from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, assert_one_error, train_command
 
@@ -27,6 +27,7 @@ USUAL = [*SMALL_BATCH, f"train.max_steps={LAST}", "data.part=all", "checkpoint.s
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.main,
     "infer": infer.main,
+    "demo": demo.main,
     "evaluate": evaluate.main,
     "export": export.main,
     "sync": sync_tracking.main,
@@ -88,6 +89,10 @@ OTHERS = {
     "export RUN --format merged --out RUN/x.bin": "ends in .safetensors or .ckpt",
     "export RUN --format merged --out RUN/x.ckpt model.weights=none.ckpt": "none.ckpt: no such weights file",
     "export RUN/recipe.yaml --format peft --out RUN/peft": "recipe.yaml: not a readable weights file: text",
+    "demo --checkpoint RUN --out RUN/recipe.yaml": "recipe.yaml is a file",
+    "demo --checkpoint RUN --out RUN/page --port 99999": "--port 99999: no port has this number",
+    "demo --checkpoint none --out RUN/page --port 0": "none: no such folder",
+    "demo --checkpoint RUN --out RUN/page --port 0 --translate klingon": "translate: 'klingon' is not known",
     "sync RUN/checkpoint-2": "no journals here",
     "sync RUN --timeout 0": "--timeout 0",
 }
