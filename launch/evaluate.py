@@ -2,8 +2,9 @@
 
 Prints a table of teacher, undistilled model and student at several numbers of steps (distance to the teacher's 50
 guided steps from the same noise, lines read by an OCR engine, UNet calls, seconds) and writes `summary.json`,
-`grid.png` and `sheet.png`. With `--protocol anytext-benchmark` it samples and scores the published benchmark instead.
-Exit code 0: done; 2: the command, a file or a value is wrong.
+`grid.png` and `sheet.png`. With `--protocol anytext-benchmark` it samples and scores the published benchmark instead,
+with `--prompts FILE.jsonl` free prompts: their table says how many lines are read as they were asked for.
+Exit code 0: done; 2: the command, a file or a value is wrong, or some prompts cannot be drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.common.cli import is_command, run_command
+from launch.common.cli import USAGE_ERROR, is_command, run_command
 from launch.common.parsers import parse_evaluate as parse
 
 if is_command(__name__):
@@ -37,6 +38,8 @@ from distill.evaluation.evaluate import evaluate, evaluation_mode
 from distill.evaluation.image_networks import UNMEASURED_NETWORKS_NOTE, ImageNetworks, ImageNetworkScores
 from distill.evaluation.ocr import OcrNotInstalled, RapidOcr
 from distill.evaluation.ocr_sheet import reading_sheet
+from distill.evaluation.prompts.evaluate import evaluate_prompts
+from distill.evaluation.prompts.scores import format_rows
 from distill.evaluation.score_table import format_scores
 from distill.inference.loading import (
     SamplingModel,
@@ -46,10 +49,21 @@ from distill.inference.loading import (
     read_samples,
 )
 from distill.inference.model import make_schedule
+from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.prompt_file import read_prompts
+from distill.inference.variants.quantized import QuantizedRoles
 from distill.tracking.evaluation_record import record_evaluation
 from distill.viz.grids import SampleImages, sample_grid
 from launch.common.data_options import recipe_line
-from launch.common.evaluation_options import check_options, load_image_networks, load_ocr, make_config
+from launch.common.evaluation_options import (
+    check_options,
+    load_engines,
+    load_image_networks,
+    load_ocr,
+    make_config,
+    make_prompt_config,
+)
+from launch.common.quantized_options import with_quantized
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -90,10 +104,7 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
         args.reference,
     )
     columns = [(spec.key, spec.label) for spec in config.rows()]
-    out.mkdir(parents=True, exist_ok=True)
-    grid = out / "grid.png"
-    with whole_file(grid) as file:
-        sample_grid(evaluation.examples, columns).save(file)
+    grid = _write_grid(out, evaluation.examples, columns)
     summary = {
         "data": [str(source) for source in sources],
         "unreadable_samples": dict(skipped),
@@ -112,9 +123,10 @@ def evaluate_held_out(args: argparse.Namespace, model: SamplingModel, networks: 
     _finish(model, networks, files, evaluation.metrics(), {"evaluation": asdict(config), "data": summary["data"]})
 
 
-def _require_index(first: int, samples: int) -> None:
-    if not 0 <= first < samples:
-        raise ValueError(f"--first {first}: the dataset has {samples} samples, 0 to {samples - 1}")
+def _require_index(first: int, count: int, unit: str = "samples") -> None:
+    if not 0 <= first < count:
+        where = "the dataset" if unit == "samples" else "the file"
+        raise ValueError(f"--first {first}: {where} has {count} {unit}, 0 to {count - 1}")
 
 
 def evaluate_benchmark(args: argparse.Namespace, model: SamplingModel, networks: ImageNetworks | None) -> None:
@@ -168,11 +180,51 @@ def evaluate_benchmark(args: argparse.Namespace, model: SamplingModel, networks:
     _finish(model, networks, files, metrics, params)
 
 
+def evaluate_free_prompts(args: argparse.Namespace, model: SamplingModel) -> int:
+    """Draws the prompts of a file, prints the table of what is read, and writes and records the results.
+
+    Returns the exit code.
+    """
+    config = make_prompt_config(args, model)
+    engines = load_engines(args, model, config.ocr_threads)
+    prompts = read_prompts(args.prompts, {"seed": args.seed, "negative_prompt": args.negative_prompt})
+    _require_index(args.first, len(prompts), "prompts")
+    prompts = prompts[args.first :][: args.count]
+    out = args.out or (model.run_dir or Path("runs/evaluate")) / "prompts"
+    pipeline = AnyText2Pipeline(model)
+    evaluation = evaluate_prompts(
+        pipeline, prompts, config.rows(), engines, config.shown, config.resamples, config.seed, _progress("prompts")
+    )
+    columns = [(spec.key, spec.label) for spec in config.rows()]
+    grid = _write_grid(out, evaluation.examples, columns)
+    summary = {
+        "data": [str(args.prompts)],
+        "seed": config.seed,
+        "negative_prompt": config.negative_prompt,
+        "ocr_engines": {name: engine.name for name, engine in engines.items()},
+        **evaluation.to_json(),
+    }
+    files = [*_write_results(model, out, summary, evaluation.examples, columns), grid]
+    print(format_rows(evaluation.rows))
+    if evaluation.refused:
+        print(f"{len(evaluation.refused)} of {len(prompts)} prompts cannot be drawn and are not in the table")
+    print(f"wrote {', '.join(str(file) for file in files)}", flush=True)
+    _record(model, files, evaluation.metrics(), {"evaluation": asdict(config), "prompts": str(args.prompts)})
+    return USAGE_ERROR if evaluation.refused else 0
+
+
 def _progress(unit: str) -> Callable[[int, int], None]:
     began = time.perf_counter()
     return lambda done, total: print(
         f"evaluated {done}/{total} {unit}, {time.perf_counter() - began:.0f} s", flush=True
     )
+
+
+def _write_grid(out: Path, examples: Sequence[SampleImages], columns: Sequence[tuple[str, str]]) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "grid.png") as file:
+        sample_grid(examples, columns).save(file)
+    return out / "grid.png"
 
 
 def _write_results(
@@ -198,6 +250,7 @@ def _write_results(
             "device": model.device.type,
             "precision": model.precision,
             "merged": isinstance(model.roles, MergedRoles),
+            "quantized": isinstance(model.roles, QuantizedRoles),
             "threads": torch.get_num_threads(),
         },
         **results,
@@ -214,10 +267,17 @@ def _finish(
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
 ) -> None:
-    """Says what was written, and records it below the MLflow run of the training, if the checkpoint has one."""
+    """Says what was written, and records it."""
     if networks is None:
         print(UNMEASURED_NETWORKS_NOTE)
     print(f"wrote {', '.join(str(file) for file in files)}", flush=True)
+    _record(model, files, metrics, params)
+
+
+def _record(
+    model: SamplingModel, files: Sequence[Path], metrics: Mapping[str, float], params: Mapping[str, Any]
+) -> None:
+    """Records an evaluation below the MLflow run of the training, if the checkpoint has one."""
     if model.run_dir is None or model.checkpoint is None or not model.recipe.tracking.enabled:
         return
     if not (model.checkpoint / TRAINER_STATE).is_file():  # an adapter alone, beside a recipe
@@ -227,15 +287,20 @@ def _finish(
     record_evaluation(model.run_dir, model.recipe.tracking, step, metrics, described, files)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code."""
     check_options(args)
     networks = load_image_networks(args)
     steps, sampler = args.student_steps or (), args.student_sampler or ""
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler, args.merge
     )
+    model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
+    if args.prompts is not None:
+        return evaluate_free_prompts(args, model)
     (evaluate_benchmark if args.protocol == PROTOCOL else evaluate_held_out)(args, model, networks)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,9 +24,12 @@ from anytext2.core.files import whole_file
 from distill.diffusion.sampling import SamplingPreparation, SamplingSpec
 from distill.inference.loading import SamplingModel, data_sources, load_dataset, load_sampling_model, read_samples
 from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.variants.added import add_adapters
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
+from launch.common.added_drawing import draw_scales, requested_adapters
 from launch.common.data_options import recipe_line
 from launch.common.prompt_drawing import draw_prompts
+from launch.common.quantized_options import with_quantized
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -47,6 +50,7 @@ def infer(args: argparse.Namespace) -> int:
     require_at_least(args, 1, "count", "batch", "steps", "teacher-steps")
     require_output_folder(args.out, "--out")
     steps, sampler = () if args.any_steps else args.steps or (), args.sampler or ""
+    added, scales = requested_adapters(args)
     model = load_sampling_model(
         args.checkpoint,
         args.config,
@@ -55,10 +59,17 @@ def infer(args: argparse.Namespace) -> int:
         args.device,
         steps,
         sampler,
-        args.merge,
+        args.merge and not added,
         args.teacher,
     )
+    if added:
+        model = add_adapters(model, added, args.merge, args.teacher)
+        print(*(model.added.report() if model.added else ()), sep="\n", flush=True)
+    model = with_quantized(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
+    if scales:
+        draw_scales(args, model, scales)
+        return 0
     if args.prompt is not None or args.prompts is not None:
         return draw_prompts(args, model)
     draw_samples(args, model)

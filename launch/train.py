@@ -26,6 +26,7 @@ import torch
 from distill.config.ds_config import choose_config, read_ds_config
 from distill.config.schema import Recipe
 from distill.data.loader import UnreadableError
+from distill.planning.plan import memory_warning
 from distill.runtime.host_memory import GIB
 from distill.runtime.processes import identify
 from distill.runtime.rendezvous import is_main_process
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ds_config, line = choose_config(args.deepspeed, world, recipe.train.fp16_on_cpu)
         if main_rank:
             print(line, flush=True)
+        warn_of_memory(recipe, world)
         trainer = make_trainer(recipe, ds_config, world, stop, watchdog)
         watchdog.on_failure = lambda: finish_tracking(trainer, "FAILED")
         return end(trainer, watchdog, trainer.run())
@@ -82,6 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     finally:
         shutdown()
+
+
+def warn_of_memory(recipe: Recipe, world: World) -> None:
+    """Says on rank 0, before any weight is read, that the recipe will not fit into the GPU."""
+    if world.is_main and world.device.type == "cuda":
+        total = torch.cuda.get_device_properties(world.device).total_memory
+        if warning := memory_warning(recipe, world.size, total):
+            print(f"warning: {warning}", flush=True)
 
 
 def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> Watchdog:

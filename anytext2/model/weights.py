@@ -11,7 +11,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -54,6 +53,11 @@ def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for official, part in _official(name, tensor):
             state[official] = part
     return state
+
+
+def official_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under official names; given are official or our names."""
+    return dict(pair for name, tensor in tensors.items() for pair in _official(name, tensor))
 
 
 def _official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
@@ -115,12 +119,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def tensor_names(path: Path) -> set[str]:
     """Names of a weights file's tensors. Of safetensors, only the header is read. Raises as `read_state_dict`."""
+    return set(tensor_shapes(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a weights file's tensors. Of safetensors, only the header is read.
+
+    Raises as `read_state_dict`.
+    """
     if path.suffix != ".safetensors":
-        return set(read_state_dict(path))
+        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
     _require_weights(path)
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable weights file ({' '.join(str(error).split())[:200]})") from error
 
@@ -137,7 +149,8 @@ def _not_unpickled(error: pickle.UnpicklingError) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return "not a readable weights file, truncated or of another format (not a pickle of tensors)"
-    return f"refused: it holds {named[1]}, which loading would run; only files of plain tensors are read"
+    only = "only files of plain tensors are read; is there a .safetensors of it?"
+    return f"refused: it holds {named[1]}, which loading would run; {only}"
 
 
 @torch.no_grad()
@@ -152,7 +165,7 @@ def load_weights(model: AnyText2, path: Path) -> None:
     source = read_state_dict(path)
     source.pop(IGNORED_KEY, None)
     target = official_state_dict(model)
-    _require_fit(path, source, target)
+    require_fit(path, source, target)
     _require_schedule(path, source, model.cfg)
     _copy(source, target)
 
@@ -169,11 +182,17 @@ def load_partial_weights(model: AnyText2, paths: Iterable[Path]) -> set[str]:
     for path in map(Path, paths):
         source = read_state_dict(path)
         source.pop(IGNORED_KEY, None)
-        _require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
+        require_fit(path, source, {name: tensor for name, tensor in target.items() if name in source})
         sources.append(source)
     for source in sources:
         _copy(source, target)
     return {name for source in sources for name in source}
+
+
+def dtype_in_file(name: str, own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """The dtype in a file of weights in `wanted`: schedule, batch norm statistics and integers keep their own."""
+    keep = wanted is None or "." not in name or ".running_" in name or not own.is_floating_point
+    return own if keep or wanted is None else wanted
 
 
 @torch.no_grad()
@@ -186,10 +205,9 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     path = Path(path)
     state = {}
     for name, tensor in official_state_dict(model).items():
-        keep = "." not in name or ".running_" in name or not tensor.is_floating_point()
         state[name] = (
             tensor.detach()
-            .to("cpu", tensor.dtype if keep or dtype is None else dtype)
+            .to("cpu", dtype_in_file(name, tensor.dtype, dtype))
             .clone(memory_format=torch.contiguous_format)
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,74 +219,10 @@ def save_weights(model: AnyText2, path: Path, dtype: torch.dtype | None = None) 
     os.replace(unfinished, path)
 
 
-# --- from Stable Diffusion -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class InitReport:
-    """Names of the model's tensors that were copied, and of those that kept their initialisation."""
-
-    copied: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
-@torch.no_grad()
-def init_from_sd15(
-    model: AnyText2, sd15_state: Mapping[str, Tensor], recognizer_state: Mapping[str, Tensor]
-) -> InitReport:
-    """Initialises a model from Stable Diffusion 1.5 and a PP-OCRv3 recogniser, as official AnyText2's tool does.
-
-    The WriteNet's encoder is copied from the UNet's, the attnx layers from the first attention pair. Hint encoders,
-    zero convolutions and projections keep their initialisation. Names in `recognizer_state` start with `backbone.`,
-    `neck.` or `head.`.
-
-    Raises:
-        ValueError: a tensor of the UNet, VAE, text tower or recognisers is missing or of another shape.
-    """
-    target = official_state_dict(model)
-    source: dict[str, Tensor] = {}
-    for name in target:
-        if "." not in name:
-            continue
-        found = _recognizer_source(name, recognizer_state) if _recognizer_key(name) else sd15_state.get(_sd15_key(name))
-        if found is not None:
-            source[name] = found
-    required = {name: tensor for name, tensor in target.items() if name in source or _needs_source(name)}
-    _require_fit(Path("Stable Diffusion 1.5 + recogniser"), source, required)
-    _copy(source, target)
-    kept = tuple(name for name in target if name not in source and "." in name)
-    return InitReport(copied=tuple(source), kept=kept)
-
-
-def _sd15_key(name: str) -> str:
-    """The name in Stable Diffusion 1.5 of the tensor from which an AnyText2 tensor is copied, if it exists there."""
-    name = re.sub(r"^control_model\.", "model.diffusion_model.", name)
-    return re.sub(r"\.attn([12])x\.", r".attn\1.", name)
-
-
-def _recognizer_key(name: str) -> str | None:
-    """The name of a recogniser's tensor within the recogniser; None for other tensors."""
-    for prefix in ("text_predictor.", "embedding_manager.font_predictor."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return None
-
-
-def _recognizer_source(name: str, state: Mapping[str, Tensor]) -> Tensor | None:
-    return state.get(_recognizer_key(name) or "")
-
-
-def _needs_source(name: str) -> bool:
-    if name.endswith(".num_batches_tracked"):
-        return False
-    copied_parts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
-    return name.startswith(copied_parts) or _recognizer_key(name) is not None
-
-
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def require_fit(path: Path, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Raises ValueError, with counts and first names, unless both have the same names and shapes."""
     missing = [name for name in target if name not in source]
     unexpected = [name for name in source if name not in target]
@@ -292,7 +246,7 @@ def _other_model(names: Iterable[str]) -> str:
 
 
 _OTHER_MODELS = (
-    (".lora_", "these are weights of a LoRA: its folder is what --checkpoint and lora.weights take"),
+    (".lora_", "these are weights of a LoRA: --checkpoint and lora.weights take it"),
     ("down_blocks.", "these are diffusers' names: one file with the official names is needed"),
 )
 

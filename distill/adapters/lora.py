@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,13 @@ from torch import nn
 
 from anytext2.core.rng import seed_for
 from anytext2.model.anytext2 import AnyText2
+from distill.adapter_files.lora_weights import KINDS, LoraWeights, peft_config
+from distill.adapter_files.reader import read_lora
 from distill.adapters.frozen_conv import forget_inputs
 from distill.adapters.fused_linear import fuse_linear_layers
 from distill.adapters.roles import STUDENT
 from distill.adapters.targets import lora_targets
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, portable_name, read_adapter
-
-KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-"""The switches in PEFT's LoraConfig for each lora.kind."""
 
 
 @dataclass
@@ -29,8 +29,8 @@ class AdapterConfig:
 
     kind: `lora`, W + alpha / rank B A (Hu et al. 2021); `rslora`, alpha / sqrt(rank) instead (Kalajdzievski 2023);
     `dora`, with a trained magnitude for each row of that sum (Liu et al. 2024). targets: a preset, a file or a pattern,
-    see distill/adapters/targets.py. weights: empty for random ones from the seed, or a folder with a PEFT adapter to
-    start from.
+    see distill/adapters/targets.py. weights: empty for random ones from the seed, or a PEFT folder or a
+    LoRA file to start from.
     """
 
     kind: str = "lora"
@@ -123,13 +123,16 @@ def lora_config(student: PeftModel) -> LoraConfig:
 
 
 def load_student(model: AnyText2, folder: Path) -> PeftModel:
-    """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling.
+    """Puts the adapter saved in `folder` (PEFT format) on `model`, frozen, for sampling. A file is read as well.
 
     Raises ValueError if the folder holds no adapter, a damaged one, or one that does not fit the model.
     """
+    if folder.is_file():
+        return attach_student(model, read_lora(folder, model))
     if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{folder}: no adapter here ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed)")
-    tensors, _ = read_adapter(folder)
+    tensors, written = read_adapter(folder)
+    require_scale(folder / ADAPTER_CONFIG, written)
     model.requires_grad_(False)
     try:
         config = LoraConfig.from_pretrained(str(folder))
@@ -145,6 +148,26 @@ def load_student(model: AnyText2, folder: Path) -> PeftModel:
     require_fit(folder / ADAPTER_WEIGHTS, tensors, shapes)
     set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in tensors.items()}, adapter_name=STUDENT)
     return student
+
+
+def attach_student(model: AnyText2, weights: LoraWeights) -> PeftModel:
+    """Puts a LoRA that was read from any format on `model`, frozen, for sampling."""
+    model.requires_grad_(False)
+    student = get_peft_model(model, peft_config(weights), adapter_name=STUDENT)  # type: ignore[arg-type]
+    fuse_linear_layers(student)
+    student.requires_grad_(False)
+    shapes = {portable_name(n, STUDENT): p.shape for n, p in student.named_parameters() if ".lora_" in n}
+    require_fit(weights.path, weights.tensors, shapes)
+    set_peft_model_state_dict(student, {PEFT_PREFIX + n: t for n, t in weights.tensors.items()}, adapter_name=STUDENT)
+    return student
+
+
+def require_scale(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless rank and alpha of an adapter_config.json are there: PEFT would take 8 for either."""
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ValueError(f"{path}: {key}={value!r}: a number above 0 is needed, the one that it was trained with")
 
 
 def require_fit(path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -38,6 +38,32 @@ class MergedRoles:
         """The undistilled model, in inference mode. Raises ValueError where it was not kept."""
         if self._teacher is None:
             raise ValueError("the teacher's weights were not kept beside the merged student; load the model with them")
+        with torch.inference_mode():
+            yield self._teacher
+
+
+class StudentRoles:
+    """A student as a merged file holds it, and the teacher that it came from, which is loaded when it is asked for.
+
+    They share no weights.
+    """
+
+    def __init__(self, model: AnyText2, load_teacher: Callable[[], AnyText2]) -> None:
+        self.model = model.requires_grad_(False)
+        self._load_teacher = load_teacher
+        self._teacher: AnyText2 | None = None
+
+    @property
+    def networks(self) -> list[AnyText2]:
+        """What has to be moved to another device or dtype."""
+        return [self.model] if self._teacher is None else [self.model, self._teacher]
+
+    @contextmanager
+    def teacher(self) -> Iterator[AnyText2]:
+        """The undistilled model, in inference mode. Raises ValueError where its weights are not there."""
+        if self._teacher is None:
+            teacher = self._load_teacher().requires_grad_(False)
+            self._teacher = teacher.to(device=self.model.device, dtype=self.model.dtype).eval()
         with torch.inference_mode():
             yield self._teacher
 

@@ -1,4 +1,4 @@
-"""The student's initial weights from an adapter folder: ours, PEFT's, or a run of the original project.
+"""The student's initial weights from an adapter folder (ours, PEFT's, a run of the original project) or one file.
 
     adapter_model.safetensors or adapter_model.bin   the LoRA by PEFT's names
     adapter_config.json                              optional; rank, alpha and kind must be the recipe's
@@ -10,6 +10,7 @@ is refused.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,26 +21,46 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.adapters.lora import KINDS, AdapterConfig, require_fit
+from anytext2.model.anytext2 import build_model, load_model_config
+from distill.adapter_files.lora_weights import KINDS, lora_scale
+from distill.adapter_files.reader import PICKLED_WEIGHTS, is_lora, read_lora
+from distill.adapters.lora import AdapterConfig, require_fit
 from distill.checkpoint.formats import ADAPTER_CONFIG, ADAPTER_WEIGHTS, portable_name, read_tensors
 from distill.checkpoint.store import read_json
 
-PICKLED_WEIGHTS = "adapter_model.bin"
 TRAINING_STATE = "training_state.pt"
 _STEPS = ("step", "global_step", "global_steps")
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """tensors: float32 by portable name. step: number of its training updates, None if the folder does not have it."""
+    """tensors: float32 by portable name. step: number of its training updates, None if the folder does not have it.
+
+    is_part: whether tensors of the student may be missing; they start afresh.
+    """
 
     path: Path
     tensors: dict[str, torch.Tensor]
     step: int | None
+    is_part: bool = False
+
+    def described(self, wanted: int) -> str:
+        """For a log; wanted: tensors that the student has."""
+        count = f"{len(self.tensors)} of {wanted}" if self.is_part else f"{len(self.tensors)}"
+        after = "" if self.step is None else f", trained for {self.step} updates before"
+        return f"{self.path}: {count} tensors{after}"
 
 
 def is_adapter_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (ADAPTER_WEIGHTS, PICKLED_WEIGHTS))
+
+
+def read_start(lora: AdapterConfig, model_config: str) -> WarmStart:
+    """Reads lora.weights, a folder or a file. model_config: of the recipe."""
+    path = Path(lora.weights)
+    if not path.is_file():
+        return read_warm_start(path, lora)
+    return read_warm_file(path, lora, build_model(load_model_config(model_config), "meta"))
 
 
 def read_warm_start(folder: Path, lora: AdapterConfig) -> WarmStart:
@@ -70,9 +91,38 @@ def load_warm_start(start: WarmStart, params: list[tuple[str, nn.Parameter]]) ->
 
     Raises ValueError naming what is missing, unexpected or of another shape; nothing is then changed.
     """
-    require_fit(start.path, start.tensors, {name: p.shape for name, p in params})
-    for name, parameter in params:
+    given = [(name, p) for name, p in params if name in start.tensors or not start.is_part]
+    require_fit(start.path, start.tensors, {name: p.shape for name, p in given})
+    for name, parameter in given:
         parameter.copy_(start.tensors[name])
+
+
+def read_warm_file(path: Path, lora: AdapterConfig, model: nn.Module) -> WarmStart:
+    """Reads a single file with a LoRA in native, kohya's or diffusers' names, for the student of `model`.
+
+    What such a file cannot name (kohya's: WriteNet, attnx) starts afresh. Raises ValueError as `read_warm_start`, and
+    where rank or scale are not the recipe's.
+    """
+    try:
+        if not is_lora(path):
+            raise ValueError(f"{path}: holds no LoRA; model.weights takes merged weights")
+        weights = read_lora(path, model)
+    except ValueError as error:
+        raise ValueError(f"lora.weights: {error}") from error
+    scale = lora_scale(lora.kind, lora.rank, lora.alpha)
+    for module in weights.modules:
+        if weights.ranks[module] != lora.rank:
+            raise ValueError(
+                f"lora.weights: {path}: rank {weights.ranks[module]} of {module}, the recipe has lora.rank={lora.rank};"
+                " set lora.rank to it"
+            )
+        if not math.isclose(weights.scale(module), scale, rel_tol=1e-6):
+            raise ValueError(
+                f"lora.weights: {path}: scale {weights.scale(module):g} of {module}, the recipe has {scale:g} "
+                f"(alpha {lora.alpha} of kind {lora.kind}); with lora.kind=lora that is "
+                f"lora.alpha={weights.scale(module) * lora.rank:g}"
+            )
+    return WarmStart(path, weights.tensors, None, is_part=weights.format in ("kohya", "diffusers"))
 
 
 def require_same_adapter(path: Path, lora: AdapterConfig) -> None:

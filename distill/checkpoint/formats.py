@@ -39,6 +39,8 @@ CONFIG_KEYS = (
 """What adapter_config.json holds. Any other key would keep releases of PEFT that do not know it from reading it."""
 CONFIG_SWITCHES = ("use_dora", "use_rslora")
 """Written where they are true only: older releases than those that made them cannot read such an adapter anyway."""
+CONFIG_PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Written where layers differ in rank or alpha."""
 
 _OS_ERROR = re.compile(r"os error (\d+)|code: (\d+)")
 
@@ -73,10 +75,17 @@ def portable_name(name: str, adapter: str) -> str:
     return bare.removesuffix(".weight") if bare.endswith(".lora_magnitude_vector.weight") else bare
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig, base_model: str = "") -> None:
+def write_adapter(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: LoraConfig,
+    base_model: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a LoRA as `PeftModel.from_pretrained(reference_model, folder)` reads it.
 
     tensors: by portable name, the full float32 values. base_model: what the adapter was trained on, for the reader.
+    metadata: of the weights file.
     Raises ValueError where a value is not finite: such an adapter must not replace a good one.
     """
     for name, tensor in tensors.items():
@@ -85,12 +94,13 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Lor
             raise ValueError(f"adapter tensor {name} is not finite; the checkpoint is not written")
     given = config.to_dict()
     content = {key: given[key] for key in CONFIG_KEYS} | {key: True for key in CONFIG_SWITCHES if given.get(key)}
+    content |= {key: given[key] for key in CONFIG_PATTERNS if given.get(key)}
     # PEFT shortens its list to endings that are unique in this model, which they may not be in the reader's.
     content |= {"target_modules": sorted({name.split(".lora_")[0] for name in tensors}), "inference_mode": True}
     content["base_model_name_or_path"] = base_model or given["base_model_name_or_path"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_tensors(folder / ADAPTER_WEIGHTS, {PEFT_PREFIX + name: tensor for name, tensor in tensors.items()})
+    write_tensors(folder / ADAPTER_WEIGHTS, {PEFT_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -170,10 +180,12 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if whole else tensor.clone()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file. Raises OSError where the disk is full or cannot be written, as other writes do."""
     try:
-        write_safetensors(path, {name: _own(tensor) for name, tensor in tensors.items()}, {"format": "pt"})
+        write_safetensors(
+            path, {name: _own(tensor) for name, tensor in tensors.items()}, {"format": "pt", **(metadata or {})}
+        )
     except SafetensorError as error:  # also what the operating system refuses; its number stands in the text only
         number = _OS_ERROR.search(str(error))
         if number is None:

@@ -26,9 +26,14 @@ class RunLock:
     back.
     """
 
-    def __init__(self, run_dir: Path, say: Callable[[str], None] = print) -> None:
-        """Raises ValueError where another process holds the lock, naming it, or where the folder cannot be written."""
-        self._run_dir, self._path, self._say = run_dir, run_dir / LOCK, say
+    def __init__(self, run_dir: Path, say: Callable[[str], None] = print, option: str = "") -> None:
+        """
+        Args:
+            option: what names the folder on the command line; default: a run's recipe.
+
+        Raises ValueError where another process holds the lock, naming it, or where the folder cannot be written.
+        """
+        self._run_dir, self._path, self._say, self._option = run_dir, run_dir / LOCK, say, option
         self._file: IO[str] | None = None
         self._made: list[Path] = []  # by `take`, the deepest first
         try:
@@ -84,12 +89,14 @@ class RunLock:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
             self.release()
+            another = self._option or "name=..."
             raise ValueError(
-                f"{self._run_dir}: in use by {holder}; wait for that run, stop it, or choose another name=..."
+                f"{self._run_dir}: in use by {holder}; wait for that run, stop it, or choose another {another}"
             ) from error
 
     def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(f"{self._run_dir}: cannot be written ({error.strerror}); choose another run_root=...")
+        another = self._option or "run_root=..."
+        return ValueError(f"{self._run_dir}: cannot be written ({error.strerror}); choose another {another}")
 
 
 def _require_writable(folder: Path) -> None:

@@ -47,6 +47,7 @@ def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_
 
     The latter is probed: one line's glyphs and colour are inverted and everything is encoded again. The first token
     that changes (the text tower is causal) must be that line's placeholder, in its own sample and in no other.
+    Projections that are zero get noise meanwhile: in a new teacher neither glyphs nor colours reach any token.
     max_probes: how many lines are probed at most; samples with the most lines come first.
     """
     findings = [
@@ -64,9 +65,23 @@ def check_conditions(model: AnyText2, batch: Batch, conditions: Conditions, max_
             findings.append(Finding("conditions", name, "is not what the model makes of this batch"))
     lines = [(row, line) for row in range(batch.size) for line in range(batch.n_lines[row])]
     lines.sort(key=lambda at: -batch.n_lines[at[0]])
-    for row, line in lines[:max_probes]:
-        findings.extend(_probe_line(model, batch, base, row, line))
+    silent = _silent_projections(model)
+    with _perturbed(silent):
+        base = model.encode_conditions(batch, conditions.masked_latent) if silent else base
+        for row, line in lines[:max_probes]:
+            findings.extend(_probe_line(model, batch, base, row, line))
     return findings
+
+
+def _silent_projections(model: AnyText2) -> list[nn.Parameter]:
+    """The projections of glyphs and colours, if all are zero as in a new teacher (launch/make_teacher.py)."""
+    embedding = model.embedding_manager
+    layers = [projection[0] for projection in (embedding.proj, embedding.color_proj)]
+    weights = [layer.get_parameter("weight") for layer in layers]
+    if any(bool(weight.any()) for weight in weights):
+        return []
+    # The biases too: the norm behind them makes a grey and its double the same.
+    return [*weights, *(layer.get_parameter("bias") for layer in layers)]
 
 
 def _hints(batch: Batch, conditions: Conditions) -> Iterator[Finding]:

@@ -106,6 +106,22 @@ def learned_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     return [difference for difference in compared if difference is not None]
 
 
+def require_same_student(place: Path, own: Recipe, recipe: Recipe, is_certain: bool) -> None:
+    """Raises ValueError where `recipe` describes another student than `own`, the recipe that it was trained with.
+
+    place: where `own` is from. is_certain: False for a run's recipe, which a later command may have replaced; the
+    differences are only printed.
+    """
+    found = learned_differences(recipe_values(own), recipe_values(recipe))
+    changed = [d for d in found if is_in(d.key, OF_STUDENT) and not d.is_moved]
+    if not changed:
+        return
+    line = f"{place}: this student was trained with another recipe: {'; '.join(map(str, changed))}"
+    if is_certain:
+        raise ValueError(f"{line}; leave out what changes that")
+    print(f"warning: {line}", flush=True)
+
+
 def _is_implied(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether the key has no meaning of its own: an option of one objective, or of drawn data where files are given."""
     if key.startswith("data.synthetic."):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from anytext2.core.resources import find_shipped, resource
+from anytext2.core.resources import find_shipped, resource, shell_command
 from distill.adapters.roles import EMA
 from distill.config.aliases import rename_keys
 from distill.config.differences import require_known
@@ -22,6 +22,7 @@ from distill.config.objective import leave_objective
 from distill.config.schema import Recipe
 from distill.config.unknown_keys import refuse_unknown_keys
 from distill.losses.terms import terms_with_attention
+from distill.migration.old_files import is_old_file
 
 DEFAULT_RECIPE = resource("launch/recipes/demo.yaml")
 
@@ -31,14 +32,19 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ValueError in one line for a missing or malformed file, unknown keys (all of them), or an impossible value.
     """
+    return resolve_recipe([] if path is None else [_read_yaml(path)], f"--config {path}", overrides)
+
+
+def resolve_recipe(contents: Sequence[DictConfig], where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of what was read from `where`, and of `key=value` overrides. Raises ValueError as `load_recipe`."""
     merged = OmegaConf.structured(Recipe)
-    files = [] if path is None else rename_keys([_read_yaml(path)], f"--config {path}")
+    files = rename_keys(contents, where)
     layers = rename_keys([_parse_override(item) for item in overrides], "override")
     named = [f"override {item}" for item in overrides]
-    refuse_unknown_keys([*((f"--config {path}", file) for file in files), *zip(named, layers, strict=True)])
+    refuse_unknown_keys([*((where, file) for file in files), *zip(named, layers, strict=True)])
     for from_file in files:
-        merged = merge(merged, from_file, f"--config {path}")
-        to_object(merged, f"--config {path}")
+        merged = merge(merged, from_file, where)
+        to_object(merged, where)
     for item, layer in zip(overrides, layers, strict=True):
         leave_objective(merged, layer)
         merged = merge(merged, layer, f"override {item}")
@@ -91,6 +97,11 @@ def _read_yaml(path: Path) -> DictConfig:
         raise ValueError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(from_file, DictConfig):
         raise ValueError(f"--config {path}: a mapping of recipe keys is needed, found {type(from_file).__name__}")
+    if is_old_file(OmegaConf.to_container(from_file)):
+        raise ValueError(
+            f"--config {path}: this is an old file, of the earlier scripts; make a recipe of it: "
+            f"{shell_command('launch/migrate.py', path)}"
+        )
     return from_file
 
 

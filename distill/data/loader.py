@@ -130,6 +130,10 @@ def _collate(rows: Sequence[tuple[SampleKey, Sample | str, Counter[str]]]) -> Lo
     return LoadedBatch(collate(samples), tuple(key for key, _, _ in rows), skipped)
 
 
+PREFETCH = 4
+"""Micro-batches that each worker reads ahead."""
+
+
 def limit_threads(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -154,7 +158,7 @@ def load_batches(
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     ):
         if isinstance(loaded, str):
             raise UnreadableError(loaded)

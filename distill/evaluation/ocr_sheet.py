@@ -30,15 +30,19 @@ _COLUMNS = 6
 
 
 def reading_sheet(samples: Sequence[SampleImages], rows: Sequence[tuple[str, str]], panel: int = 320) -> Image.Image:
-    """One block a sample: the original and the picture of each of `rows` (key, label), `panel` pixels wide.
+    """One block a sample: the original, if there is one, and the picture of each of `rows` (key, label), `panel` wide.
 
     Below a picture stand, for each line, the expected text with a green tick or a red cross, and what the OCR engine
     read, with wrong characters in red. Without an OCR engine there are pictures only.
     """
     assert samples, "a sheet needs pictures"
-    columns = min(_COLUMNS, 1 + len(rows))
+    first = [("originals", "original")] if any(sample.original is not None for sample in samples) else []
+    columns = min(_COLUMNS, len(first) + len(rows))
     width = GAP + columns * (panel + GAP)
-    blocks = [_block(sample, [("originals", "original"), *rows], columns, panel, width) for sample in samples]
+    blocks = [
+        _block(sample, [*(first if sample.original is not None else []), *rows], columns, panel, width)
+        for sample in samples
+    ]
     return stack_vertically(blocks)
 
 
@@ -62,6 +66,7 @@ def _block(sample: SampleImages, rows: Sequence[tuple[str, str]], columns: int, 
 
 def _tile(sample: SampleImages, key: str, label: str, panel: int) -> Image.Image:
     array = sample.original if key == "originals" else sample.sampled[key]
+    assert array is not None
     picture = _resize(array, panel)
     recognized = sample.recognized.get(key)
     lines = [] if recognized is None else list(zip(sample.texts, recognized, strict=True))

@@ -75,14 +75,21 @@ def imitated_strokes(imitation: Imitation) -> torch.Tensor:
     size, region = (picture.shape[0], picture.shape[1]), imitation.region
     if region is None:
         region = (0, 0, size[1] - 1, size[0] - 1)
-    is_box, width_height = np.ndim(region) == 1 and len(region) == 4, (size[1], size[0])
-    corners = list[Any](region)
-    polygon = (place_from_box(corners, width_height) if is_box else place_from_polygon(corners, width_height)).polygon
+    polygon = _region_polygon(region, (size[1], size[0]), font_name(imitation))
     strokes = render.font_hint_bitmap(render.stroke_bitmap(picture, polygon), polygon)
     page = np.zeros(size, np.uint8)
     strokes.paste_onto(page)
     quad = quad_from_mask(render.fill_polygons([polygon], size))
     return font_crop(torch.from_numpy(page)[None].float(), quad)
+
+
+def _region_polygon(region: Sequence[Any], size: tuple[int, int], name: str) -> np.ndarray:
+    """The corners of a region in a picture of size (width, height). Raises ValueError."""
+    is_box = np.ndim(region) == 1 and len(region) == 4
+    try:
+        return (place_from_box(region, size) if is_box else place_from_polygon(region, size)).polygon
+    except ValueError as error:
+        raise ValueError(f"font {name}: {error}") from error
 
 
 def font_name(choice: FontChoice) -> str:

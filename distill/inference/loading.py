@@ -24,18 +24,20 @@ from anytext2.model.anytext2 import AnyText2
 from anytext2.model.memory_format import use_gpu_format
 from anytext2.model.weights import load_partial_weights
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.adapters.added import AddedAdapters
 from distill.adapters.lora import load_student
 from distill.adapters.merging import MergedRoles
 from distill.adapters.roles import AdapterRoles, SamplingRoles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, recipe_of
 from distill.checkpoint.store import MANIFEST, find_checkpoint
-from distill.config.differences import OF_STUDENT, is_in, learned_differences, recipe_values
+from distill.config.differences import require_same_student
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
 from distill.data.build import FIRST_HELD_OUT_INDEX
 from distill.data.judgement import judge_records
 from distill.diffusion.samplers import SAMPLERS, SamplerOptions
+from distill.inference.exported.files import ExportedFile, is_exported
 from distill.inference.model import make_model
 from distill.runtime.device_settings import apply_device_settings
 
@@ -50,7 +52,7 @@ class SamplingModel:
 
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
     run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
-    overrides were laid over.
+    overrides were laid over. added: what lies beside the student's own adapter.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class SamplingModel:
     device: torch.device
     precision: str
     recipe_file: Path
+    added: AddedAdapters | None = None
 
     @property
     def sampler_options(self) -> SamplerOptions:
@@ -107,8 +110,9 @@ def load_sampling_model(
 ) -> SamplingModel:
     """Builds the model of a recipe and loads a checkpoint into it.
 
-    checkpoint: a checkpoint-N folder, a run folder (its newest one), or a folder with a PEFT adapter alone; None: the
-    recipe's weights as they are. config: the recipe; by default the checkpoint's, else the embedded one. It and the
+    checkpoint: a checkpoint-N folder, a run folder (its newest one), a folder with a PEFT adapter alone, or a file of
+    launch/export.py; None: the recipe's weights as they are. config: the recipe; by default the checkpoint's, else the
+    embedded one. It and the
     overrides may change anything but what a student was trained to be (`OF_STUDENT`).
     precision: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 without). student_steps, sampler: how the student is to be
     sampled (sampler empty: its own). merge: put the adapter into the student's weights, in memory; keep_teacher: with
@@ -122,13 +126,21 @@ def load_sampling_model(
     kind = ("fp16" if target.type == "cuda" else "fp32") if precision == "auto" else precision
     if kind not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: one of auto, {', '.join(PRECISIONS)}")
+    if checkpoint is not None and is_exported(checkpoint):
+        file = ExportedFile.open(checkpoint)
+        recipe = file.recipe(config, overrides)
+        for steps in student_steps:
+            recipe.student.require_steps(steps, "student steps", sampler)
+        roles = file.roles(recipe, merge, keep_teacher)
+        opened = SamplingModel(recipe, roles, checkpoint, True, None, target, kind, config or checkpoint)
+        return move_model(opened, target)
     folder = None if checkpoint is None else _checkpoint_folder(checkpoint)
     own = None if folder is None else recipe_of(folder)
     recipe_file = config or own or DEFAULT_RECIPE
     recipe = load_recipe(recipe_file, overrides)
     has_student = folder is not None and (folder / ADAPTER_CONFIG).is_file()
     if own is not None and has_student and (config or overrides):
-        _require_same_student(own, recipe, is_certain=own.parent == folder)
+        require_same_student(own, load_recipe(own), recipe, is_certain=own.parent == folder)
     for steps in student_steps if has_student else ():
         recipe.student.require_steps(steps, "student steps", sampler)
     if merge and not has_student:
@@ -158,21 +170,6 @@ def _make_roles(model: AnyText2, adapter: Path | None, merge: bool, keep_teacher
         return AdapterRoles(model.requires_grad_(False))
     student = load_student(model, adapter)
     return MergedRoles(student, keep_teacher) if merge else AdapterRoles(student)
-
-
-def _require_same_student(file: Path, recipe: Recipe, is_certain: bool) -> None:
-    """Raises ValueError where `recipe` describes another student than `file`, the recipe that it was trained with.
-
-    is_certain: False for a run's recipe, which a later command may have replaced; the differences are only printed.
-    """
-    found = learned_differences(recipe_values(load_recipe(file)), recipe_values(recipe))
-    changed = [d for d in found if is_in(d.key, OF_STUDENT) and not d.is_moved]
-    if not changed:
-        return
-    line = f"{file}: this student was trained with another recipe: {'; '.join(map(str, changed))}"
-    if is_certain:
-        raise ValueError(f"{line}; leave out what changes that")
-    print(f"warning: {line}", flush=True)
 
 
 def data_sources(given: Sequence[Path], model: SamplingModel) -> list[Path]:

@@ -42,7 +42,7 @@ def make_model(section: ModelConfig, seed: int) -> AnyText2:
             raise ValueError(
                 f"model.weights=embedded: only model.config=tiny ships weights, not {section.config}; give a file"
             )
-    loaded = load_partial_weights(model, [_part_file(Path(p)) for p in section.parts])
+    loaded = load_partial_weights(model, [part_file(Path(p)) for p in section.parts])
     if section.weights == "scratch" and loaded and not any(name.startswith(FONT_RECOGNISER) for name in loaded):
         # As in AnyText2, the trainable font recogniser starts as a copy of the one that reads glyphs.
         model.embedding_manager.font_predictor.load_state_dict(model.text_predictor.state_dict())
@@ -51,7 +51,8 @@ def make_model(section: ModelConfig, seed: int) -> AnyText2:
     return model
 
 
-def _part_file(path: Path) -> Path:
+def part_file(path: Path) -> Path:
+    """The weights file of an entry of model.parts, which is that or a run folder."""
     return find_checkpoint(path) / MODEL_WEIGHTS if path.is_dir() else path
 
 
@@ -63,7 +64,7 @@ def require_recognizer(recipe: Recipe) -> None:
     section, terms = recipe.model, recipe.student.terms
     reading = terms_with_recognizer(terms)
     if reading and section.weights in ("scratch", "filled"):
-        files = [_part_file(Path(part)) for part in section.parts]
+        files = [part_file(Path(part)) for part in section.parts]
         if not any(name.startswith(GLYPH_RECOGNISER) for file in files for name in tensor_names(file)):
             raise ValueError(
                 f"objective.terms.{reading[0]}: reads with the model's own recogniser, which model.weights="

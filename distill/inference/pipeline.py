@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from distill.diffusion.sampling import OnStep, SampledBatch, SamplingPreparation
 from distill.inference.loading import PRECISIONS, SamplingModel, load_sampling_model, move_model, resolve_device
 from distill.inference.model import make_schedule
 from distill.inference.preparation import DrawingLimits, PreparedDrawing, RequestPreparation
-from distill.inference.request import DrawingRequest
-from distill.inference.result import DrawingResult, DrawnRow
+from distill.inference.request import DrawingRequest, requests_of
+from distill.inference.result import DrawingResult, DrawingResults, DrawnRow
+from distill.inference.variants.added import add_adapters, with_scales
 from distill.viz.grids import to_uint8
 
 PIXELS_AT_ONCE = 4 * 512 * 512
@@ -71,19 +72,26 @@ class AnyText2Pipeline:
         precision: str = "auto",
         merge: bool = False,
         keep_teacher: bool = True,
+        add: Sequence[tuple[str | Path, float]] = (),
         **options: Any,
     ) -> AnyText2Pipeline:
         """The pipeline of a run folder, a checkpoint, or a folder with a PEFT adapter; None: the undistilled model.
 
         config, overrides: recipe, for an adapter alone or other base weights (`model.weights=FILE`). merge,
-        keep_teacher: see `load_sampling_model`. options: of the pipeline.
-        Raises ValueError in one line.
+        keep_teacher: see `load_sampling_model`. add: LoRAs beside the student's, with their scales.
+        options: of the pipeline. Raises ValueError in one line.
         """
         folder, recipe = (None if name is None else Path(name) for name in (path, config))
         model = load_sampling_model(
-            folder, recipe, overrides, precision, device, merge=merge, keep_teacher=keep_teacher
+            folder, recipe, overrides, precision, device, merge=merge and not add, keep_teacher=keep_teacher
         )
+        if add:
+            model = add_adapters(model, [(Path(file), scale) for file, scale in add], merge, keep_teacher)
         return cls(model, **options)
+
+    def set_scales(self, *scales: float) -> None:
+        """Other scales of the added adapters, one for each. Raises ValueError where there are none, or merged ones."""
+        self.model = with_scales(self.model, scales)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> AnyText2Pipeline:
         """Moves the model to a device, and to float32, float16 or bfloat16 if named; returns this pipeline."""
@@ -99,6 +107,7 @@ class AnyText2Pipeline:
     def device(self) -> torch.device:
         return self.model.device
 
+    @overload
     def __call__(
         self,
         prompt: str,
@@ -107,11 +116,34 @@ class AnyText2Pipeline:
         generator: torch.Generator | None = None,
         callback_on_step_end: StepCallback | None = None,
         **settings: Any,
-    ) -> DrawingResult:
-        """Draws a prompt. settings: the fields of `DrawingRequest`. steps: the same as num_inference_steps.
+    ) -> DrawingResult: ...
 
-        generator: gives the seed, so that a second call with it draws other pictures.
-        Raises ValueError in one line for a request that cannot be drawn.
+    @overload
+    def __call__(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        steps: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        **settings: Any,
+    ) -> DrawingResults: ...
+
+    def __call__(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        steps: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        **settings: Any,
+    ) -> DrawingResult | DrawingResults:
+        """Draws a prompt, or a list of prompts one after the other, each as it is drawn alone.
+
+        steps: the same as num_inference_steps. settings: the fields of `DrawingRequest`; beside a list of prompts,
+        those in `PER_PROMPT` may be lists, too (`requests_of`). generator: gives the seed, so that a second call with
+        it draws other pictures; a list, as of seeds, has one for each prompt or one for each picture.
+        Raises ValueError in one line for a request that cannot be drawn, of a list before anything is drawn.
         """
         if unknown := sorted(settings.keys() - DrawingRequest.__dataclass_fields__.keys()):
             raise ValueError(
@@ -119,38 +151,56 @@ class AnyText2Pipeline:
             )
         if steps is not None:
             settings["num_inference_steps"] = steps
+        is_list = isinstance(prompt, list | tuple)
         if generator is not None:
             if "seed" in settings:
                 raise ValueError("seed and generator: give one of them")
-            settings["seed"] = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-        return self.draw(DrawingRequest(prompt=prompt, **settings), callback_on_step_end)
+            several = isinstance(generator, torch.Generator) and is_list
+            given = [generator] * len(prompt) if several else generator  # one generator goes on from prompt to prompt
+            settings["seed"] = [_seed(one) for one in given] if isinstance(given, list | tuple) else _seed(given)
+        requests = requests_of(prompt, settings)
+        if not is_list:
+            return self.draw(requests[0], callback_on_step_end)
+        for number, request in enumerate(requests, 1):
+            self._check(request, number)
+        return DrawingResults(tuple(self.draw(request, callback_on_step_end) for request in requests))
 
     def draw(
         self,
         request: DrawingRequest,
         callback_on_step_end: StepCallback | None = None,
         on_warning: Callable[[str], None] | None = None,
+        specs: Sequence[SamplingSpec] | None = None,
     ) -> DrawingResult:
         """Draws a request. on_warning: gets each warning before anything is drawn.
 
+        specs: ways of sampling instead of those that the request asks for.
         Raises ValueError in one line if it cannot be drawn.
         """
-        specs = self.specs(request)
+        chosen = self.specs(request) if specs is None else specs
         prepared = self.prepare(request)
         if on_warning is not None:
             for warning in prepared.warnings:
                 on_warning(warning)
         on_step = None if callback_on_step_end is None else self._on_step(callback_on_step_end)
-        rows: dict[SamplingSpec, list[SampledBatch]] = {spec: [] for spec in specs}
+        rows: dict[SamplingSpec, list[SampledBatch]] = {spec: [] for spec in chosen}
         pixels = prepared.sample.position.shape[1] * prepared.sample.position.shape[2]
         at_once = max(1, PIXELS_AT_ONCE // pixels)
-        shared = self.preparation(specs, request.seed, request.negative_prompt)
+        shared = self.preparation(chosen, request.seed, request.negative_prompt)
         for first in range(0, request.num_images_per_prompt, at_once):
             batch = prepared.batch(first, min(at_once, request.num_images_per_prompt - first))
-            for sampled in self.sample_batch(batch, specs, shared, on_step):
+            for sampled in self.sample_batch(batch, chosen, shared, on_step):
                 rows[sampled.spec].append(sampled)
         drawn = tuple(_drawn_row(spec, batches, prepared) for spec, batches in rows.items())
         return DrawingResult(prepared.sample.image_caption, prepared.lines, drawn, prepared.warnings)
+
+    def _check(self, request: DrawingRequest, number: int) -> None:
+        """Raises ValueError, with the prompt's number, where it cannot be drawn."""
+        try:
+            self.specs(request)
+            self.prepare(request)
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from error
 
     def sample_batch(
         self,
@@ -193,6 +243,12 @@ class AnyText2Pipeline:
             callback(self, step, timestep, {"latents": latent, "spec": spec})
 
         return on_step
+
+
+def _seed(generator: Any) -> int:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: expected a torch.Generator, got {generator!r}")
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def _drawn_row(spec: SamplingSpec, batches: Sequence[SampledBatch], prepared: PreparedDrawing) -> DrawnRow:

@@ -1,7 +1,8 @@
 """Draws many prompts from a file of JSON lines, so that it can be stopped and started again at any time.
 
 In the output folder are the pictures and `results.jsonl`, a line for each prompt. A prompt's pictures are complete
-before its line is written, and a prompt that has a line with the same settings is not drawn again.
+before its line is written, and a prompt that has a line with the same settings is not drawn again. A prompt whose
+settings have changed is drawn again, and gets another line, which counts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from anytext2.core.files import fsync, whole_file
 from distill.checkpoint.formats import ADAPTER_WEIGHTS
+from distill.checkpoint.run_lock import RunLock
 from distill.inference.loading import SamplingModel
 from distill.inference.pipeline import AnyText2Pipeline, StepCallback
-from distill.inference.request import DrawingRequest, request_from_json
+from distill.inference.request import DrawingRequest, Imitation, request_from_json
 from distill.inference.result import DrawingResult, PlacedLine
 
 RESULTS = "results.jsonl"
@@ -94,6 +96,11 @@ class ResultLog:
         files = [picture["file"] for picture in entry.get("pictures", ())]
         return bool(files) and entry["digest"] == digest and all((self._path.parent / file).is_file() for file in files)
 
+    def is_outdated(self, name: str, digest: str) -> bool:
+        """Whether the prompt was drawn, but with other settings."""
+        entry = self._done.get(name, {})
+        return bool(entry.get("pictures")) and entry["digest"] != digest
+
     def append(self, entry: dict[str, Any]) -> None:
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
@@ -110,8 +117,13 @@ class ResultLog:
 
 def model_identity(model: SamplingModel) -> str:
     """A name of the weights that changes with them: the adapter's hash, or where the weights are."""
-    weights = None if model.checkpoint is None else model.checkpoint / ADAPTER_WEIGHTS
     base = f"{model.recipe.model.config} {model.recipe.model.weights}"
+    if model.added is not None:
+        base = f"{base} {model.added.identity()}"
+    if model.checkpoint is not None and model.checkpoint.is_file():  # may be large
+        facts = model.checkpoint.stat()
+        return f"{base} {model.checkpoint} {facts.st_size} {facts.st_mtime_ns} {model.precision}"
+    weights = None if model.checkpoint is None else model.checkpoint / ADAPTER_WEIGHTS
     if weights is None or not weights.is_file():
         return f"{base} {model.checkpoint or ''} {model.precision}".strip()
     return f"{base} {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} {model.precision}"
@@ -120,21 +132,41 @@ def model_identity(model: SamplingModel) -> str:
 class PromptDrawing:
     """Draws prompts into a folder.
 
-    judge: reads the pictures, None: they are not read. say: prints a line.
+    judge: reads the pictures, None: they are not read. say: prints a line. circumstances: what the results depend on
+    beside settings and weights, such as the OCR engine and how descriptions are translated.
     """
 
     def __init__(
-        self, pipeline: AnyText2Pipeline, out: Path, judge: Judge | None, say: Callable[[str], None] = print
+        self,
+        pipeline: AnyText2Pipeline,
+        out: Path,
+        judge: Judge | None,
+        say: Callable[[str], None] = print,
+        circumstances: Sequence[str | None] = (),
     ) -> None:
         self._pipeline, self._out, self._judge, self._say = pipeline, out, judge, say
-        self._model = model_identity(pipeline.model)
+        self._model, self._circumstances = model_identity(pipeline.model), list(circumstances)
 
     def draw_all(self, prompts: Sequence[Prompt], where: str) -> int:
-        """Draws what is not drawn yet. Returns the number of prompts that cannot be drawn; they are tried next time."""
+        """Draws what is not drawn yet. Returns the number of prompts that cannot be drawn; they are tried next time.
+
+        Raises ValueError where another command draws into the folder.
+        """
+        lock = RunLock(self._out, self._say, option="--out")
+        lock.take()
+        try:
+            return self._draw_all(prompts, where)
+        finally:
+            lock.release()
+
+    def _draw_all(self, prompts: Sequence[Prompt], where: str) -> int:
         log = ResultLog(self._out / RESULTS)
-        todo = [prompt for prompt in prompts if not log.has(prompt.name, self.digest(prompt.request))]
+        digests = {prompt.name: self.digest(prompt.request) for prompt in prompts}
+        todo = [prompt for prompt in prompts if not log.has(prompt.name, digests[prompt.name])]
         if len(todo) < len(prompts):
             self._say(f"{len(prompts) - len(todo)} of {len(prompts)} prompts are drawn already")
+        if outdated := sum(log.is_outdated(prompt.name, digests[prompt.name]) for prompt in todo):
+            self._say(f"drawn again, because settings, weights or files have changed: {outdated}")
         failed, began = 0, time.monotonic()
         for number, prompt in enumerate(todo, 1):
             entry = self._recovered(prompt)
@@ -147,7 +179,8 @@ class PromptDrawing:
                     self._say(f"{where} {prompt.name}: {error}")
             log.append(entry)
             left = (time.monotonic() - began) / number * (len(todo) - number)
-            self._say(f"{progress_bar(number, len(todo))} {prompt.name}, {duration(left)} left")
+            words = [prompt.name, *verdicts(entry), f"{duration(left)} left"]
+            self._say(f"{progress_bar(number, len(todo))} {', '.join(words)}")
         return failed
 
     def draw(self, prompt: Prompt, on_step: StepCallback | None = None) -> dict[str, Any]:
@@ -161,8 +194,9 @@ class PromptDrawing:
         return entry
 
     def digest(self, request: DrawingRequest) -> str:
-        """Changes with everything that the pictures depend on, and with whether they are read."""
-        settings = [self._model, self._judge is not None, request.to_json()]
+        """Changes with everything that the pictures depend on, and with who reads them."""
+        files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in _named_files(request)]
+        settings = [self._model, self._circumstances, self._judge is not None, request.to_json(), files]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
     def _entry(self, prompt: Prompt, result: DrawingResult) -> tuple[dict[str, Any], list[Image.Image]]:
@@ -190,13 +224,23 @@ class PromptDrawing:
         return None
 
 
+def _named_files(request: DrawingRequest) -> list[Path]:
+    """The pictures and font files that a request names."""
+    fonts = [font.image if isinstance(font, Imitation) else font for font in request.fonts]
+    given = [source for source in (request.image, request.mask, *fonts) if isinstance(source, str | Path) and source]
+    return [path for path in map(Path, given) if path.is_file()]
+
+
 def save_png(image: Image.Image, path: Path, entry: Mapping[str, Any]) -> None:
     """Writes a PNG with settings and results in it, whole or not at all."""
     info = PngInfo()
     info.add_itxt(METADATA, json.dumps(entry, ensure_ascii=False))
-    with whole_file(path) as file:
-        image.save(file, pnginfo=info)
-        fsync(file)
+    try:
+        with whole_file(path) as file:
+            image.save(file, pnginfo=info)
+            fsync(file)
+    except OSError as error:  # Pillow's names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -207,6 +251,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def verdicts(entry: Mapping[str, Any]) -> list[str]:
+    """What was read of a prompt, for each way of sampling, as in `student 2 of 3 right`."""
+    read: dict[str, list[bool]] = {}
+    for picture in entry.get("pictures", ()):
+        read.setdefault(picture["role"], []).extend(line["exact"] for line in picture.get("ocr", ()))
+    return [f"{role} {sum(lines)} of {len(lines)} right" for role, lines in read.items() if lines]
 
 
 def progress_bar(done: int, total: int, width: int = 20) -> str:

@@ -9,6 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class DrawingRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise ValueError(f"prompt: expected a text, got {self.prompt!r}")
+        for name in self.__dataclass_fields__:
+            kind = _annotation(name)
+            if not isinstance(getattr(self, name), _PYTHON_KINDS.get(kind, object)):
+                is_list = kind.startswith("Sequence")
+                expected = "a list with one entry for each line" if is_list else _KIND_NAMES[kind]
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
         for name, least, most in _RANGES:
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -95,11 +102,14 @@ class DrawingRequest:
             raise ValueError("height, width: an edited picture keeps its size; leave them out")
         if self.order not in ORDERS:
             raise ValueError(f"order: {self.order!r}: one of {', '.join(ORDERS)}")
-        for name in ("boxes", "polygons", "fonts", "colors"):
-            if isinstance(getattr(self, name), str | bytes):
-                raise ValueError(f"{name}: expected a list with one entry for each line, got {getattr(self, name)!r}")
         for color in self.colors:
             parse_color(color)
+        for font in self.fonts:
+            if font is not None and not isinstance(font, str | Path | Imitation):
+                raise ValueError(f"fonts: {font!r} is no name of a font, font file or imitation")
+        for place in self.places:
+            if not isinstance(place, Place):
+                raise ValueError(f"places: {place!r} is no Place")
 
     def to_json(self) -> dict[str, Any]:
         """The settings that differ from the defaults, as `from_json` reads them. Pictures in memory have no name."""
@@ -116,6 +126,44 @@ _RANGES = (
     ("max_lines", 1, 30),
     ("seed", 0, 2**63 - 1),
 )
+
+PER_PROMPT = ("negative_prompt", "seed", "image", "mask")
+"""Settings that may be lists beside a list of prompts, with an entry for each."""
+
+
+def requests_of(prompt: str | list[str] | tuple[str, ...], settings: Mapping[str, Any]) -> list[DrawingRequest]:
+    """The requests of a prompt or of a list of prompts, in order.
+
+    settings: fields of `DrawingRequest`, the same for all prompts. Those in PER_PROMPT may be lists with one entry for
+    each prompt. Seeds may also have one entry for each picture, those of a prompt together, as diffusers' generators;
+    each picture is then a request of its own.
+    Raises ValueError, with the prompt's number where there are several.
+    """
+    lists = {name: settings[name] for name in PER_PROMPT if isinstance(settings.get(name), list | tuple)}
+    if not isinstance(prompt, list | tuple):
+        if lists:
+            raise ValueError(f"{next(iter(lists))}: a list goes with a list of prompts, as in [prompt]")
+        return [DrawingRequest(prompt=prompt, **settings)]
+    if not prompt:
+        raise ValueError("prompt: an empty list")
+    prompts, shared = list(prompt), dict(settings)
+    count = settings.get("num_images_per_prompt", 1)
+    if count != 1 and isinstance(count, int) and len(lists.get("seed", ())) == len(prompts) * count:
+        shared["num_images_per_prompt"] = 1
+        others = {name: [entry for entry in entries for _ in range(count)] for name, entries in lists.items()}
+        prompts, lists = [one for one in prompts for _ in range(count)], {**others, "seed": lists["seed"]}
+    for name, entries in lists.items():
+        if len(entries) != len(prompts):
+            raise ValueError(f"{name}: {len(entries)} for {len(prompts)} prompts; give one for each, or one for all")
+    requests = []
+    for number, one in enumerate(prompts):
+        own = {name: entries[number] for name, entries in lists.items()}
+        try:
+            requests.append(DrawingRequest(prompt=one, **{**shared, **own}))
+        except ValueError as error:
+            raise ValueError(f"prompt {number + 1}: {error}") from error
+    return requests
+
 
 _JSON_NAMES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -189,11 +237,9 @@ def _font_from_json(font: Any, folder: Path) -> FontChoice:
         if not isinstance(font.get("image"), str) or font.keys() - {"image", "region"}:
             raise ValueError(f"fonts: {font!r}: an imitation has an image and, if it is a part of it, a region")
         return Imitation(folder / font["image"], font.get("region"))
-    found = parse_font(font) if isinstance(font, str) else font
+    found: FontChoice = parse_font(font) if isinstance(font, str) else font
     if isinstance(found, Imitation) and isinstance(found.image, str):
         return Imitation(folder / found.image, found.region)
-    if found is not None and not isinstance(found, str | Path | Imitation):
-        raise ValueError(f"fonts: {font!r} is no name of a font, font file or imitation")
     return found
 
 
@@ -209,6 +255,15 @@ _KINDS: dict[str, Any] = {
     "ImageSource | None": (str, type(None)),
     "Sequence[Any]": list,
     "Sequence[FontChoice]": list,
+}
+_PYTHON_KINDS: dict[str, Any] = {
+    "bool": bool,
+    "str": str,
+    "float": Real,
+    "float | None": (Real, type(None)),
+    "Sequence[Any]": (list, tuple, np.ndarray),
+    "Sequence[FontChoice]": (list, tuple),
+    "Sequence[Place]": (list, tuple),
 }
 _KIND_NAMES = {
     "bool": "true or false",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +90,35 @@ class DrawingResult:
             "lines": [line.to_json() for line in self.lines],
             "warnings": list(self.warnings),
         }
+
+
+@dataclass(frozen=True)
+class DrawingResults:
+    """The results of a list of prompts, in its order. Iterating gives a `DrawingResult` each."""
+
+    results: tuple[DrawingResult, ...]
+
+    def __iter__(self) -> Iterator[DrawingResult]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, number: int) -> DrawingResult:
+        return self.results[number]
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The pictures of all prompts, those of a prompt together, as diffusers' pipelines order them."""
+        return tuple(image for result in self.results for image in result.images)
+
+    @property
+    def teacher_images(self) -> tuple[Image.Image, ...]:
+        """As `images`, of the teacher."""
+        return tuple(image for result in self.results for image in result.teacher_images)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of all prompts with the prompts' numbers."""
+        numbered = enumerate(self.results, 1)
+        return tuple(f"prompt {number}: {note}" for number, result in numbered for note in result.warnings)

@@ -21,7 +21,7 @@ from anytext2.model.memory_format import use_gpu_format
 from distill.adapters.lora import adapter_of, adapter_parameters, add_adapter, add_student
 from distill.adapters.roles import EMA, STUDENT, AdapterRoles
 from distill.adapters.targets import lora_targets
-from distill.adapters.warm_start import WarmStart, load_warm_start, read_warm_start
+from distill.adapters.warm_start import WarmStart, load_warm_start, read_start
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, keep_recipes
 from distill.checkpoint.run_lock import RunLock
 from distill.checkpoint.writer import CheckpointWriter
@@ -208,7 +208,7 @@ def _build_network(
     resume: Path | None,
 ) -> tuple[_Network, Restored]:
     """The network with its first weights: the checkpoint's, or those of `lora.weights` or fresh ones. Collective."""
-    warm = read_warm_start(Path(recipe.lora.weights), recipe.lora) if recipe.lora.weights and not resume else None
+    warm = read_start(recipe.lora, recipe.model.config) if recipe.lora.weights and not resume else None
     model = make_model(recipe.model, recipe.seed)
     roles, params = make_roles(model, objective, recipe)
     _refuse_stale_contexts(recipe, [name for name, _ in params])
@@ -304,8 +304,7 @@ def _announce(network: _Network) -> None:
 def _start_warm(start: WarmStart, params: list[tuple[str, nn.Parameter]], world: World) -> None:
     load_warm_start(start, params)
     if world.is_main:
-        after = "" if start.step is None else f", trained for {start.step} updates before"
-        print(f"the student starts from {start.path}: {len(start.tensors)} tensors{after}", flush=True)
+        print(f"the student starts from {start.described(len(params))}", flush=True)
 
 
 def _needs_model(recipe: Recipe) -> bool:

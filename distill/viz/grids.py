@@ -18,14 +18,15 @@ from distill.viz.batch_pictures import image_grid
 
 @dataclass(frozen=True)
 class SampleImages:
-    """One sample of the data set and what was sampled for it; pictures are uint8 RGB [H, W, 3].
+    """One sample of the data set, or a prompt, and what was sampled for it; pictures are uint8 RGB [H, W, 3].
 
-    sampled: pictures by row key (`SamplingSpec.key`). texts: of the scored lines. recognized: what an OCR engine read
-    in these lines, by row key, and under 'originals' in the original; empty without an engine.
+    original: None of a prompt for a new picture. sampled: pictures by row key (`SamplingSpec.key`). texts: of the
+    scored lines. recognized: what an OCR engine read in these lines, by row key, and under 'originals' in the original;
+    empty without an engine.
     """
 
     name: str
-    original: np.ndarray
+    original: np.ndarray | None
     hint: np.ndarray
     sampled: dict[str, np.ndarray]
     caption: str = ""
@@ -57,16 +58,20 @@ def hint_to_image(position: torch.Tensor, glyph: torch.Tensor) -> np.ndarray:
 
 
 def sample_grid(samples: Sequence[SampleImages], columns: Sequence[tuple[str, str]]) -> Image.Image:
-    """A grid with one row a sample: original, hint, and the picture of each of `columns` (row key, label)."""
+    """A grid with one row a sample: original, hint, and the picture of each of `columns` (row key, label).
+
+    Without any original, that column is left out.
+    """
+    first = ["original"] if any(sample.original is not None for sample in samples) else []
     cells: list[list[Image.Image | None]] = [
         [
-            _to_image(sample.original),
+            *(_to_image(sample.original) for _ in first),
             _to_image(sample.hint),
             *(_to_image(sample.sampled.get(key)) for key, _ in columns),
         ]
         for sample in samples
     ]
-    return image_grid(cells, ["original", "position, glyph", *(label for _key, label in columns)])
+    return image_grid(cells, [*first, "position, glyph", *(label for _key, label in columns)])
 
 
 def _to_image(array: np.ndarray | None) -> Image.Image | None:

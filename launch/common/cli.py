@@ -94,6 +94,14 @@ def int_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}: whole numbers are needed, as in 1,2,4,8") from error
 
 
+def float_list(text: str) -> list[float]:
+    """The type of an option as in `0,0.5,1`."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers are needed, as in 0,0.5,1") from error
+
+
 def require_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
     """Raises ValueError where one of the options is given and smaller. A list is checked number by number."""
     for name in names:

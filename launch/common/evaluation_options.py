@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
-from distill.evaluation import PROTOCOL
+from distill.evaluation import ENGINES, PROTOCOL
 from distill.evaluation.benchmark_data import find_annotation_files
 from distill.evaluation.evaluate import EvaluationConfig
 from distill.evaluation.image_networks import ImageNetworks, ImageNetworksConfig
@@ -29,11 +29,26 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--data {missing[0]}: no such file")
     if (args.protocol == PROTOCOL) != (args.benchmark is not None):
         raise ValueError(f"--protocol {PROTOCOL} and --benchmark DIR belong together")
+    if args.prompts is not None:
+        _check_prompt_options(args)
+    elif len(args.ocr or ()) > 1:
+        raise ValueError(f"--ocr: {len(args.ocr)} engines; several read free prompts only (--prompts)")
     if args.benchmark is not None:
         find_annotation_files(args.benchmark)
         for name in ("reference", "teacher_steps", "undistilled_steps", "guidance", "student_guidance"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')}: {PROTOCOL} says itself how pictures are sampled")
+
+
+def _check_prompt_options(args: argparse.Namespace) -> None:
+    """Refuses what does not go with --prompts. Raises ValueError in one line."""
+    if not args.prompts.is_file():
+        raise ValueError(f"--prompts {args.prompts}: no such file")
+    for name in ("data", "benchmark", "reference", "undistilled_steps", "no_ocr", "clip_weights", "fid_reference"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: free prompts are not measured with it; leave it out beside --prompts"
+            )
 
 
 def _given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,6 +69,16 @@ def make_config(args: argparse.Namespace, model: SamplingModel) -> EvaluationCon
     return EvaluationConfig(**options)
 
 
+def make_prompt_config(args: argparse.Namespace, model: SamplingModel) -> EvaluationConfig:
+    """The options of an evaluation of prompts; by default the teacher in 20 steps, the student as trained."""
+    return replace(
+        make_config(args, model),
+        teacher_steps=args.teacher_steps or [20],
+        undistilled_steps=[],
+        student_steps=(args.student_steps or [model.default_steps]) if model.has_student else [],
+    )
+
+
 def load_image_networks(args: argparse.Namespace) -> ImageNetworks | None:
     """The networks that are asked for, before anything larger is loaded. Raises ValueError in one line."""
     config = ImageNetworksConfig(args.clip_weights, args.clip_model, args.fid_reference, args.fid_weights)
@@ -69,10 +94,17 @@ def load_ocr(args: argparse.Namespace, model: SamplingModel, threads: int) -> tu
     """The engine that reads, and the one of the text distance: always RapidOCR, because nothing is trained on it."""
     if args.no_ocr:
         return None, None
-    engine = make_ocr_engine(args.ocr, model.recipe, model.roles.model.text_predictor, threads)
+    engine = next(iter(load_engines(args, model, threads).values()))
     if isinstance(engine, RapidOcr):
         return engine, engine
     try:
         return engine, RapidOcr(threads)
     except OcrNotInstalled:
         return engine, None
+
+
+def load_engines(args: argparse.Namespace, model: SamplingModel, threads: int) -> dict[str, OcrEngine]:
+    """The engines that read, by their names on the command line."""
+    recognizer = model.roles.model.text_predictor
+    names = dict.fromkeys(args.ocr or ENGINES[:1])
+    return {name: make_ocr_engine(name, model.recipe, recognizer, threads) for name in names}

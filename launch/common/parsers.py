@@ -12,7 +12,7 @@ import yaml
 from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
-from launch.common.cli import int_list
+from launch.common.cli import float_list, int_list
 from launch.common.prompt_options import add_prompt_options
 
 EMBEDDED_RECIPE = resource("launch/recipes/demo.yaml")
@@ -44,6 +44,8 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampler", metavar="NAME", help="of the student; default: its objective's own")
     add("--teacher", action="store_true", help="sample the teacher beside the student")
     add("--teacher-steps", type=int, metavar="N", help="default: 50 for samples, 20 for prompts")
+    add("--add", action="append", default=[], metavar="LORA:SCALE", help="a LoRA beside the student's, as a style")
+    add("--add-scales", type=float_list, metavar="S,S", help="draw --prompt once for each scale of --add: scales.png")
     add("--out", type=Path, default=Path("runs/infer"), metavar="DIR", help="default: %(default)s")
     add_prompt_options(parser)
     return parser.parse_intermixed_args(argv)
@@ -70,14 +72,21 @@ def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--batch", type=int, metavar="N", help="pictures sampled together; default: 8")
     add("--data", type=Path, action="append", default=[], metavar="JSON", help="held-out annotations; default: drawn")
-    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset")
-    add("--count", type=int, metavar="N", help="samples, default 128; prompts of each set of a benchmark, default all")
+    add("--first", type=int, default=0, metavar="I", help="first sample of the dataset, or prompt")
+    add("--prompts", type=Path, metavar="JSONL", help="measure free prompts instead: one JSON object on each line")
+    add("--count", type=int, metavar="N", help="samples, default 128; prompts, of each set of a benchmark, default all")
     for role, steps in (("teacher", "50,20"), ("undistilled", "4"), ("student", "1,2,4,8")):
-        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}")
+        more = {"teacher": "; of prompts 20", "student": "; of prompts as trained"}.get(role, "")
+        add(f"--{role}-steps", type=int_list, metavar="N,N", help=f"default: {steps}{more}")
     add("--student-sampler", metavar="NAME", help="default: its objective's own")
     add("--grid-rows", dest="shown", type=int, metavar="N", help="pictures in grid.png; default: 8")
     add("--shown", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the option's old name
-    add("--ocr", choices=ENGINES, default=ENGINES[0], help="the engine that reads; default: %(default)s")
+    add(
+        "--ocr",
+        choices=ENGINES,
+        action="append",
+        help=f"the engine that reads, for prompts also several; default: {ENGINES[0]}",
+    )
     add("--no-ocr", action="store_true", help="leave the reading of lines out")
     add("--ocr-threads", type=int, metavar="N", help="default: 1")
     add("--clip-weights", type=Path, metavar="FILE", help="measure the CLIP score with these weights")
@@ -172,10 +181,16 @@ def _data_parser(what: str) -> argparse.ArgumentParser:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model is sampled, and where: `load_sampling_model` takes them."""
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, metavar="DIR", help="checkpoint-N, run folder or PEFT adapter"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint-N, run folder, PEFT adapter, or a file of launch/export.py",
     )
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
+    parser.add_argument("--quantized", type=Path, metavar="FILE", help="8-bit weights, of launch/quantize.py")
+    parser.add_argument("--quantize-activations", action="store_true", help="with --quantized: needs torchao")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")

@@ -27,7 +27,7 @@ def draw_prompts(args: argparse.Namespace, model: SamplingModel) -> int:
     defaults = request_defaults(args, model.has_student)
     translate = None if args.translate is None else make_translator(args.translate)
     pipeline = AnyText2Pipeline(model, translate=translate)
-    drawing = PromptDrawing(pipeline, args.out, make_judge(args.ocr, model))
+    drawing = PromptDrawing(pipeline, args.out, make_judge(args.ocr, model), circumstances=(args.ocr, args.translate))
     if args.prompts is None:
         request = DrawingRequest(prompt=args.prompt, **{**defaults, "fonts": tuple(map(parse_font, args.fonts))})
         args.out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def make_judge(engine: str | None, model: SamplingModel) -> Judge | None:
     try:
         reader = make_ocr_engine(engine, model.recipe, model.roles.model.text_predictor, threads=1)
     except OcrNotInstalled as error:
-        raise ValueError(f"--ocr {engine}: {error}") from error
+        raise ValueError(f"--ocr {engine}: {str(error).removeprefix(f'--ocr {engine}: ')}") from error
 
     def judge(image: Image.Image, lines: Sequence[PlacedLine]) -> list[dict[str, Any]]:
         written = [line for line in lines if line.text.strip()]

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 from distill.checkpoint.store import find_checkpoint
+from launch import export
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.ranks import returned, run_ranks
 from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, train_command
 
 WHERE = ROOT / "build" / "compat"
+EXPORTED = WHERE / "exported"
 READER = ROOT / "tests" / "compat" / "read_adapter.py"
 RELEASES = {
     "0.6.2": (
@@ -61,13 +63,15 @@ def run(*command: str) -> None:
 
 
 def train(folder: Path, kind: str) -> Path:
-    """A folder with the adapter of a training of two updates, and nothing else."""
+    """A folder with the adapter of a training of two updates, and nothing else. Of kind lora it is also exported."""
     runs = TrainingFolder.create(folder, 8)
     settings = [*SMALL_BATCH, "data.part=all", "train.max_steps=2", f"lora.kind={kind}", f"name={kind}"]
     returned(run_ranks(1, train_command, runs.argv(kind, *settings)))
     (WHERE / kind).mkdir(exist_ok=True)
     for file in find_checkpoint(runs.run_dir(kind)).glob("adapter_*"):
         (WHERE / kind / file.name).write_bytes(file.read_bytes())
+    if kind == "lora":
+        assert export.main([str(runs.run_dir(kind)), "--format", "peft", "--out", str(EXPORTED)]) == 0
     return WHERE / kind
 
 
@@ -85,6 +89,7 @@ def main() -> int:
             "error::UserWarning:peft",
             str(READER),
             *(str(adapters[k]) for k in KINDS if release in KINDS[k]),
+            str(EXPORTED),
         )
     print(f"read by all releases, in {time.monotonic() - began:.0f} s")
     return 0

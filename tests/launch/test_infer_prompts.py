@@ -11,11 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
-from distill.inference.loading import SamplingModel, load_sampling_model
+from distill.evaluation.ocr import OcrNotInstalled
+from distill.inference.loading import SamplingModel, load_dataset, load_sampling_model, read_samples
 from distill.inference.model import make_model
+from distill.inference.pipeline import AnyText2Pipeline
+from distill.inference.places import Place
 from distill.inference.prompt_file import read_metadata
 from launch import infer
+from launch.common import prompt_drawing
 from tests.helpers.stored_run import write_run
 
 PROMPT = ("--prompt", 'a red wall that reads "GO"', "--box", "4,16,60,48", "--steps", "1")
@@ -24,7 +29,8 @@ PROMPT = ("--prompt", 'a red wall that reads "GO"', "--box", "4,16,60,48", "--st
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> SamplingModel:
     folder = tmp_path_factory.mktemp("run")
-    recipe = load_recipe(DEFAULT_RECIPE, ["data.options.resolution=64", f"run_root={folder}", "name=run"])
+    options = [f"data.options.{option}" for option in ("resolution=64", "font_hint_prob=0", "mask_img_prob=0")]
+    recipe = load_recipe(DEFAULT_RECIPE, [*options, f"run_root={folder}", "name=run"])
     torch.manual_seed(0)
     write_run(folder / "run", recipe, make_model(recipe.model, recipe.seed))
     return load_sampling_model(folder / "run", None)
@@ -52,6 +58,26 @@ def test_a_prompt_is_drawn_by_student_and_teacher(tmp_path, capsys):
     note, drawn = printed.index('prompt: "GO": letters would be '), printed.index("student 1: 1 UNet calls")
     assert note < drawn  # said before drawing
     assert "  'GO': " in printed
+
+
+@pytest.mark.heavy
+def test_a_sample_of_a_dataset_asked_for_as_a_prompt_is_the_same_picture(opened, tmp_path):
+    """Bit for bit, with the same seed, of student and teacher."""
+    write_dataset(tmp_path, 1, SyntheticConfig(size=96), seed=5)
+    how = ("--steps", "2", "--teacher", "--teacher-steps", "2", "--seed", "7")
+    assert call(tmp_path / "out", "--data", str(tmp_path / "data.json"), *how) == 0
+    dataset, _ = load_dataset([tmp_path / "data.json"], opened.recipe)
+    (sample,), _ = read_samples(dataset, [0])
+    assert sample.n_lines == 2
+    places = [Place(polygon, sample.position[n].numpy()) for n, polygon in enumerate(sample.polygons)]
+    colors = [tuple(map(int, color)) for color in sample.color[: len(places)].tolist()]
+    prompt = sample.image_caption + " ".join(f"“{text}”" for text in sample.texts)
+    result = AnyText2Pipeline(opened)(
+        prompt, places=places, colors=colors, steps=2, teacher=True, teacher_steps=2, seed=7
+    )
+    for image, key in ((result.images[0], "student-phased-2"), (result.teacher_images[0], "teacher-ddim-2")):
+        drawn = np.array(Image.open(tmp_path / "out" / f"sample000000-{key}.png"))
+        assert np.array_equal(np.array(image), drawn), key
 
 
 @pytest.mark.heavy
@@ -102,11 +128,35 @@ def test_a_command_translates_the_description(tmp_path):
         ((*PROMPT, "--color", "reddish"), "colour 'reddish'"),
         ((*PROMPT, "--font", "Comic Sans"), "font Comic Sans: neither a file nor one of"),
         (("--prompt", '"GO"', "--edit", "gone.png", "--box", "1,1,9,9"), "image gone.png: image missing"),
+        ((*PROMPT[:2], "--box", "4,16,90,48"), "box 4,16,90,48: x = 90 is outside of the picture of 64 x 64 pixels"),
+        (("--prompt", '"A" "B"', *PROMPT[2:]), "places: 1 for 2 texts; add 1, or leave out texts in quotes"),
+        (("--prompt", f'"{"A" * 21}"', *PROMPT[2:]), "has 21 characters, at most 20 are written in a line"),
+        (("--prompt", '"\u200b"', *PROMPT[2:]), "has nothing to draw; write a character between the quotes"),
+        ((*PROMPT, "--edit", __file__), "test_infer_prompts.py: image corrupt (no known format"),
+        ((*PROMPT[:2], "--mask", "{empty}"), "mask: empty; draw one shape for each text"),
         (("--prompts", "gone.jsonl"), "gone.jsonl: No such file or directory"),
         ((*PROMPT, "--translate", "google"), "translate: 'google' is not known"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, argv, message):
-    assert call(tmp_path / "out", *argv) == 2
+    Image.new("L", (64, 64)).save(tmp_path / "empty.png")
+    assert call(tmp_path / "out", *(word.replace("{empty}", str(tmp_path / "empty.png")) for word in argv)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ") and error.count(message) == 1 and error.count("\n") == 1
+    assert not list(tmp_path.rglob("prompt-*"))
+
+
+def test_an_engine_that_is_not_installed_is_named_once(tmp_path, capsys, monkeypatch):
+    def missing(name: str, *_: object, **__: object) -> None:
+        raise OcrNotInstalled(f"--ocr {name}: needs modelscope")
+
+    monkeypatch.setattr(prompt_drawing, "make_ocr_engine", missing)
+    assert call(tmp_path, *PROMPT, "--ocr", "duguang") == 2
+    assert capsys.readouterr().err == "error: --ocr duguang: needs modelscope\n"
+
+
+@pytest.mark.heavy
+def test_a_prompt_without_quotes_is_drawn_without_words_and_told(tmp_path, capsys):
+    assert call(tmp_path, "--prompt", "a red wall", "--steps", "1") == 0
+    assert "prompt: no words in quotes: nothing is written" in capsys.readouterr().out
+    assert read_metadata(tmp_path / "prompt-0-student-phased-1.png")["lines"] == []

@@ -16,7 +16,7 @@ from distill.checkpoint.store import find_checkpoint
 from distill.config.recipes import load_recipe
 from distill.inference.loading import load_sampling_model
 from distill.training.engine import init_world
-from launch import demo, evaluate, infer, sync_tracking, train
+from launch import demo, evaluate, export, infer, sync_tracking, train
 from tests.helpers.processes.ranks import all_output, returned, run_ranks
 from tests.helpers.processes.training_runs import SMALL_BATCH, TrainingFolder, assert_one_error, train_command
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "infer": infer.main,
     "demo": demo.main,
     "evaluate": evaluate.main,
+    "export": export.main,
     "sync": sync_tracking.main,
 }
 
@@ -78,6 +79,9 @@ OTHERS = {
     "infer --checkpoint RUN --data DATA --steps 99": "99",
     "infer --checkpoint RUN --data DATA --out RUN/recipe.yaml": "recipe.yaml",
     "infer --checkpoint RUN --data none.json": "none.json: annotation file does not exist",
+    "infer --checkpoint RUN --prompts none.jsonl": "none.jsonl: No such file",
+    'infer --checkpoint RUN --prompt "GO" --font none': "font none: neither a file nor one of",
+    "evaluate --checkpoint RUN --prompts none.jsonl": "--prompts none.jsonl: no such file",
     "evaluate --checkpoint RUN --no-ocr --data DATA --student-steps 99": "99",
     "evaluate --checkpoint RUN --no-ocr --first 9 --count 2 data.sources=[]": "--first 9",
     "evaluate --checkpoint RUN --no-ocr --data DATA objective.solver_steps=20": "objective.solver_steps: 10 -> 20",
@@ -85,6 +89,10 @@ OTHERS = {
     "demo --checkpoint RUN --out RUN/page --port 99999": "--port 99999: no port has this number",
     "demo --checkpoint none --out RUN/page --port 0": "none: no such folder",
     "demo --checkpoint RUN --out RUN/page --port 0 --translate klingon": "translate: 'klingon' is not known",
+    "export RUN --format kohya --out RUN/recipe.yaml/x.safetensors": "recipe.yaml is a file",
+    "export RUN --format merged --out RUN/x.bin": "ends in .safetensors or .ckpt",
+    "export RUN --format merged --out RUN/x.ckpt model.weights=none.ckpt": "none.ckpt: no such weights file",
+    "export RUN/recipe.yaml --format peft --out RUN/peft": "recipe.yaml: not a readable weights file: text",
     "sync RUN/checkpoint-2": "no journals here",
     "sync RUN --timeout 0": "--timeout 0",
 }

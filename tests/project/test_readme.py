@@ -83,6 +83,8 @@ def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
         "launch/train.py",
         "evaluate.py",
         "infer.py",
+        "launch/export.py",
+        "reference_sampler.py",
         "make_dataset.py",
         "show_dataset.py",
         "check_dataset.py",

@@ -10,7 +10,6 @@ from torch import Tensor
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from anytext2.model.weights import (
     IGNORED_KEY,
-    init_from_sd15,
     load_partial_weights,
     load_weights,
     official_state_dict,
@@ -18,7 +17,7 @@ from anytext2.model.weights import (
     save_weights,
 )
 from tests.helpers.models.mini_model import mini_config, mini_model
-from tests.helpers.models.parity import OFFICIAL_KEYS, normal
+from tests.helpers.models.parity import OFFICIAL_KEYS
 
 LAYER = "cond_stage_model.transformer.text_model.encoder.layers.1."
 
@@ -172,55 +171,3 @@ def test_parts_over_one_another(fresh: AnyText2, tmp_path: Path) -> None:
     save_file({"no.such.tensor": torch.ones(1)}, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match=r"c\.safetensors: .* 1 unexpected \(no\.such\.tensor\)"):
         load_partial_weights(fresh, [tmp_path / "c.safetensors"])
-
-
-# --- from Stable Diffusion -------------------------------------------------------------------------------------------
-
-
-def stable_diffusion_like(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = ("model.", "first_stage_model.", "cond_stage_model.")
-    plain = {name: tensor for name, tensor in state.items() if name.startswith(parts) and "x.to_" not in name}
-    return copy_of(plain) | {"model_ema.decay": torch.ones(()), "betas": torch.ones(3)}
-
-
-def recognizer_like(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "text_predictor."
-    return copy_of({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})
-
-
-def test_init_from_stable_diffusion(model: AnyText2, fresh: AnyText2) -> None:
-    state = copy_of(official_state_dict(model))
-    before = copy_of(official_state_dict(fresh))
-    report = init_from_sd15(fresh, stable_diffusion_like(state), recognizer_like(state))
-    after = official_state_dict(fresh)
-    assert set(report.copied) | set(report.kept) == {name for name in after if "." in name}
-    assert not set(report.copied) & set(report.kept)
-    unet, block = "model.diffusion_model.", "output_blocks.0.1.transformer_blocks.0."
-    for name in report.copied:
-        source = name.replace("control_model.", unet).replace("attn1x", "attn1").replace("attn2x", "attn2")
-        source = source.replace("embedding_manager.font_predictor.", "text_predictor.")
-        assert torch.equal(after[name], state[source]), name
-    assert f"{unet}{block}attn2x.to_k.weight" in report.copied
-    assert "control_model.input_blocks.0.0.weight" in report.copied
-    assert all(torch.equal(after[name], before[name]) for name in report.kept)
-    kept_parts = {".".join(name.split(".")[:2]) for name in report.kept}
-    assert kept_parts == {
-        "control_model.zero_convs",
-        "control_model.glyph_block",
-        "control_model.position_block",
-        "control_model.fuse_block_za",
-        "control_model.middle_block_out",
-        "embedding_manager.position_encoder",
-        "embedding_manager.style_proj",
-        "embedding_manager.color_proj",
-        "embedding_manager.proj",
-    }
-
-
-def test_init_from_an_incomplete_source(model: AnyText2, fresh: AnyText2) -> None:
-    state = copy_of(official_state_dict(model))
-    incomplete = stable_diffusion_like(state)
-    del incomplete["first_stage_model.quant_conv.bias"]
-    incomplete["model.diffusion_model.out.2.bias"] = normal(7)
-    with pytest.raises(ValueError, match=r"1 missing \(first_stage_model\.quant_conv\.bias\); .* 1 of another shape"):
-        init_from_sd15(fresh, incomplete, recognizer_like(state))

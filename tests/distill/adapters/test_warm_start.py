@@ -14,8 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distill.adapters.lora import AdapterConfig
-from distill.adapters.warm_start import load_warm_start, read_warm_start
+from distill.adapters.warm_start import load_warm_start, read_start, read_warm_file, read_warm_start
 from distill.checkpoint.formats import PEFT_PREFIX
+from distill.export.exported import ExportOptions
+from distill.export.formats import export
+from distill.export.student import read_student
+from tests.helpers.models.small_sd import ALPHA, RANK, write_small_run
 
 LORA = AdapterConfig(rank=2, alpha=4)
 SHAPES = {"a.to_q.lora_A.weight": (2, 6), "a.to_q.lora_B.weight": (5, 2)}
@@ -114,6 +118,35 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             read_warm_start(tmp_path, LORA)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format_", ["kohya", "diffusers", "safetensors"])
+def test_a_file_of_any_format_is_a_start(tmp_path: Path, format_: str) -> None:
+    student = read_student(write_small_run(tmp_path), None, [])
+    file = export(student, format_, tmp_path / "lora.safetensors", ExportOptions()).path
+    lora = AdapterConfig(rank=RANK, alpha=RANK if format_ == "diffusers" else ALPHA)
+    start = read_warm_file(file, lora, student.model)
+    params = [(name, nn.Parameter(torch.zeros(t.shape))) for name, t in student.weights.tensors.items()]
+    load_warm_start(start, params)
+    scale = ALPHA / RANK if format_ == "diffusers" else 1.0  # diffusers' names tell no alpha, so B is scaled
+    for name, parameter in params:
+        known = format_ == "safetensors" or name in start.tensors
+        wanted = student.weights.tensors[name] * (scale if ".lora_B" in name else 1.0)
+        assert torch.equal(parameter.detach(), wanted if known else torch.zeros_like(wanted))
+    assert start.is_part == (format_ != "safetensors")
+    told = start.described(len(params))
+    assert told == f"{file}: {len(start.tensors)}{f' of {len(params)}' if start.is_part else ''} tensors"
+    with pytest.raises(ValueError, match=f"lora.weights: .*: rank {RANK} of .*set lora.rank to it"):
+        read_warm_file(file, replace(lora, rank=8), student.model)
+    with pytest.raises(ValueError, match="lora.weights: .*: scale .*with lora.kind=lora that is lora.alpha="):
+        read_warm_file(file, replace(lora, alpha=8), student.model)
+
+
+def test_merged_weights_are_no_start(tmp_path: Path) -> None:
+    student = read_student(write_small_run(tmp_path), None, [])
+    file = export(student, "merged", tmp_path / "merged.safetensors", ExportOptions()).path
+    with pytest.raises(ValueError, match="lora.weights: .*holds no LoRA; model.weights takes merged weights"):
+        read_start(AdapterConfig(weights=str(file)), student.recipe.model.config)
 
 
 class Evil:

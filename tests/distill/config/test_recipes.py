@@ -203,7 +203,7 @@ def test_impossible_values_are_named_before_anything_starts(override: str, field
 
 def test_the_production_recipes_draw_as_the_official_checkpoint_was_trained() -> None:
     like = {path.stem for path in RECIPES if load_recipe(path).data.options.like_reference}
-    assert like == {"rtx4090x3", "rtx4090x3_2step"}
+    assert like == {"rtx4090x3", "rtx4090x3_2step", "teacher_sd15"}
 
 
 def test_the_recogniser_is_not_taught_by_the_references_drawings() -> None:

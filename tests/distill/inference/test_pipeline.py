@@ -91,6 +91,40 @@ def test_the_seed_the_strength_and_the_attention_count(pipe):
 
 
 @pytest.mark.heavy
+def test_a_list_of_prompts_gives_the_pictures_of_each_alone_in_diffusers_order(pipe):
+    prompts, seeds, settings = ['"GO"', 'a red wall "UP"'], [4, 5], {"boxes": BOX, "steps": 1}
+    results = pipe(prompts, seed=seeds, num_images_per_prompt=2, **settings)
+    assert len(results) == 2 and [result.lines[0].text for result in results] == ["GO", "UP"]
+    alone = [
+        pipe(prompt, seed=seed, num_images_per_prompt=2, **settings)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    expected = [image for result in alone for image in result.images]
+    assert len(results.images) == 4 and results[1].images[0] is results.images[2] and results.teacher_images == ()
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(results.images, expected, strict=True))
+
+    def generators(*numbers: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(number) for number in numbers]
+
+    by_picture = pipe(prompts, generator=generators(1, 2, 3, 1), num_images_per_prompt=2, **settings)
+    assert [result.lines[0].text for result in by_picture] == ["GO", "GO", "UP", "UP"]
+    by_prompt = pipe(prompts, generator=generators(1, 3), **settings)
+    assert [np.array_equal(pixels(a), pixels(b)) for a in by_prompt.images for b in by_picture.images] == [
+        *(True, False, False, False),
+        *(False, False, True, False),
+    ]
+    one, two = pipe(['"GO"', '"GO"'], generator=generators(7)[0], **settings).images
+    assert not np.array_equal(pixels(one), pixels(two))  # one generator goes on
+    assert np.array_equal(pixels(one), pixels(pipe('"GO"', generator=generators(7)[0], **settings).images[0]))
+
+
+def test_a_list_with_a_mistake_draws_nothing(pipe, monkeypatch):
+    monkeypatch.setattr(AnyText2Pipeline, "draw", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match="^prompt 2: places: 1 for 2 texts"):
+        pipe(['"GO"', '"GO" "UP"'], boxes=BOX)
+
+
+@pytest.mark.heavy
 def test_each_step_is_reported_and_can_stop_the_drawing(pipe):
     steps = []
 
@@ -122,6 +156,8 @@ def test_steps_that_the_student_is_not_for_are_refused_unless_asked_for(pipe):
         ({"attnx_scale": float("nan")}, "attnx_scale=nan must be 0 to 2"),
         ({"guidance_scale": 0.5}, "guidance=0.5 must be at least 1"),
         ({"seed": 1, "generator": torch.Generator()}, "seed and generator: give one of them"),
+        ({"generator": 5}, "generator: expected a torch.Generator, got 5"),
+        ({"generator": [torch.Generator()]}, r"seed: a list goes with a list of prompts, as in \[prompt\]"),
     ],
 )
 def test_mistakes_are_said_in_one_line(pipe, settings, message):

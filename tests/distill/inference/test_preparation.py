@@ -123,6 +123,10 @@ def test_an_edited_picture_without_words_is_emptied(prepare):
         ({"prompt": '"OPEN"', "fonts": ["Comic Sans"]}, "font Comic Sans: neither a file nor one of wqy-microhei, Rob"),
         ({"prompt": '"OPEN"', "fonts": [str(DEFAULT_FONT_TABLE)]}, "is no font file"),
         ({"prompt": '"OPEN"', "fonts": ["Lobster", "Lobster"]}, "fonts: 2 for 1 texts"),
+        (
+            {"prompt": '"OPEN"', "fonts": [Imitation(np.zeros((9, 9, 3), np.uint8), (1, 1, 30, 5))]},
+            "font .*: x = 30 is out",
+        ),
         ({"prompt": '"OPEN"', "mask": np.zeros((128, 128), np.uint8)}, "mask: empty"),
         ({"prompt": '"OPEN"', "mask": "nowhere.png"}, "mask nowhere.png: image missing"),
         ({"prompt": '"OPEN"', "image": np.zeros((64, 64, 3), np.uint8)}, "image: say where to write in it"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from distill.inference.prompt_file import (
 )
 from distill.inference.request import DrawingRequest
 from distill.inference.result import DrawingResult, DrawnRow, PlacedLine
+from tests.helpers.paths import ROOT
 
 SPEC = SamplingSpec("student", "phased", 4)
 
@@ -97,7 +101,7 @@ def test_results_and_settings_are_written_down(pipeline, prompts, tmp_path):
     judge = lambda image, lines: [{"text": lines[0].text, "read": "x", "exact": False}]  # noqa: E731
     failed, said = draw_all(pipeline, prompts, tmp_path / "out", judge)
     assert failed == 0 and said[0] == "prompt000001: a note"
-    assert said[1].startswith("[######..............] 1/3 prompt000001, ")
+    assert said[1].startswith("[######..............] 1/3 prompt000001, student 0 of 1 right, ")
     entries = results(tmp_path / "out")
     assert [entry["name"] for entry in entries] == [prompt.name for prompt in prompts]
     files = [picture["file"] for entry in entries for picture in entry["pictures"]]
@@ -138,11 +142,59 @@ def test_a_prompt_that_changed_or_lost_its_picture_is_drawn_again(pipeline, prom
     draw_all(pipeline, prompts, tmp_path / "out")
     (tmp_path / "out" / "prompt000003-1-student-phased-4.png").unlink()
     changed = [prompt_file.Prompt(prompts[0].name, DrawingRequest(prompt="A")), *prompts[1:]]
-    draw_all(pipeline, changed, tmp_path / "out")
+    _, said = draw_all(pipeline, changed, tmp_path / "out")
     assert pipeline.drawn == ["a", "b", "c", "A", "b"]
+    assert said[:2] == [
+        "1 of 3 prompts are drawn already",
+        "drawn again, because settings, weights or files have changed: 1",
+    ]
+    assert [entry["settings"]["prompt"] for entry in results(tmp_path / "out")] == ["a", "b", "c", "A", "b"]
     monkeypatch.setattr(prompt_file, "model_identity", lambda model: "model 2")
     draw_all(pipeline, changed, tmp_path / "out")
     assert pipeline.drawn[5:] == ["A", "b", "c"]
+
+
+def test_another_picture_under_the_same_name_or_another_engine_is_drawn_again(pipeline, tmp_path):
+    def draw(reader: str | None = None) -> int:
+        pipeline.drawn.clear()
+        judge = None if reader is None else lambda image, lines: []
+        drawing = PromptDrawing(pipeline, tmp_path / "out", judge, lambda line: None, (reader, None))
+        assert drawing.draw_all(prompts, "prompts.jsonl") == 0
+        return len(pipeline.drawn)
+
+    pictures = [tmp_path / name for name in ("mask.png", "photograph.png", "letters.png")]
+    for number, path in enumerate(pictures):
+        Image.new("L", (8, 8), number).save(path)
+    line = {
+        "prompt": "a",
+        "mask": "mask.png",
+        "image": "photograph.png",
+        "fonts": [{"image": "letters.png"}, "Lobster"],
+    }
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    prompts = read_prompts(tmp_path / "prompts.jsonl", {})
+    assert [draw(), draw()] == [1, 0]
+    for path in pictures:
+        Image.new("L", (8, 8), 9).save(path)
+        assert [draw(), draw()] == [1, 0], path
+    assert [draw("rapidocr"), draw("own"), draw("own")] == [1, 1, 0]
+
+
+@pytest.mark.process
+def test_a_folder_that_another_command_draws_into_is_refused(pipeline, prompts, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from distill.checkpoint.run_lock import RunLock; "
+        "lock = RunLock(Path(sys.argv[1])); lock.take(); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert other.stdin is not None and other.stdout is not None and other.stdout.readline()
+    with pytest.raises(ValueError, match=rf"out: in use by process {other.pid} on .*; .* or choose another --out$"):
+        draw_all(pipeline, prompts, tmp_path / "out")
+    assert pipeline.drawn == [] and not (tmp_path / "out" / "results.jsonl").exists()
+    other.communicate(b"")
+    assert draw_all(pipeline, prompts, tmp_path / "out")[0] == 0 and pipeline.drawn == ["a", "b", "c"]
 
 
 def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(pipeline, prompts, tmp_path):
@@ -164,12 +216,13 @@ def test_a_full_disk_leaves_whole_lines_and_pictures(pipeline, prompts, tmp_path
     def full(image: Image.Image, file: Path, **settings: object) -> None:
         save(image, file, **settings)
         if "prompt000003-1" in file.name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left.*prompt000003-1-student-phased-4.png"):
         draw_all(pipeline, prompts, tmp_path / "out")
-    assert len(results(tmp_path / "out")) == 1 and not list((tmp_path / "out").glob(".*"))
+    hidden = [path.name for path in (tmp_path / "out").glob(".*")]
+    assert len(results(tmp_path / "out")) == 1 and hidden == [".lock"]
     monkeypatch.setattr(Image.Image, "save", save)
     draw_all(pipeline, prompts, tmp_path / "out")
     assert pipeline.drawn == ["a", "b", "b", "c"] and len(results(tmp_path / "out")) == 3

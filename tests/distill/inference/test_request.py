@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.inference.request import DrawingRequest, Imitation, parse_color, parse_font, request_from_json
+from distill.inference.request import (
+    DrawingRequest,
+    Imitation,
+    parse_color,
+    parse_font,
+    request_from_json,
+    requests_of,
+)
 
 HERE = Path("folder")
 
@@ -76,4 +83,55 @@ def test_only_what_is_set_is_written_down():
 def test_mistakes_are_said_in_one_line(item, message):
     with pytest.raises(ValueError, match=message) as error:
         request_from_json(item, "line 1", {}, HERE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strength": "high"}, "strength: expected a number, got 'high'"),
+        ({"guidance_scale": "x"}, "guidance_scale: expected a number, got 'x'"),
+        ({"negative_prompt": 3}, "negative_prompt: expected a text, got 3"),
+        ({"revise": "yes"}, "revise: expected true or false, got 'yes'"),
+        ({"colors": "red"}, "colors: expected a list with one entry for each line, got 'red'"),
+        ({"boxes": 5}, "boxes: expected a list with one entry for each line, got 5"),
+        ({"fonts": [3]}, "fonts: 3 is no name of a font, font file or imitation"),
+        ({"places": [(1, 2, 3, 4)]}, r"places: \(1, 2, 3, 4\) is no Place"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 must be a whole number from 1 to 999"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_said_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        DrawingRequest(prompt="a", **settings)
+
+
+def test_settings_of_a_list_of_prompts():
+    settings = {"negative_prompt": ["x", "y"], "seed": [1, 2, 3, 4], "num_images_per_prompt": 2, "colors": ["red"]}
+    requests = requests_of(["a", "b"], settings)
+    assert [(r.prompt, r.negative_prompt, r.seed, r.num_images_per_prompt) for r in requests] == [
+        ("a", "x", 1, 1),
+        ("a", "x", 2, 1),
+        ("b", "y", 3, 1),
+        ("b", "y", 4, 1),
+    ]
+    assert all(request.colors == ["red"] for request in requests)
+    assert [r.num_images_per_prompt for r in requests_of(("a", "b"), {**settings, "seed": [1, 2]})] == [2, 2]
+    assert requests_of("a", {"seed": 1}) == [DrawingRequest(prompt="a", seed=1)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ([], {}, "prompt: an empty list"),
+        (["a", 3], {}, "prompt 2: prompt: expected a text, got 3"),
+        (["a", "b"], {"seed": [1, 2, 3]}, "seed: 3 for 2 prompts; give one for each, or one for all"),
+        (["a", "b"], {"image": ["c.png"]}, "image: 1 for 2 prompts"),
+        (["a", "b"], {"seed": [1, -2]}, "prompt 2: seed: -2 must be a whole number"),
+        ("a", {"seed": [1, 2]}, r"seed: a list goes with a list of prompts, as in \[prompt\]"),
+        (3, {}, "prompt: expected a text, got 3"),
+    ],
+)
+def test_a_wrong_list_is_said_in_one_line(prompt, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        requests_of(prompt, settings)
     assert "\n" not in str(error.value)

@@ -22,7 +22,16 @@ from tests.helpers.paths import ROOT
 
 COMMANDS = (
     *("train", "infer", "evaluate", "check_dataset", "show_dataset", "build_lmdb_cache"),
-    *("make_dataset", "export_weights", "sync_tracking", "oom_guard", "slurm/submit"),
+    *(
+        "make_dataset",
+        "make_teacher",
+        "merge_adapters",
+        "quantize",
+        "export_weights",
+        "sync_tracking",
+        "oom_guard",
+        "slurm/submit",
+    ),
 )
 HEAVY = {"torch", "deepspeed", "mlflow", "peft", "open_clip", "cv2", "lmdb", "transformers"}
 HELP = """
