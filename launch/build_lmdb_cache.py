@@ -5,8 +5,9 @@ Stores what is drawn once for each picture (glyph pages in every font, glyph lin
 was stopped or killed goes on where it was when the same command runs again. A run uses the store with
 `data.cache=features.lmdb`, its latents with `data.latents=cache` and its contexts with `data.captions=cache`. For a run
 with `data.buckets=[512,768x512]` name the same buckets here: each size gets a store of its own, as
-features-768x512.lmdb. Exit code 0: done; 2: the command, a file or a value is wrong, or the stores do not fit: on the
-disk, in the quota, or under a limit on the size of files.
+features-768x512.lmdb. `--shard 2/8` builds the second of eight parts, features-2of8.lmdb, on a machine of its own; a
+run uses all stores of a folder with `data.cache=FOLDER`. Exit code 0: done; 2: the command, a file or a value is wrong,
+or the stores do not fit: on the disk, in the quota, or under a limit on the size of files.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from anytext2.cache.encoders import (
     make_image_encoder,
 )
 from anytext2.cache.header import CacheHeader
+from anytext2.cache.shards import Shard
 from anytext2.data.dataset import AnyWordDataset
 from anytext2.data.geometry import Size
 from anytext2.model.memory_format import use_gpu_format
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 0 or (args.map_size is not None and args.map_size <= 0):
         raise ValueError(f"--workers {args.workers} --map-size {args.map_size}: must be positive")
     require_output_file(args.out, "--out")
+    shard = Shard.parse(args.shard) if args.shard else None
     device = resolve_device(args.device)
     sources, recipe = resolve_data(args)
     dataset, report = load_dataset(sources, recipe, judge=True)
@@ -89,16 +92,23 @@ def run(args: argparse.Namespace) -> int:
     for warning in probe_pictures(dataset.records, recipe.data.options.exif):
         print(f"warning: {warning}")
     encoders = _encoders(args, recipe, device) if args.latents or args.captions else Encoders()
+    if shard is not None:
+        dataset = dataset.select(shard.indices(dataset))
+        print(f"part {shard}: {len(dataset)} pictures")
     stores = []
     for size, indices in records_by_size(dataset, recipe.data).items():
-        part = dataset.select(indices)
+        part, path = dataset.select(indices), cache_path(args.out, size, recipe.data)
         header = cache_header(recipe.data, size, dataset.fonts, sources, encoders.latents, encoders.captions)
         estimate = estimate_cache_bytes(part, size, encoders.latent_bytes(size), encoders.caption_bytes)
-        stores.append(Store(cache_path(args.out, size, recipe.data), header, part, estimate))
+        if shard is not None:
+            path, header = shard.path(path), replace(header, shard=str(shard))
+        stores.append(Store(path, header, part, estimate))
     max_bytes = round(args.map_size * _GIB) if args.map_size else shutil.disk_usage(_existing(args.out)).free
     _announce(args, stores, max_bytes)
     for store in stores:
         _build(store, args.workers, max_bytes, encoders)
+    if shard is not None:
+        print(f"with all {shard.count} parts in one folder, a run uses them with data.cache={args.out.parent}")
     return 0
 
 

@@ -284,7 +284,7 @@ def _record(
         return
     step = read_trainer_state(model.checkpoint).step
     described = {"checkpoint": str(model.checkpoint), "command": " ".join(sys.argv), **params}
-    record_evaluation(model.run_dir, model.recipe.tracking, step, metrics, described, files)
+    record_evaluation(model.run_dir, model.recipe.tracking, model.checkpoint, step, metrics, described, files)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.common.cli import is_command, require_output_file, run_command
-from launch.common.tool_parsers import parse_export_student as parse
+from launch.common.weights_parsers import parse_export_student as parse
 
 if is_command(__name__):
     parse(None)  # answers --help and a wrong command line before the imports below, which take seconds

@@ -21,18 +21,22 @@ import psutil
 from distill.runtime.host_memory import process_tree, read_memory, tree_memory
 from distill.runtime.processes import become_subreaper, die_with_parent
 from distill.runtime.signals import STOPPED
+from launch.common.command_help import command_parser
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 POLL_SECONDS = 0.1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Stop a command before the host runs out of memory. GB here are GiB.")
+    parser = command_parser(
+        "Stop a command before the host runs out of memory. GB here are GiB.",
+        "python launch/oom_guard.py --min-available-gb 8 -- deepspeed launch/train.py --deepspeed zero2.json",
+    )
     parser.add_argument("--min-available-gb", type=float, required=True, help="of the host, or of the cgroup's limit")
     parser.add_argument("--max-tree-gb", type=float, help="resident memory of the command and all it has started")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two readings")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds between SIGTERM and SIGKILL")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what is run")
     args = parser.parse_args(argv)
     args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
     for name in ("min_available_gb", "interval", "grace"):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.common.cli import is_command, require_at_least, require_output_file, run_command
-from launch.common.tool_parsers import parse_quantize as parse
+from launch.common.weights_parsers import parse_quantize as parse
 
 if is_command(__name__):
     parse(None)  # answers --help and a wrong command line before the imports below, which take seconds

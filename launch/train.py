@@ -32,11 +32,12 @@ from distill.runtime.processes import identify
 from distill.runtime.rendezvous import is_main_process
 from distill.runtime.watchdog import ON_FAILURE_SECONDS, PEER_EXIT_SECONDS, Peer, Watchdog
 from distill.runtime.world import World, all_gather_object, is_communication_error, shutdown
+from distill.tracking.notify import Event
 from distill.training.build import make_trainer
 from distill.training.engine import init_world
 from distill.training.trainer import Trainer
 from launch.common.data_options import recipe_line, resolve_recipe
-from launch.common.next_steps import closing_lines
+from launch.common.next_steps import closing_lines, mlflow_lines
 
 TRACKING_SECONDS = 15.0
 """What tracking gets to send the rest of a run that ends early."""
@@ -60,17 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line, flush=True)
         warn_of_memory(recipe, world)
         trainer = make_trainer(recipe, ds_config, world, stop, watchdog)
-        watchdog.on_failure = lambda: finish_tracking(trainer, "FAILED")
+        watchdog.on_failure = lambda: finish_tracking(trainer, "FAILED", "the watchdog ended the run")
+        for line in mlflow_lines(trainer.tracker):
+            print(line, flush=True)
         return end(trainer, watchdog, trainer.run())
     except (ValueError, FloatingPointError) as error:
         if watchdog is not None:
             watchdog.finish()  # the other ranks meet the same error, and end a little sooner or later
         if main_rank or isinstance(error, UnreadableError):  # every rank meets the others; one line is enough
             print(f"error: {error}", file=sys.stderr, flush=True)
-        finish_tracking(trainer, "FAILED")
+        finish_tracking(trainer, "FAILED", str(error))
         return signals.FAILED if isinstance(error, FloatingPointError) else signals.USAGE_ERROR
     except RuntimeError as error:
-        finish_tracking(trainer, "FAILED")
+        finish_tracking(trainer, "FAILED", str(error))
         if not is_communication_error(error):
             raise
         if watchdog is not None:
@@ -79,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank, cause = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
         what = "has not met" if watchdog is None else "has lost the connection to"
         signals.exit_now(signals.FAILED, f"error: rank {rank} {what} another rank: {cause}")
-    except Exception:
-        finish_tracking(trainer, "FAILED")
+    except Exception as error:
+        finish_tracking(trainer, "FAILED", f"{type(error).__name__}: {error}")
         raise
     finally:
         shutdown()
@@ -109,7 +112,9 @@ def start_watchdog(recipe: Recipe, world: World, stop: signals.StopRequests) -> 
 
 def end(trainer: Trainer, watchdog: Watchdog, stopped: signals.Stopped | None) -> int:
     """Says how the run ended; no rank leaves before all are ready, because a launcher ends the others then."""
-    finish_tracking(trainer, "KILLED" if stopped else "FINISHED")
+    trainer.metrics.close()
+    said = str(stopped) if stopped else f"update {trainer.progress.updates} is made"
+    finish_tracking(trainer, "KILLED" if stopped else "FINISHED", said)
     if trainer.engine.world.is_main:
         print(stopped or "\n".join(closing_lines(trainer)), flush=True)
     watchdog.finish()
@@ -117,8 +122,15 @@ def end(trainer: Trainer, watchdog: Watchdog, stopped: signals.Stopped | None) -
     return signals.STOPPED if stopped else signals.FINISHED
 
 
-def finish_tracking(trainer: Trainer | None, status: str) -> None:
+_EVENTS: dict[str, Event] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "trouble"}
+
+
+def finish_tracking(trainer: Trainer | None, status: str, message: str) -> None:
+    """Tells the user's command how the run ended, and sends the rest to MLflow."""
     if trainer is not None:
+        progress = trainer.progress
+        facts = {"update": progress.updates, "best_update": progress.best_update, "best_score": progress.best_score}
+        trainer.tracker.notify(_EVENTS[status], message, max_steps=trainer.recipe.train.max_steps, **facts)
         trainer.tracker.finish(status, 60.0 if status == "FINISHED" else TRACKING_SECONDS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ class CacheHeader:
     """The settings of a store's build.
 
     resolution: size of the pictures, in the form of `size_name`.
-    fonts, sources: hashes of the files, by file name.
+    fonts, sources: hashes of the files, by file name; annotation files of one name are told apart by their folders.
     latents, captions: hashes of the VAE's and the text tower's weights; None if the store has no latents or contexts.
     buckets: data.buckets of the run, which decide which pictures are in a store.
     The other fields are options of `DatasetConfig` and constants of the drawing code.
@@ -47,6 +47,7 @@ class CacheHeader:
     buckets: list[str] = field(default_factory=list)
     exif: str = "ignore"  # stores from before this option ignored it
     like_reference: bool = False  # stores without this field were drawn in our own way
+    shard: str = ""  # 'K/N' for part K of N (anytext2/cache/shards.py), empty for a whole store
 
     @property
     def size(self) -> Size:
@@ -81,13 +82,23 @@ class CacheHeader:
             if name in ("latents", "captions") and requested is None:
                 continue  # a store with latents can be used without them
             if isinstance(stored, Mapping):
-                files = sorted(file for file in {*stored, *requested} if stored.get(file) != requested.get(file))
+                files = _files_that_differ(stored, requested, by_name=name == "fonts")
                 if files:
                     verb = "is" if len(files) == 1 else "are"
                     differences.append(f"{name}: {', '.join(files)} {verb} not the same")
+            elif name == "shard" and stored and not requested:
+                differences.append(f"shard: the store is part {stored}; name the folder that holds all parts")
             elif stored != requested:
                 differences.append(f"{name}: the store has {stored}, the run wants {requested}")
         return differences
+
+
+def _files_that_differ(stored: Mapping[str, str], requested: Mapping[str, str], by_name: bool) -> list[str]:
+    """Names of the files that only one of both has. by_name: a file that was renamed is another one."""
+    if by_name:
+        return sorted(file for file in {*stored, *requested} if stored.get(file) != requested.get(file))
+    shared = {*stored.values()} & {*requested.values()}
+    return sorted({file for files in (stored, requested) for file, hash_ in files.items() if hash_ not in shared})
 
 
 def size_name(size: Size) -> str:
@@ -105,10 +116,11 @@ def header_for(
     size: Size | None = None,
     buckets: Iterable[str] = (),
 ) -> CacheHeader:
-    """The header of a store for a run with these settings; see `CacheHeader`.
+    """The header of a whole store for a run with these settings; see `CacheHeader`.
 
     sources: the annotation files. size: (H, W) of the pictures, by default config.resolution squared.
     """
+    sources = list(sources)
     files = {font.path for font in (fonts.default, *chain.from_iterable(fonts.languages.values()))}
     return CacheHeader(
         format=FORMAT_VERSION,
@@ -119,13 +131,23 @@ def header_for(
         ink_threshold=config.ink_threshold,
         upright_degrees=UPRIGHT_DEGREES,
         fonts={path.name: file_hash(path) for path in sorted(files)},
-        sources={path.name: file_hash(path) for path in sources},
+        sources=dict(zip(distinct_names(sources), map(file_hash, sources), strict=True)),
         latents=latents,
         captions=captions,
         buckets=sorted(buckets),
         exif=config.exif,
         like_reference=config.like_reference,
     )
+
+
+def distinct_names(files: Sequence[Path]) -> list[str]:
+    """The names of files, with as many folders before them as tell them apart: AnyWord-3M's files have one name."""
+    length = 1
+    while True:
+        names = ["/".join(path.absolute().parts[-length:]) for path in files]
+        if len(set(names)) == len(set(files)) or length > max(len(path.absolute().parts) for path in files):
+            return names
+        length += 1
 
 
 def file_hash(path: Path) -> str:

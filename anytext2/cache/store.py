@@ -28,7 +28,7 @@ import numpy as np
 
 from anytext2.cache.header import CacheHeader, CacheMismatchError
 from anytext2.core.batch import Record
-from anytext2.data.features import CacheEntry, StoredLatents
+from anytext2.data.features import CacheEntry, FeatureSource, SizedFeatures, StoredLatents
 from anytext2.data.geometry import Size
 from anytext2.glyphs.rasters import StoredRasters
 
@@ -71,7 +71,10 @@ class FeatureCache:
 
     def entry(self, record: Record, with_latents: bool = False) -> CacheEntry | None:
         """The features of a record; None if it is not in the store, or its latents are not although `with_latents`."""
-        key = record_key(record)
+        return self.entry_of(record_key(record), with_latents)
+
+    def entry_of(self, key: bytes, with_latents: bool = False) -> CacheEntry | None:
+        """The same by the record's key."""
         content = _read(self.path, RASTERS_PREFIX + key)
         latents = _read(self.path, _LATENTS_PREFIX + key) if with_latents else None
         if content is None or (with_latents and latents is None):
@@ -99,13 +102,14 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class FeatureCachesBySize:
-    """Stores of the same pictures in several sizes (H, W)."""
+    """Stores of the same pictures in several sizes (H, W). caches: for each size a `FeatureCache` or `JoinedCaches`."""
 
-    caches: Mapping[Size, FeatureCache]
+    caches: Mapping[Size, FeatureSource]
 
-    def for_size(self, size: Size) -> FeatureCache | None:
+    def for_size(self, size: Size) -> SizedFeatures | None:
         """The store for pictures of size (H, W), or None."""
-        return self.caches.get(size)
+        cache = self.caches.get(size)
+        return None if cache is None else cache.for_size(size)
 
     def file_size(self, record: Record) -> Size | None:
         """Height and width of the picture file in pixels; None for a record that is in none of the stores."""

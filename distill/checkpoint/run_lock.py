@@ -6,12 +6,15 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 LOCK = ".lock"
+_FLOCK = "hhqqi"
+"""Linux's struct flock on 64 bits: type, whence, start, length, process."""
 
 
 class RunLock:
@@ -106,3 +109,15 @@ def _require_writable(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def lock_holder(run_dir: Path) -> str:
+    """The process that holds a run folder's lock, as it has named itself; '' where none does. Takes no lock itself."""
+    path = run_dir / LOCK
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, query))[0]
+            return "" if kind == fcntl.F_UNLCK else file.read(200).strip() or "another process"
+    except OSError:  # no file, or a file system without locks
+        return ""

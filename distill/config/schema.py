@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -251,11 +252,25 @@ class EvalConfig:
 
 @dataclass
 class TrackingConfig:
-    """MLflow. uri: empty for the SQLite store `mlflow.db` in run_root; a server's address sends everything there."""
+    """MLflow, and a command that is told how a run ends.
+
+    uri: empty for the SQLite store `mlflow.db` in run_root; a server's address sends everything there. notify: a
+    command that is called at the end, at a stop and at trouble, with JSON on its standard input
+    (distill/tracking/notify.py).
+    """
 
     enabled: bool = True
     uri: str = ""
     experiment: str = "anytext2-distill"
+    notify: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            shlex.split(self.notify)
+        except ValueError as error:
+            raise ValueError(
+                f"tracking.notify={self.notify!r}: {error}; write it as for a shell, as in notify='/usr/bin/logger run'"
+            ) from error
 
 
 @dataclass

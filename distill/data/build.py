@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from anytext2.cache.header import CacheHeader, CacheMismatchError, header_for, size_name
+from anytext2.cache.shards import JoinedCaches, open_folder
 from anytext2.cache.store import FeatureCache, FeatureCachesBySize
 from anytext2.data.annotations import load_records
 from anytext2.data.dataset import AnyWordDataset, missing_glyphs
@@ -71,16 +72,17 @@ def build_dataset(recipe: Recipe, world: World, model: AnyText2 | None = None) -
     try:
         cache = open_cache(recipe.data, sources, fonts, model, verbose=world.is_main)
     except ValueError as error:
-        raise ValueError(
-            f"{error}. This builds the one for this run: {build_cache_command(recipe, sources)}"
-        ) from error
+        what = (
+            "one store for all files of this run" if Path(str(recipe.data.cache)).is_dir() else "the one for this run"
+        )
+        raise ValueError(f"{error}. This builds {what}: {build_cache_command(recipe, sources)}") from error
     latents, captions = (cache is not None and kind == "cache" for kind in (recipe.data.latents, recipe.data.captions))
     return AnyWordDataset(records, options, recipe.seed, fonts, cache, latents, captions)
 
 
 def open_cache(
     data: DataConfig, sources: Sequence[Path], fonts: FontTable, model: AnyText2 | None, verbose: bool
-) -> FeatureCache | FeatureCachesBySize | None:
+) -> FeatureCache | JoinedCaches | FeatureCachesBySize | None:
     """The recipe's feature cache, or None where it has none or may go on without a matching one.
 
     Raises ValueError, naming what differs, where a store was made for something else.
@@ -91,7 +93,7 @@ def open_cache(
     sizes = image_sizes(data)
     wanted = {size: cache_header(data, size, fonts, sources, latents, captions) for size in sizes}
     try:
-        opened = {size: FeatureCache.open(cache_path(Path(data.cache), size, data), wanted[size]) for size in sizes}
+        opened = {size: _open_store(Path(data.cache), size, data, wanted[size]) for size in sizes}
     except CacheMismatchError as error:
         if data.cache_mismatch == "error":
             raise
@@ -106,6 +108,11 @@ def open_cache(
             flush=True,
         )
     return FeatureCachesBySize(opened) if data.buckets else opened[sizes[0]]
+
+
+def _open_store(path: Path, size: Size, data: DataConfig, wanted: CacheHeader) -> FeatureCache | JoinedCaches:
+    """The store for one size, or all that a folder holds for it."""
+    return open_folder(path, wanted) if path.is_dir() else FeatureCache.open(cache_path(path, size, data), wanted)
 
 
 def cache_path(path: Path, size: Size, data: DataConfig) -> Path:

@@ -27,7 +27,9 @@ def build_cache_command(recipe: Recipe, sources: Sequence[Path]) -> str:
     changed = [f"{name}={_plain(value)}" for key in keys for name, value in _changed(key, recipe, usual)]
     if recipe.data.buckets:
         changed.append("data.latents=encode")  # the embedded recipe keeps them in memory, which is for one size
-    return shell_command("launch/build_lmdb_cache.py", *sources, "--out", recipe.data.cache, *encoded, *changed)
+    out = Path(recipe.data.cache)
+    out = out / "features.lmdb" if out.is_dir() else out
+    return shell_command("launch/build_lmdb_cache.py", *sources, "--out", out, *encoded, *changed)
 
 
 def _changed(key: str, recipe: Recipe, usual: Recipe) -> Iterator[tuple[str, object]]:

@@ -6,6 +6,7 @@ MLflow's errors pass through to `uploader`, which decides what they mean.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,20 +17,37 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+from PIL import Image
 
 from distill.checkpoint.run_folder import training_run_of
+from distill.tracking import journal_records
 from distill.tracking.journal import one_line
+from distill.tracking.journal_records import milliseconds
+from distill.tracking.metric_names import present_record
+from distill.tracking.page_view import GROUP, PREVIEWS, SHOWN_FIRST, VIEW_TAG, view_state
 from distill.tracking.refusals import RefusedError
 
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's, per call
 _MAX_VALUE, _MAX_TAG, _MAX_KEY = 6000, 5000, 250  # MLflow's, in characters
 _PARENT = "mlflow.parentRunId"  # MLflow's page shows runs with this tag below the run that it names
+_EXTERNAL = "mlflow.model.isExternal"  # a logged model whose files are elsewhere
+_EVALUATED = "evaluated_model"  # tag of an evaluation's run: the logged model that its metrics belong to
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # the same call would fail again; other errors may pass
 
 Record = dict[str, Any]
@@ -57,6 +75,7 @@ class MlflowRun:
         self.run_id = ""
         self._uri, self._run_dir, self._counts, self._allowed, self._say = uri, run_dir, counts, allowed, say
         self._client = MlflowClient(uri)
+        self._evaluated_model: str | None = None  # None: not looked up; "": no evaluation, or of an unknown model
 
     def find(self, run_id: str) -> bool:
         """Whether MLflow has the run and it is not deleted."""
@@ -76,13 +95,31 @@ class MlflowRun:
         """
         run_id = self._client.create_run(
             self._experiment_id(experiment),
-            start_time=_milliseconds(began) if isinstance(began, float | int) else None,
+            start_time=milliseconds(began) if isinstance(began, float | int) else None,
             run_name=self._run_dir.name,
-            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent} if parent else {}),
+            tags={"run_dir": str(self._run_dir)} | ({_PARENT: parent, GROUP: parent} if parent else {}),
         ).info.run_id
         if not run_id:  # a server that answers everything with {}: records would be lost there
             raise RefusedError("what answers there is no MLflow; check host, port and path of tracking.uri")
         return str(run_id)
+
+    def prepare_page(self) -> str:
+        """Lays out the page of a training run. Returns the id of its experiment."""
+        experiment = str(self._client.get_run(self.run_id).info.experiment_id)
+        if training_run_of(self._run_dir) is None:
+            self._client.set_tag(self.run_id, GROUP, self.run_id)
+            if f"{VIEW_TAG}{self.run_id}" not in self._client.get_experiment(experiment).tags:
+                self._store_view(experiment, 0)
+        return experiment
+
+    def _store_view(self, experiment: str, preview: int) -> None:
+        """Lets the run's link open with its curves, and the picture of update `preview`; see page_view.py."""
+        try:
+            self._client.set_experiment_tag(experiment, f"{VIEW_TAG}{self.run_id}", view_state(self.run_id, preview))
+        except MlflowException as error:
+            if error.error_code not in (*_REFUSED, "PERMISSION_DENIED"):
+                raise
+            self._counts["views not stored"] += 1  # some users may write runs, and no tags of an experiment
 
     def send(self, journal: str, records: list[Record]) -> None:
         """Sends records of one journal, in order. Records that MLflow refuses for good are counted and left out."""
@@ -101,14 +138,20 @@ class MlflowRun:
 
     def _send(self, journal: str, records: list[Record]) -> None:
         if journal == "params":
-            for params in self._parsed(_params, records):
+            for params in self._parsed(journal_records.params, records):
                 self._send_params(params)
         elif journal == "status":
-            for status, time in self._parsed(_status, records):
+            for status, time in self._parsed(journal_records.status, records):
                 self._send_status(status, time)
         elif journal == "artifacts":
-            for path, folder in self._parsed(_artifact, records):
-                self._send_artifact(path, folder)
+            for artifact in self._parsed(journal_records.artifact, records):
+                self._send_artifact(*artifact)
+        elif journal == "notes":
+            for note in self._parsed(journal_records.note, records):
+                self._send_note(note)
+        elif journal == "metrics":
+            model = self._model_of_evaluation()
+            self._log("metrics", [m for line in self._parsed(_metrics, records) for m in _shown_first(line, model)])
         else:
             self._log("metrics", [metric for line in self._parsed(_metrics, records) for metric in line])
 
@@ -167,11 +210,66 @@ class MlflowRun:
         else:
             self._client.set_terminated(self.run_id, status, time)
 
-    def _send_artifact(self, path: str, folder: str) -> None:
+    def _send_note(self, note: Record) -> None:
+        if tags := note.get("tags"):
+            self._log("tags", [RunTag(_key(name), str(value)[:_MAX_TAG]) for name, value in tags.items()])
+        if data := note.get("dataset"):
+            dataset = Dataset(
+                data["name"], data["digest"], "local", data["source"], profile=json.dumps(data["profile"])
+            )
+            tags = [InputTag("mlflow.data.context", "training")]
+            self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+        if made := note.get("model"):
+            model = self._logged_model(self.run_id, made)
+            outputs = self._client.get_run(self.run_id).outputs  # a second record of the same would be refused
+            if model.model_id not in [one.model_id for one in (outputs.model_outputs if outputs else ())]:
+                self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, int(made["step"]))])
+        if evaluated := note.get("evaluates"):
+            parent = self._client.get_run(self.run_id).data.tags.get(_PARENT, self.run_id)
+            model = self._logged_model(parent, evaluated)
+            inputs = self._client.get_run(self.run_id).inputs
+            if model.model_id not in [one.model_id for one in (inputs.model_inputs if inputs else ())]:
+                self._client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
+            self._client.set_tag(self.run_id, _EVALUATED, model.model_id)
+            self._evaluated_model = model.model_id
+
+    def _logged_model(self, run_id: str, made: Record) -> LoggedModel:
+        """The logged model of a training run's checkpoint, made where there is none. It holds no files: its tags say
+        where the checkpoint is, and which artifacts of the run are its weights."""
+        experiment = self._client.get_run(run_id).info.experiment_id
+        for model in self._client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+            if model.tags.get("checkpoint") == made["checkpoint"]:
+                return model
+        tags = {_EXTERNAL: "true", "checkpoint": made["checkpoint"], "path": made["path"], "step": str(made["step"])}
+        if "artifacts" in made:
+            tags["artifacts"] = f"runs:/{run_id}/{made['artifacts']}"
+        run_dir = training_run_of(self._run_dir) or self._run_dir
+        name = re.sub(r"[^\w-]+", "_", f"{run_dir.name}-{made['checkpoint']}", flags=re.ASCII)
+        created = self._client.create_logged_model(experiment, name, run_id, tags=tags, model_type=made.get("type"))
+        return self._client.finalize_logged_model(created.model_id, "READY")
+
+    def _model_of_evaluation(self) -> str:
+        """The id of the model that this run's metrics belong to; '' where it is no evaluation."""
+        if self._evaluated_model is None:
+            known = training_run_of(self._run_dir) is not None and self._client.get_run(self.run_id).data.tags
+            self._evaluated_model = str(known.get(_EVALUATED, "")) if known else ""
+        return self._evaluated_model
+
+    def _send_artifact(self, path: str, folder: str, image: str, step: int, time: int) -> None:
         place = (self._run_dir / path).resolve()
         if not place.is_relative_to(self._run_dir) and place not in self._allowed:
             # A journal may come from elsewhere. It must not have any file sent that this user can read.
             self._counts["artifacts outside the run folder"] += 1
+        elif image and place.is_file():
+            try:
+                with Image.open(place) as picture:
+                    pixels = picture.convert("RGB")
+            except (OSError, ValueError):  # no picture, or one that a killed process has left half written
+                self._counts["malformed"] += 1
+                return
+            self._client.log_image(self.run_id, pixels, key=image, step=step, timestamp=time, synchronous=True)
+            if image == PREVIEWS:
+                self._store_view(str(self._client.get_run(self.run_id).info.experiment_id), step)
         elif place.is_dir():
             self._client.log_artifacts(self.run_id, str(place), folder or None)
         elif place.is_file():
@@ -180,29 +278,19 @@ class MlflowRun:
             self._counts["absent artifacts"] += 1
 
 
-# --- one record of each journal; any error means that it is malformed ---
-
-
 def _metrics(record: Record) -> list[Metric]:
-    time, step = _milliseconds(record["time"]), int(record["step"])
-    return [Metric(_key(n), float(value), time, step) for n, value in record.items() if n not in ("time", "step")]
+    time, step = milliseconds(record["time"]), int(record["step"])
+    values = present_record(record).items()
+    return [Metric(_key(n), float(value), time, step) for n, value in values if n not in ("time", "step")]
 
 
-def _params(record: Record) -> dict[str, str]:
-    return {str(name): str(value) for name, value in record["params"].items()}
-
-
-def _status(record: Record) -> tuple[str, int]:
-    if record["status"] not in ("RUNNING", "FINISHED", "FAILED", "KILLED"):
-        raise ValueError(record["status"])
-    return record["status"], _milliseconds(record["time"])
-
-
-def _artifact(record: Record) -> tuple[str, str]:
-    path, folder = str(record["path"]), str(record["folder"])
-    if folder.startswith("/") or ".." in folder.split("/"):
-        raise ValueError(folder)
-    return path, folder
+def _shown_first(metrics: list[Metric], model_id: str) -> list[Metric]:
+    """The metrics of a line; of a training, with those that are to be seen first also in the section that is first. Of
+    an evaluation, as metrics of the model that it evaluates."""
+    if model_id:
+        return [Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id) for m in metrics]
+    first = [m for m in metrics if m.key in SHOWN_FIRST]
+    return metrics + [Metric(SHOWN_FIRST[m.key], m.value, m.timestamp, m.step) for m in first]
 
 
 def _artifact_location(uri: str, run_dir: Path) -> str | None:
@@ -216,10 +304,6 @@ def _artifact_location(uri: str, run_dir: Path) -> str | None:
         else training_run_of(run_dir) or run_dir
     )
     return (path.parent / "mlartifacts").as_uri()
-
-
-def _milliseconds(seconds: float) -> int:
-    return int(1000 * seconds)
 
 
 def _key(name: str) -> str:

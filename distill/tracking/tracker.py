@@ -6,7 +6,9 @@ Every value is first appended to a journal in the run folder:
     metrics.jsonl    {"time", "step", name: value, ...}; each step of a metric once, also when a resume does it again
     system.jsonl     the same, names begin with "system/"; its steps count the samples
     status.jsonl     {"time", "status"}: RUNNING at a start, FINISHED, FAILED or KILLED at an orderly end
-    artifacts.jsonl  {"time", "path", "folder"}; paths in the run folder are relative to it
+    artifacts.jsonl  {"time", "path", "folder"}; paths in the run folder are relative to it; with {"image", "step"} it
+                     is a picture of a series, which MLflow shows with a slider
+    notes.jsonl      description, source, data set and models of the run: run_notes.py
 
 `uploader.Uploader` sends what is new in the background. Only one process of a run (rank 0) has a Tracker. `finish`
 writes tracking_report.json: what was sent, and what tracking cost. A process that only adds to a run leaves that alone.
@@ -15,10 +17,10 @@ writes tracking_report.json: what was sent, and what tracking cost. A process th
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,10 +33,15 @@ import torch
 
 from distill.config.schema import TrackingConfig
 from distill.tracking.journal import metric_record, now
+from distill.tracking.links import run_page
+from distill.tracking.metric_names import present_record
+from distill.tracking.notify import Notifier
 from distill.tracking.upload_state import UploadState
 from distill.tracking.uploader import SendReport, Timing, Uploader, open_journals, tracking_uri
 
 REPORT = "tracking_report.json"
+NOTES_SECONDS = 10.0
+"""What the first notes get at the end of a run that was shorter than the making of them."""
 _PLACE = ("recipe.tracking.uri", "recipe.tracking.experiment")
 """Recorded at a start, for launch/sync_tracking.py."""
 PACKAGES = ("torch", "deepspeed", "peft", "open_clip_torch", "omegaconf", "mlflow", "numpy", "safetensors", "pillow")
@@ -45,8 +52,9 @@ class Tracker:
 
     run_dir: the run's folder; its parent holds the default store. params: nested, recorded flat; None for a process
     that only adds something to a run, such as an evaluation. run_id: the MLflow run to continue where the folder knows
-    none. say: takes the rare line for a person. The constructor waits `timing.connect` seconds at most for MLflow's
-    answer, which gives `run_id`.
+    none. notes: recorded with the parameters, from a thread, because they may take long to make. notifier: tells people
+    of the end. say: takes the rare line for a person. The constructor waits `timing.connect` seconds at most for
+    MLflow's answer, which gives `run_id`.
     """
 
     def __init__(
@@ -57,17 +65,22 @@ class Tracker:
         run_id: str = "",
         say: Callable[[str], None] = print,
         timing: Timing | None = None,
+        notes: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir = run_dir.resolve()
         self.uri = tracking_uri(run_dir, options.uri) if options.enabled else ""
         self._say, self._owns = say, params is not None
         self._unrecorded: dict[str, str] | None = None
+        self._first_notes = notes
+        self._noting: threading.Thread | None = None
+        self.notify = notifier or Notifier("", run_dir, say)
         self._began, self._call_seconds = time.monotonic(), 0.0
         self._journals, self._state = open_journals(run_dir, say), UploadState(run_dir, say)
         self._repeated = 0
         self._last_steps: dict[str, int] = {}  # of each metric; "step": of all
-        for record in self._journals["metrics"].all():
+        for record in map(present_record, self._journals["metrics"].all()):
             if isinstance(step := record.get("step"), int):
                 self._last_steps |= {name: max(step, self._last_steps.get(name, step)) for name in record}
         if params is not None:
@@ -89,12 +102,36 @@ class Tracker:
         """MLflow's id of this run; empty as long as MLflow has not answered."""
         return self._uploader.run_id if self._uploader else ""
 
+    @property
+    def page(self) -> str:
+        """The address of this run's curves in MLflow's web interface; empty where it is not known."""
+        return run_page(self.uri, self._uploader.experiment_id, self.run_id) if self._uploader else ""
+
     def record_params(self) -> None:
         """Records the parameters, once: called right before the first step, so that they are those of an attempt that
         trained and not of one that was refused or had nothing to do."""
         if self._unrecorded is not None:
             self._journals["params"].append({"time": now(), "params": self._unrecorded})
             self._unrecorded = None
+            if self._first_notes is not None:
+                self._noting = threading.Thread(target=self._record_notes, args=(self._first_notes,), daemon=True)
+                self._noting.start()
+
+    def _record_notes(self, notes: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        try:
+            for note in notes():
+                self._journals["notes"].append({"time": now(), **note})
+        except OSError as error:  # an annotation file that went away
+            self._say(f"tracking: the run's page in MLflow lacks its data set ({error})")
+
+    def _wait_for_notes(self) -> None:
+        if self._noting is not None:
+            self._noting.join(NOTES_SECONDS)
+
+    def note(self, note: Mapping[str, Any]) -> None:
+        """Records what is no number and no parameter, after the first notes; see run_notes.py."""
+        self._wait_for_notes()
+        self._journals["notes"].append({"time": now(), **note})
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Records numbers of one step. NaN and infinity are kept.
@@ -119,8 +156,11 @@ class Tracker:
             self._journals["metrics"].append(metric_record(fresh, step))
         self._call_seconds += time.perf_counter() - began
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Registers a file or folder, which must stay where it is, to be copied to MLflow under `folder`."""
+    def artifact(self, path: Path, folder: str = "", image: str = "", step: int = 0) -> None:
+        """Registers a file or folder, which must stay where it is, to be copied to MLflow under `folder`.
+
+        image: of a picture that is one of a series, the series, as 'at a glance/previews'; step: its place in it.
+        """
         assert path.exists(), path
         assert not folder.startswith("/") and ".." not in folder.split("/"), folder
         began = time.perf_counter()
@@ -129,13 +169,15 @@ class Tracker:
             place = place.relative_to(self.run_dir)
         elif self._uploader:
             self._uploader.allowed.add(place)
-        self._journals["artifacts"].append({"time": now(), "path": str(place), "folder": folder})
+        series = {"image": image, "step": step} if image else {}
+        self._journals["artifacts"].append({"time": now(), "path": str(place), "folder": folder, **series})
         self._call_seconds += time.perf_counter() - began
 
     def finish(self, status: str = "FINISHED", timeout: float = 60.0) -> SendReport:
         """Sends the rest and closes the MLflow run as FINISHED, FAILED or KILLED, within `timeout` seconds."""
         assert status in ("FINISHED", "FAILED", "KILLED"), status
         wall = time.monotonic() - self._began
+        self._wait_for_notes()
         if self._owns:
             self._journals["status"].append({"time": now(), "status": status})
         unwritten = sum(journal.flush() + journal.lost for journal in self._journals.values())
@@ -145,7 +187,9 @@ class Tracker:
             )
         report = self._uploader.finish(timeout) if self._uploader else SendReport()
         self._state.release()
-        counts = dict(+Counter({**report.counts, "repeated": self._repeated, "unwritten": unwritten}))
+        self.notify.wait()
+        told = {"notifications failed": self.notify.failures}
+        counts = dict(+Counter({**report.counts, **told, "repeated": self._repeated, "unwritten": unwritten}))
         report = replace(report, counts=counts, call_seconds=self._call_seconds, wall_seconds=wall)
         if self._owns:
             self._write_report(report)
@@ -206,23 +250,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def progress_line(step: int, max_steps: int, loss: float, lr: float, samples_per_s: float, eta: float | None) -> str:
-    """One line about a running training; eta in seconds, None while it is not known yet."""
-    width = len(str(max_steps))
-    remaining = "--:--" if eta is None or not math.isfinite(eta) else duration(eta)
-    return (
-        f"step {step:>{width}}/{max_steps}  {100 * step / max(max_steps, 1):5.1f} %  loss {loss:.5f}  lr {lr:.2e}  "
-        f"{samples_per_s:6.1f} samples/s  ETA {remaining}"
-    )
-
-
-def duration(seconds: float) -> str:
-    """75 -> '01:15', 3725 -> '1:02:05', 90061 -> '1d 01:01:01'."""
-    days, rest = divmod(max(round(seconds), 0), 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, secs = divmod(rest, 60)
-    if days:
-        return f"{days}d {hours:02d}:{minutes:02d}:{secs:02d}"
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes:02d}:{secs:02d}"

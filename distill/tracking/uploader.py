@@ -25,7 +25,7 @@ from distill.tracking.upload_state import UploadState
 if TYPE_CHECKING:
     from distill.tracking.mlflow_client import MlflowRun, SystemMonitors
 
-JOURNALS = ("params", "metrics", "system", "status", "artifacts")
+JOURNALS = ("params", "notes", "metrics", "system", "status", "artifacts")
 """In the order in which they are sent. Files come last: they take longest and fail most often."""
 _LINES_AT_ONCE = 200
 LONGEST_PAUSE = 60.0
@@ -102,6 +102,7 @@ class Uploader:
         self._tried, self._closing, self._deadline = threading.Event(), threading.Event(), 0.0
         self._thread = threading.Thread(target=self._run, name="mlflow-uploader", daemon=True)
         self.run_id, self._sent = self._load()
+        self.experiment_id = ""  # known as soon as MLflow has answered
         self._reached, self._refusal = bool(self.run_id), ""  # whether MLflow has ever answered; why it refuses
 
     def start(self) -> None:
@@ -201,6 +202,7 @@ class Uploader:
             self.run_id = mlflow.create(self._experiment, began, self._parent_id())
             self._state.store(self._uri, self.run_id, self._sent)
         mlflow.run_id = self.run_id
+        self.experiment_id = mlflow.prepare_page()
         self._mlflow, self._reached = mlflow, True
 
     def _parent_id(self) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from peft import PeftModel
 from torch import nn
 
@@ -41,7 +40,9 @@ from distill.objectives.teacher import StudentConfig
 from distill.runtime.device_settings import apply_device_settings
 from distill.runtime.signals import StopRequests
 from distill.runtime.world import World, on_main
-from distill.tracking.tracker import Tracker, environment
+from distill.tracking.notify import Notifier, require_command
+from distill.tracking.run_notes import first_notes, mlflow_parameters
+from distill.tracking.tracker import Tracker
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs
@@ -164,6 +165,7 @@ def make_trainer(
 def _check_start(recipe: Recipe, objective: Objective, locks: list[RunLock]) -> _Start:
     """What can be checked without the network. Takes the lock of a folder that has one. Rank 0 only."""
     check_adapter(recipe)
+    require_command(recipe.tracking.notify)
     if recipe.data.latents == "cache" and not objective.needs_latents:
         raise ValueError(f"data.latents=cache: objective {recipe.objective['name']} needs the pictures; use encode")
     locks.append(RunLock(recipe.run_dir))
@@ -247,8 +249,11 @@ def _assemble(
     previews: Previews = NullPreviews()
     gauges: list[Gauge] = []
     if world.is_main:
-        parameters = mlflow_parameters(recipe, engine, network.info)
-        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id)
+        parameters = mlflow_parameters(recipe, engine.ds_config, network.info)
+        sources = [Path(source) for source in recipe.data.sources] or [recipe.run_dir / DRAWN / "data.json"]
+        notes = partial(first_notes, recipe, network.info, sources, len(dataset))
+        more = {"notes": notes, "notifier": Notifier(recipe.tracking.notify, recipe.run_dir)}
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id, **more)
         main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:
@@ -266,7 +271,9 @@ def _assemble(
         ),
         progress=progress,
         guard=StepGuard(engine, stop, recipe.run_dir),
-        metrics=MetricsLog(recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges),
+        metrics=MetricsLog(
+            recipe, engine, tracker, MetricsWindow(engine, restored.metrics), gauges, data.sampler.length
+        ),
         checkpoints=Checkpoints(recipe, engine, roles, writer, data.sampler.length, tracker.run_id),
         validation=data.validation,
         previews=previews,
@@ -275,6 +282,7 @@ def _assemble(
         watchdog=watchdog,
         stop=stop,
         lock=locks[0] if locks else None,
+        facts=network.info,
     )
 
 
@@ -335,15 +343,4 @@ def run_info(engine: Engine, params: list[tuple[str, nn.Parameter]], lora: bool)
         "trained_parameters": sum(p.numel() for _, p in params),
         "trained_tensors": len(params),
         "optimizer_bytes_per_rank": engine.gather(engine.optimizer_bytes()),
-    }
-
-
-def mlflow_parameters(recipe: Recipe, engine: Engine, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything that MLflow records as a parameter, nested."""
-    return {
-        "recipe": OmegaConf.to_container(OmegaConf.structured(recipe)),
-        "deepspeed": engine.ds_config,
-        "run": {k: v for k, v in facts.items() if k != "optimizer_bytes_per_rank"},
-        "environment": environment(),
-        "command": " ".join(sys.argv),
     }

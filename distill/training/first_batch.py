@@ -19,6 +19,7 @@ from distill.checks.teacher_precision import check_accumulation
 from distill.config.schema import Recipe
 from distill.losses.step_input import StepInput
 from distill.objectives.base import Objective
+from distill.tracking.page_view import PREVIEWS
 from distill.training.engine import Engine
 from distill.training.inputs import MicroBatches, StepInputs, without_dropout
 from distill.training.null_objects import RunTracker
@@ -107,6 +108,7 @@ def _draw_samples(recipe: Recipe, data: AnyWordDataset, tracker: RunTracker) -> 
         path = recipe.run_dir / SAMPLES_PICTURE
         contact_sheet(samples).save(path, compress_level=3)
         tracker.artifact(path)
+        tracker.artifact(path, "", PREVIEWS, 0)  # where MLflow's slider begins
 
 
 def _findings(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 
 from distill.config.schema import Recipe
-from distill.tracking.tracker import progress_line
+from distill.tracking.metric_names import SPELLING, sectioned
+from distill.tracking.progress import Occasion, Occasions, install_status_line, progress_line, write_progress
 from distill.training.engine import Engine, StepResult
 from distill.training.null_objects import RunTracker
 from distill.training.state import Progress
@@ -76,6 +78,10 @@ class MetricsWindow:
             for share in shares:
                 self.unreadable.update(share["unreadable"])
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes an interruption of training out of the measured time."""
+        self._since += seconds
+
     def add(self, report: Mapping[str, torch.Tensor], unreadable: Counter[str]) -> None:
         """Adds a micro-batch: its scalars on the device, and its unreadable samples by reason."""
         for name, value in report.items():
@@ -102,10 +108,42 @@ class MetricsLog:
     """Logs the window's means and the gauges' values, and stops a run that cannot read its data."""
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, tracker: RunTracker, window: MetricsWindow, gauges: Sequence[Gauge] = ()
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        tracker: RunTracker,
+        window: MetricsWindow,
+        gauges: Sequence[Gauge] = (),
+        n_samples: int = 0,
     ) -> None:
         self.window = window
         self._recipe, self._engine, self._tracker, self._gauges = recipe, engine, tracker, gauges
+        self._occasions = _occasions(recipe, engine, n_samples)
+        self._status = install_status_line() if engine.world.is_main else None
+        self._line = ""
+        self._failures = 0.0
+        self._left: dict[str, Any] = {}
+
+    @contextmanager
+    def occasion(self, kind: str, progress: Progress) -> Iterator[None]:
+        """Measures an evaluation, checkpoint or preview: the time left counts it, the speed of training does not."""
+        self._write(progress.updates, kind)
+        began = time.perf_counter()
+        with self._occasions.measured(kind):
+            yield
+        self.window.leave_out(time.perf_counter() - began)
+        self._write(progress.updates, "training")
+
+    def tick(self, updates: int) -> None:
+        """After an update without a log line: moves the counter of a terminal's status line. Waits for nothing."""
+        if self._status is not None and self._line:
+            last = self._recipe.train.max_steps
+            self._status.show(f"step {updates:>{len(str(last))}}/{last}{self._line}", now=False)
+
+    def close(self) -> None:
+        """The end of the progress line of a terminal."""
+        if self._status is not None:
+            self._status.close()
 
     def flush(self, progress: Progress, result: StepResult, rate: float, scores: Mapping[str, float]) -> None:
         """Logs the window, with the scores of an evaluation, and begins a new one. Collective.
@@ -122,18 +160,37 @@ class MetricsLog:
             metrics |= gauge()
         if math.isfinite(result.grad_norm):
             metrics["grad_norm"] = result.grad_norm
-        metrics |= scores
-        self._tracker.log(metrics, progress.updates)
+        metrics |= scores | self._occasions.metrics()
+        self._tracker.log(sectioned(metrics), progress.updates)
         if self._engine.world.is_main:
             self._print(progress.updates, metrics, speed, scores)
+            self._tell_trouble(metrics, progress.updates)
         self.window.reset()
 
     def _print(self, updates: int, metrics: Mapping[str, float], speed: float, scores: Mapping[str, float]) -> None:
         last = self._recipe.train.max_steps
-        left = (last - updates) * self._engine.plan.effective / speed
-        line = progress_line(updates, last, metrics["loss"], metrics["learning_rate"], speed, left)
-        spelling = f"  spelling {scores['eval/exact_match']:.3f}" if scores else ""
-        print(line + spelling, flush=True)
+        left, unknown = self._occasions.time_left(updates, last, self._engine.plan.effective / speed)
+        line = progress_line(updates, last, metrics["loss"], metrics["learning_rate"], speed, left, unknown)
+        spelling = f"  spelling {scores[SPELLING]:.3f}" if scores else ""
+        self._left = {"seconds_left": round(left, 1), "not_counted": unknown}
+        self._write(updates, "training")
+        if self._status is None or scores or updates >= last:
+            print(line + spelling, flush=True)
+        if self._status is not None:
+            self._line = line[line.index("/") + len(str(last)) + 1 :] + spelling
+            self._status.show(line + spelling)
+
+    def _tell_trouble(self, metrics: Mapping[str, float], updates: int) -> None:
+        failures = metrics.get("checkpoint_failures", 0.0)
+        if failures > self._failures:
+            self._tracker.notify("trouble", f"{failures:.0f} checkpoints could not be written", update=updates)
+        self._failures = failures
+
+    def _write(self, updates: int, phase: str) -> None:
+        """Says in progress.json where the run is. Rank 0 only."""
+        if self._engine.world.is_main:
+            state = {"phase": phase, "update": updates, "max_steps": self._recipe.train.max_steps, **self._left}
+            write_progress(self._recipe.run_dir, state | {"page": self._tracker.page})
 
     def _count_unreadable(self, progress: Progress) -> None:
         """Adds up over the ranks what could not be read. Collective."""
@@ -156,6 +213,18 @@ class MetricsLog:
                 f"data.sources: {total} of {seen} samples could not be read, more than data.max_unreadable={limit} "
                 "allows; check that data_root of the annotation files points to whole images"
             )
+
+
+def _occasions(recipe: Recipe, engine: Engine, n_samples: int) -> Occasions:
+    """What interrupts this recipe's training, and how often."""
+    config = recipe.checkpoint
+    every = [n for n in (config.save_steps, config.save_epochs * n_samples / engine.plan.effective) if n]
+    kinds = {
+        "evaluations": Occasion(recipe.eval.every, recipe.eval.every > 0),
+        "checkpoints": Occasion(min(every, default=0), True),
+        "previews": Occasion(recipe.log.preview_every, recipe.log.preview_every > 0),
+    }
+    return Occasions(kinds)
 
 
 def _memory(engine: Engine) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from distill.checkpoint.writer import CheckpointWriter
 from distill.runtime.watchdog import Phase, Watchdog
@@ -16,7 +17,13 @@ Heartbeat = Callable[[Phase], None]
 class NullTracker:
     """Tracks nothing."""
 
-    run_id = ""
+    run_id = page = ""
+
+    def notify(self, event: str, message: str, **facts: Any) -> None:
+        pass
+
+    def note(self, note: Mapping[str, Any]) -> None:
+        pass
 
     def record_params(self) -> None:
         pass
@@ -24,7 +31,7 @@ class NullTracker:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         pass
 
-    def artifact(self, path: Path, folder: str = "") -> None:
+    def artifact(self, path: Path, folder: str = "", image: str = "", step: int = 0) -> None:
         pass
 
     def finish(self, status: str = "", timeout: float = 0.0) -> None:

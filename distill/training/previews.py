@@ -16,6 +16,7 @@ from distill.config.schema import Recipe
 from distill.diffusion.sampling import SamplingSpec, prepare_sampling, sample_batch
 from distill.diffusion.schedule import NoiseSchedule
 from distill.objectives.base import Objective
+from distill.tracking.page_view import PREVIEWS
 from distill.training.inputs import without_dropout
 from distill.training.null_objects import RunTracker
 from distill.viz import batch_pictures
@@ -68,7 +69,7 @@ class SamplePreviews:
         except OSError as error:  # a full disk must not end a training
             print(f"warning: {path}: {error.strerror or error}; this preview is left out", flush=True)
             return
-        self._tracker.artifact(path, FOLDER)
+        self._tracker.artifact(path, FOLDER, PREVIEWS, updates)
 
     @torch.no_grad()
     def _images(self, batch: Batch) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from distill.data.loader import LoadedBatch
 from distill.losses.step_input import LossOutput, StepInput
 from distill.objectives.base import Objective
 from distill.runtime.signals import Stopped, StopRequests
+from distill.tracking.run_notes import final_notes
 from distill.training.checkpointing import Checkpoints
 from distill.training.engine import Engine, StepResult
 from distill.training.first_batch import check_first_batch
@@ -67,6 +69,7 @@ class Trainer:
     watchdog: RunWatchdog
     stop: StopRequests
     lock: RunLock | None  # rank 0's; released when the process ends
+    facts: dict[str, Any]  # run.json's
 
     def run(self) -> Stopped | None:
         """Trains until the recipe's end, or until a rank is asked to stop: then says where. Collective.
@@ -129,15 +132,20 @@ class Trainer:
         scores: dict[str, float] = {}
         if self.validation.is_due(progress.updates, last):
             self.watchdog.heartbeat("evaluation")
-            scores = self.validation.run(progress)
+            with self.metrics.occasion("evaluations", progress):
+                scores = self.validation.run(progress)
             last = self.is_done  # the evaluation may have used up eval.patience
         if last or scores or progress.updates % log.every == 0:
             self.metrics.flush(progress, result, rate, scores)
+        else:
+            self.metrics.tick(progress.updates)
         if last or self.checkpoints.is_due(progress) or progress.is_best:
-            self.checkpoints.save(progress, self.metrics.window)
+            with self.metrics.occasion("checkpoints", progress):
+                self.checkpoints.save(progress, self.metrics.window)
         if log.preview_every and (last or progress.updates % log.preview_every == 0):
             self.watchdog.heartbeat("evaluation")  # on every rank: the others wait for the one that draws
-            self.previews.draw(progress.updates)
+            with self.metrics.occasion("previews", progress):
+                self.previews.draw(progress.updates)
 
     @property
     def is_done(self) -> bool:
@@ -189,3 +197,5 @@ class Trainer:
         for folder, paths in self.checkpoints.deliverables(progress).items():
             for path in paths:
                 self.tracker.artifact(path, folder)
+        for note in final_notes(self.recipe, self.facts, progress.updates, progress.best_update, progress.best_score):
+            self.tracker.note(note)

@@ -8,7 +8,6 @@ backward pass, without DeepSpeed and optimizer. Writes runs/bench/step.json. Min
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from distill.config.schema import Recipe
 from launch.bench.measure import count_flops, describe, median_seconds
 from launch.bench.savings import SAVINGS, pictures_encoded
 from launch.bench.workload import MicroStep, Workload, make_workload
+from launch.common.command_help import command_parser
 
 PRODUCTION = Path("rtx4090x3.yaml")
 FOLDER = Path("runs/bench")
@@ -60,10 +60,12 @@ SIZES = {
 
 
 def main(argv: Sequence[str] | None = None, peers: Peers | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure one micro-step, and what each saving saves.")
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser = command_parser(
+        "Measure one micro-step, and what each saving saves.", "python launch/bench/bench.py --sizes tiny --repeats 5"
+    )
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="sizes of the model")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed steps, of which the median is taken")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="for step.json")
     args = parser.parse_args(argv)
     torch.set_flush_denormal(True)  # constants as weights make tiny activations, which slow a CPU down
     device = torch.device("cpu")

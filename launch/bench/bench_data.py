@@ -11,7 +11,6 @@ speed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -36,6 +35,7 @@ from anytext2.data.options import DatasetConfig
 from anytext2.glyphs.fonts import load_font_table
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from launch.bench import bench_annotations
+from launch.common.command_help import command_parser
 
 SETTINGS = DatasetConfig(resolution=512, rand_font=True, font_hint_prob=0.8, font_hint_area=(0.7, 1.0))
 """AnyText2's training options. Those that are not given are DatasetConfig's defaults."""
@@ -114,10 +114,10 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the data pipeline.")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
+    parser = command_parser("Measure the data pipeline.", "python launch/bench/bench_data.py --annotations 500000")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="for data.json")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="pictures")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="over all pictures")
     parser.add_argument("--annotations", type=int, metavar="N", help="measure loading a file of N items instead")
     args = parser.parse_args(argv)
     if args.annotations is not None:

@@ -7,7 +7,6 @@ model.activation_checkpointing and micro-batch. Writes runs/bench/memory.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from pathlib import Path
 from anytext2.model.recomputation import RECOMPUTATIONS
 from distill.config.recipes import find_recipe, load_recipe
 from launch.bench.saved_memory import Student, make_student, measure_parts, plain_convolutions
+from launch.common.command_help import command_parser
 
 FOLDER = Path("runs/bench")
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -26,11 +26,13 @@ PLAIN = "none, PyTorch's convolutions"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Memory of the student by what is recomputed.")
-    parser.add_argument("--config", type=Path, default=Path("rtx4090x3.yaml"), metavar="YAML")
+    parser = command_parser(
+        "Memory of the student by what is recomputed.", "python launch/bench/bench_memory.py --tiny lora.rank=16"
+    )
+    parser.add_argument("--config", type=Path, default=Path("rtx4090x3.yaml"), metavar="YAML", help="recipe")
     parser.add_argument("--tiny", action="store_true", help="the tiny model instead of the official size")
     parser.add_argument("--size", type=int, default=512, metavar="PX", help="side of the pictures")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values")
     args = parser.parse_intermixed_args(argv)
     size = ["model.config=tiny"] if args.tiny else []
     recipe = load_recipe(find_recipe(args.config), [*size, *args.overrides])

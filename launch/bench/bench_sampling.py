@@ -37,6 +37,7 @@ from distill.inference.model import make_model, make_schedule
 from distill.viz.grids import to_uint8
 from launch.bench.operations import OperationCounter, counted_reads
 from launch.common.cli import int_list, run_command
+from launch.common.command_help import command_parser
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,16 +74,18 @@ class Timing:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time the sampling of student and teacher.")
+    parser = command_parser(
+        "Time the sampling of student and teacher.", "python launch/bench/bench_sampling.py --tiny --repeats 3"
+    )
     add = parser.add_argument
     add("--tiny", action="store_true", help="the tiny model at 128 px instead of the official size at 512 px")
-    add("--resolution", type=int, metavar="PIXELS")
+    add("--resolution", type=int, metavar="PIXELS", help="default: 512, with --tiny 128")
     add("--batches", type=int_list, default=[1, 4], metavar="N,N", help="pictures sampled together; default: 1,4")
     add("--repeats", type=int, default=5, metavar="N", help="of each row; default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", default="auto", choices=("auto", *PRECISIONS))
+    add("--precision", default="auto", choices=("auto", *PRECISIONS), help="of the weights")
     add("--count", action="store_true", help="count operations instead")
-    add("overrides", nargs="*", metavar="key=value")
+    add("overrides", nargs="*", metavar="key=value", help="recipe values")
     args = parser.parse_intermixed_args(argv)
     return run_command(lambda: bench(args))
 

@@ -7,7 +7,6 @@ resident memory of this process and of its children. Writes runs/bench/soak.json
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -32,6 +31,7 @@ from distill.runtime.watchdog import Phase
 from distill.training.build import make_trainer
 from distill.training.engine import init_world
 from distill.training.null_objects import NullWatchdog
+from launch.common.command_help import command_parser
 
 FOLDER = Path("runs/bench")
 MIB = 2**20
@@ -100,10 +100,13 @@ class Stopwatch(NullWatchdog):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Look for growth of time and memory over many updates.")
-    parser.add_argument("--updates", type=int, default=10_000, metavar="N")
+    parser = command_parser(
+        "Look for growth of time and memory over many updates.",
+        "python launch/bench/bench_soak.py --updates 2000 --every 200",
+    )
+    parser.add_argument("--updates", type=int, default=10_000, metavar="N", help="of the optimizer")
     parser.add_argument("--every", type=int, default=500, metavar="N", help="updates of one line")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values")
     args = parser.parse_intermixed_args(argv)
     windows = soak(args.updates, args.every, args.overrides)
     found = {"growth": growth(windows), "windows": [asdict(window) for window in windows]}

@@ -7,7 +7,6 @@ seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,19 @@ from distill.config.schema import Recipe
 from launch.bench.bench import FOLDER, PRODUCTION, write_results
 from launch.bench.measure import describe
 from launch.bench.workload import make_workload
+from launch.common.command_help import command_parser
 
 SIZE = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Count the operations of one micro-step.")
-    parser.add_argument("--config", type=Path, default=PRODUCTION, metavar="YAML")
+    parser = command_parser(
+        "Count the operations of one micro-step.", "python launch/bench/bench_step.py --tiny --batch 2"
+    )
+    parser.add_argument("--config", type=Path, default=PRODUCTION, metavar="YAML", help="recipe")
     parser.add_argument("--tiny", action="store_true", help="the tiny model instead of the official size")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples of the micro-batch")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values")
     args = parser.parse_intermixed_args(argv)
     size = ["model.config=tiny"] if args.tiny else []
     usual = [f"data.options.resolution={SIZE}", "model.activation_checkpointing=false", *size, *args.overrides]

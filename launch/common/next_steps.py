@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from anytext2.core.resources import shell_command
 from distill.checkpoint.run_folder import RECIPE
 from distill.config.schema import Recipe
+from distill.tracking.links import server_command
 from distill.tracking.tracker import Tracker
+from distill.training.null_objects import NullTracker
 from distill.training.state import Progress
 from distill.training.trainer import Trainer
 
@@ -21,7 +21,16 @@ def closing_lines(trainer: Trainer) -> list[str]:
     lines = [f"results: {'; '.join(_results(recipe, progress))}"]
     if isinstance(trainer.tracker, Tracker) and trainer.tracker.run_id:
         lines[0] += f"; MLflow run {trainer.tracker.run_id} in {trainer.tracker.uri}"
+        lines += mlflow_lines(trainer.tracker)
     return [*lines, *(f"next: {command}" for command in next_commands(recipe))]
+
+
+def mlflow_lines(tracker: Tracker | NullTracker) -> list[str]:
+    """One line with the address of the run's curves in a browser, and how to serve it where the store is a file."""
+    if not tracker.page:
+        return []
+    serve = server_command(tracker.uri) if isinstance(tracker, Tracker) else ""
+    return [f"MLflow: {tracker.page}" + (f" (served by: {serve})" if serve else "")]
 
 
 def _results(recipe: Recipe, progress: Progress) -> list[str]:
@@ -52,9 +61,7 @@ def next_commands(recipe: Recipe) -> list[str]:
 def _look(recipe: Recipe) -> str:
     """At the curves, where they are on this machine, else at the data."""
     if recipe.tracking.enabled and not recipe.tracking.uri:
-        mlflow = Path(sys.executable).with_name("mlflow")
-        store = f"sqlite:///{Path(recipe.run_root) / 'mlflow.db'}"
-        return shlex.join([str(mlflow), "ui", "--backend-store-uri", store, "--host", "127.0.0.1"])
+        return server_command(f"sqlite:///{Path(recipe.run_root) / 'mlflow.db'}")
     sources = recipe.data.sources or [str(recipe.run_dir / "data" / "data.json")]
     recipe_file = recipe.run_dir / RECIPE
     return shell_command("launch/show_dataset.py", *sources, "--config", recipe_file, "--out", recipe.run_dir / "sheet")

@@ -13,15 +13,22 @@ from anytext2.core.resources import resource
 from anytext2.data.options import OPTIONS
 from distill.evaluation import CLIP_MODEL, ENGINES, INCEPTION_FILE, PROTOCOL
 from launch.common.cli import float_list, int_list
+from launch.common.command_help import command_parser
 from launch.common.prompt_options import add_prompt_options
 
 EMBEDDED_RECIPE = resource("launch/recipes/demo.yaml")
 """The recipe of every command that is given no --config."""
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def parse_train(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/train.py."""
-    parser = _parser("Distil AnyText2 into a few-step LoRA student, or train its teacher.", "data.options.")
+    parser = _parser(
+        "Distil AnyText2 into a few-step LoRA student, or train its teacher.",
+        "data.options.",
+        "deepspeed --num_gpus 3 launch/train.py --deepspeed ds_configs/zero2.json --config "
+        "launch/recipes/rtx4090x3.yaml train.max_steps=2000",
+    )
     parser.add_argument("--deepspeed", type=Path, required=True, metavar="JSON", help="ds_configs/zero2.json")
     _add_config(parser)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # set by the launcher
@@ -31,7 +38,12 @@ def parse_train(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/infer.py."""
-    parser = _parser("Sample pictures with a few-step student and its teacher.", "data.options.")
+    parser = _parser(
+        "Sample pictures with a few-step student and its teacher.",
+        "data.options.",
+        "python launch/infer.py --checkpoint runs/demo --prompt 'a wooden board that reads \"OPEN\"' --seed 1 --out "
+        "runs/words",
+    )
     _add_model_options(parser)
     _add_sampling_options(parser)
     add = parser.add_argument
@@ -53,7 +65,11 @@ def parse_infer(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_demo(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/demo.py."""
-    parser = _parser("A page in the browser: student and teacher draw your own words side by side.", "data.options.")
+    parser = _parser(
+        "A page in the browser: student and teacher draw your own words side by side.",
+        "data.options.",
+        "python launch/demo.py --checkpoint runs/demo --port 7860",
+    )
     _add_model_options(parser)
     add = parser.add_argument
     add("--use_ddim_sampler", "--use-ddim-sampler", action="store_true", help="the teacher alone, sampled with DDIM")
@@ -66,7 +82,11 @@ def parse_demo(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/evaluate.py. What is not given is None: EvaluationConfig has the defaults."""
-    parser = _parser("Compare a few-step student with its teacher on held-out samples.", "data.options.")
+    parser = _parser(
+        "Compare a few-step student with its teacher on held-out samples.",
+        "data.options.",
+        "python launch/evaluate.py --run runs/demo --count 48 --student-steps 1,4",
+    )
     _add_model_options(parser)
     _add_sampling_options(parser)
     add = parser.add_argument
@@ -93,7 +113,7 @@ def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clip-model", default=CLIP_MODEL, metavar="NAME", help="as open_clip calls it; %(default)s")
     add("--fid-reference", type=Path, metavar="DIR", help="measure FID and KID to these pictures")
     add("--fid-weights", type=Path, metavar="FILE", help=INCEPTION_FILE)
-    add("--protocol", choices=("held-out", PROTOCOL), default="held-out")
+    add("--protocol", choices=("held-out", PROTOCOL), default="held-out", help="what is sampled and how")
     add("--benchmark", type=Path, metavar="DIR", help=f"where {PROTOCOL} is unpacked")
     add("--reference", type=Path, metavar="FILE", help="take the first teacher row from it; made where it is not there")
     add("--out", type=Path, metavar="DIR", help="default: the run folder, else runs/evaluate")
@@ -102,7 +122,10 @@ def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_check_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/check_dataset.py."""
-    parser = _data_parser("Check annotation files, their pictures and what is made of them.")
+    parser = _data_parser(
+        "Check annotation files, their pictures and what is made of them.",
+        "python launch/check_dataset.py runs/drawn/data.json --limit 1000 resolution=256",
+    )
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="default: runs/check/<name of the first file>.json")
     add("--workers", type=int, default=2, metavar="N", help="processes; the result is the same")
@@ -114,7 +137,10 @@ def parse_check_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_show_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/show_dataset.py."""
-    parser = _data_parser("Show samples of a dataset as the model gets them.")
+    parser = _data_parser(
+        "Show samples of a dataset as the model gets them.",
+        "python launch/show_dataset.py runs/drawn/data.json --out runs/sheet --count 48",
+    )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for index.html and its pictures")
     add("--count", type=int, default=24, metavar="N", help="samples; fewer where the data has fewer")
@@ -124,11 +150,15 @@ def parse_show_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_build_cache(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/build_lmdb_cache.py."""
-    parser = _data_parser("Build a feature cache for training.")
+    parser = _data_parser(
+        "Build a feature cache for training.",
+        "python launch/build_lmdb_cache.py runs/drawn/data.json --out runs/drawn/features.lmdb --latents",
+    )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="the store (with buckets one for each size)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw")
     add("--map-size", type=float, metavar="GIB", help="most it may take; default: what is free")
+    add("--shard", metavar="K/N", help="only part K of N, as features-KofN.lmdb: each machine builds another part")
     add("--latents", action="store_true", help="also the latents of the recipe's model")
     add("--captions", action="store_true", help="also the contexts of image captions, of that model")
     add("--device", default="auto", help="for latents and captions: auto, cpu, cuda, cuda:1, ...")
@@ -153,19 +183,17 @@ def _plain(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def _parser(what: str, prefix: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=what, epilog=options_table(prefix), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(what: str, prefix: str, example: str) -> argparse.ArgumentParser:
+    return command_parser(what, example, options_table(prefix))
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str = f"the embedded {EMBEDDED_RECIPE.name}") -> None:
     parser.add_argument("--config", type=Path, metavar="YAML", help=f"recipe; default: {default}")
 
 
-def _data_parser(what: str) -> argparse.ArgumentParser:
+def _data_parser(what: str, example: str) -> argparse.ArgumentParser:
     """A parser with `items` (files and options) and the recipe: what `resolve_data` takes."""
-    parser = _parser(what, "")
+    parser = _parser(what, "", example)
     parser.add_argument(
         "items",
         nargs="*",
@@ -191,7 +219,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
     parser.add_argument("--quantized", type=Path, metavar="FILE", help="8-bit weights, of launch/quantize.py")
     parser.add_argument("--quantize-activations", action="store_true", help="with --quantized: needs torchao")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: fp16 on a GPU, else fp32")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
 

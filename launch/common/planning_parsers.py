@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.common.command_help import command_parser
+
 
 def parse_migrate(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/migrate.py. `old` is all that follows its options."""
-    parser = argparse.ArgumentParser(
-        description="Make a recipe of a YAML file or a command line of the earlier scripts.",
-        epilog="example: migrate.py --out mine.yaml accelerate launch train_lcm_anytext_v2_4.py --w_min 5 --w_max 15",
+    parser = command_parser(
+        "Make a recipe of a YAML file or a command line of the earlier scripts.",
+        "python launch/migrate.py --out mine.yaml accelerate launch train_lcm_anytext_v2_4.py --w_min 5 --w_max 15",
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help="the recipe; default: runs/recipes/<name of the YAML file>.yaml")
@@ -22,9 +24,10 @@ def parse_migrate(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_inspect(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/inspect_modules.py."""
-    parser = argparse.ArgumentParser(
-        description="Show the layers of a model by family, and what a LoRA adapts. Needs no weights.",
-        epilog="example: inspect_modules.py --targets decoder --out mine.txt, then train with lora.targets=mine.txt",
+    parser = command_parser(
+        "Show the layers of a model by family, and what a LoRA adapts. Needs no weights.",
+        "python launch/inspect_modules.py --targets decoder --out mine.txt",
+        "Then train with lora.targets=mine.txt.",
     )
     add = parser.add_argument
     add("--model", default="sd15", metavar="NAME", help="model config: sd15, tiny or a YAML file; default %(default)s")
@@ -55,9 +58,9 @@ def parse_inspect(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_plan(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/plan.py. What the card gives is None where it is not given."""
-    parser = argparse.ArgumentParser(
-        description="Say before a run how much memory and time it takes, and what fits. Needs no GPU, weights or data.",
-        epilog="example: plan.py launch/recipes/rtx4090x3.yaml --gpus 3 --card rtx4090 train.micro_batch=16",
+    parser = command_parser(
+        "Say before a run how much memory and time it takes, and what fits. Needs no GPU, weights or data.",
+        "python launch/plan.py launch/recipes/rtx4090x3.yaml --gpus 3 --card rtx4090 train.micro_batch=16",
     )
     add = parser.add_argument
     add("recipe", type=Path, metavar="RECIPE", help="a file of launch/recipes, or your own")
@@ -70,7 +73,7 @@ def parse_plan(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--utilisation", type=float, metavar="SHARE", help="of those that is reached; default 0.21, measured on an H200"
     )
-    add("--samples-per-second", type=float, default=0.0, metavar="S", help="of all GPUs, where you have measured it")
+    add("--samples-per-second", type=float, default=0.0, metavar="S", help="of all GPUs, measured; default: estimated")
     add("--pictures", type=int, metavar="N", help="of the data set; default: counted where the files are small")
     add("overrides", nargs="*", metavar="key=value", help="recipe values, as in train.micro_batch=16")
     return parser.parse_intermixed_args(argv)

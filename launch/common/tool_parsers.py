@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anytext2.synthetic.options import SyntheticConfig
-from distill.export import FORMATS
+from launch.common.command_help import command_parser
 
 SYNC_EPILOG = """\
 Exit code 0: everything is in MLflow; 1: something is not, because MLflow does not answer or refuses a record; 2: MLflow
@@ -20,15 +20,18 @@ no locks it cannot be told, and sending twice at once does no harm.
 def parse_make_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/make_dataset.py."""
     defaults = SyntheticConfig()
-    parser = argparse.ArgumentParser(description="Write a synthetic dataset in the AnyWord format.")
+    parser = command_parser(
+        "Write a synthetic dataset in the AnyWord format.",
+        "python launch/make_dataset.py --out runs/drawn --count 200 --size 128 --outline 0.3",
+    )
     add = parser.add_argument
     add("--out", required=True, help="folder for data.json and imgs/")
     add("--count", type=int, required=True, help="number of pictures")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the pictures")
     add("--size", type=int, default=defaults.size, help="side of a picture in pixels; default: %(default)s")
     add("--workers", type=int, default=1, help="number of processes; it does not change the pictures")
     add("--first-index", type=int, default=0, help="of the first picture, for another part of the same dataset")
-    add("--format", choices=("png", "jpg"), default=defaults.image_format)
+    add("--format", choices=("png", "jpg"), default=defaults.image_format, help="of the picture files")
     add("--fonts", default=defaults.fonts, help="font table (YAML)")
     lines = "of the lines, drawn in the first font of their language, the one of the glyph pages; default %(default)s"
     add("--default-font", type=float, default=defaults.default_font, metavar="FRACTION", help=lines)
@@ -44,85 +47,26 @@ def parse_make_dataset(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parse_export(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/export_weights.py."""
-    parser = argparse.ArgumentParser(description="Join trained parts into one checkpoint with the official keys.")
+    parser = command_parser(
+        "Join trained parts into one checkpoint with the official keys.",
+        "python launch/export_weights.py --parts runs/tiny_vae runs/tiny_teacher --out runs/teacher.safetensors",
+    )
     add = parser.add_argument
     add("--config", default="tiny", help="model config: a name or a YAML file")
     add("--weights", default="scratch", help="what lies under the parts: scratch, embedded or a file")
     add("--parts", nargs="+", default=[], metavar="DIR", help="run folders or files, later ones on top")
     add("--out", type=Path, required=True, help="a .safetensors or .ckpt file")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of the stored weights")
     return parser.parse_args(argv)
-
-
-def parse_make_teacher(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of launch/make_teacher.py."""
-    parser = argparse.ArgumentParser(description="Make an untrained AnyText2 of a Stable Diffusion 1.5.")
-    add = parser.add_argument
-    add("checkpoint", type=Path, metavar="SD15", help="its .safetensors or .ckpt file")
-    add(
-        "--ocr",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the recogniser: ppv3_rec.pth, or an AnyText2 checkpoint",
-    )
-    add("--out", type=Path, required=True, metavar="FILE", help="a .ckpt or .safetensors file")
-    add("--vae", type=Path, metavar="FILE", help="take the VAE from it")
-    add("--text-encoder", type=Path, metavar="FILE", help="take the text encoder from it (CLIP ViT-L/14)")
-    add("--ema", action="store_true", help="take the UNet's averaged weights (model_ema.*)")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    add("--seed", type=int, default=0, help="of the new layers")
-    add("--config", default="sd15", help="model config: a name or a YAML file; default: %(default)s")
-    return parser.parse_args(argv)
-
-
-def parse_merge_adapters(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of launch/merge_adapters.py."""
-    parser = argparse.ArgumentParser(description="Combine LoRAs into one.")
-    add = parser.add_argument
-    add("adapters", nargs="+", metavar="ADAPTER:SCALE", help="runs, checkpoints, PEFT folders or LoRA files; scale 1")
-    add("--method", default="cat", metavar="NAME", help="cat, svd, ties, dare_ties, magnitude_prune, linear or zip")
-    add("--rank", type=int, metavar="R", help="of what svd makes; default: the largest of the adapters'")
-    add("--density", type=float, default=0.5, help="share that ties, dare_ties, magnitude_prune keep; %(default)s")
-    add("--seed", type=int, default=0, help="of what dare_ties drops")
-    add("--config", type=Path, metavar="YAML", help="recipe of the model; default: the first adapter's")
-    add("--out", type=Path, required=True, metavar="DIR", help="a new folder, in PEFT's format")
-    return parser.parse_args(argv)
-
-
-def parse_export_student(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of launch/export.py."""
-    parser = argparse.ArgumentParser(description="Write a student for other programs.")
-    add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder (its newest checkpoint), RUN/best, checkpoint-N, or a LoRA")
-    add("--format", choices=FORMATS, required=True)
-    add("--out", type=Path, metavar="PATH", help="a file, of peft a folder; default: runs/export/NAME/NAME-FORMAT")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 for merged weights, else fp32")
-    add("--config", type=Path, metavar="YAML", help="recipe; default: the one beside the checkpoint, or in the file")
-    add("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
-    return parser.parse_intermixed_args(argv)
-
-
-def parse_quantize(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of launch/quantize.py."""
-    parser = argparse.ArgumentParser(description="Write a student with 8-bit weights.")
-    add = parser.add_argument
-    add("checkpoint", type=Path, metavar="RUN", help="run folder, checkpoint-N or PEFT adapter")
-    add("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file; a report .json is written beside")
-    add("--keep", type=float, default=0.03, metavar="SHARE", help="of the weights that stay in 16 bits; %(default)s")
-    add("--data", type=Path, action="append", default=[], metavar="JSON", help="measure on it; default: the run's data")
-    add("--samples", type=int, default=4, metavar="N", help="pictures to measure on; default: %(default)s")
-    add("--steps", type=int, metavar="N", help="of the student; default: its own")
-    add("--seed", type=int, default=0, help="of the noise")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--config", type=Path, metavar="YAML", help="recipe; default: the one beside the checkpoint")
-    add("overrides", nargs="*", metavar="key=value", help="recipe values, as in model.weights=FILE")
-    return parser.parse_intermixed_args(argv)
 
 
 def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/sync_tracking.py."""
-    parser = argparse.ArgumentParser(description="Send what is left of runs' journals to MLflow.", epilog=SYNC_EPILOG)
+    parser = command_parser(
+        "Send what is left of runs' journals to MLflow.",
+        "python launch/sync_tracking.py runs/demo --uri http://127.0.0.1:5000",
+        SYNC_EPILOG,
+    )
     add = parser.add_argument
     add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the folder of a run")
     add("--uri", help="an MLflow's tracking URI; default: the one that the run was told")
@@ -131,12 +75,37 @@ def parse_sync_tracking(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def parse_status(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/status.py."""
+    parser = command_parser(
+        "Say how a run stands: place, speed, memory, pictures, and what the next signal would do.",
+        "python launch/status.py runs/demo",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    return parser.parse_args(argv)
+
+
+def parse_compare(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/compare.py."""
+    parser = command_parser(
+        "Compare runs: the settings that differ, their results side by side, and a picture.",
+        "python launch/compare.py runs/phased runs/consistency --out runs/both.png",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="the folders of at least two runs")
+    add("--out", type=Path, default=Path("runs/compare.png"), metavar="PNG", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
 def parse_submit(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/slurm/submit.py."""
-    parser = argparse.ArgumentParser(description="Submit a training to SLURM.")
+    parser = command_parser(
+        "Submit a training to SLURM.",
+        "python launch/slurm/submit.py launch/recipes/rtx4090x3.yaml --partition gpu --time 1-00:00:00 --dry-run",
+    )
     add = parser.add_argument
     add("recipe", type=Path, metavar="RECIPE", help="a file of launch/recipes, or your own")
-    add("--nodes", type=int, default=1)
+    add("--nodes", type=int, default=1, help="how many")
     add("--gpus", type=int, default=3, help="on each node (default: 3)")
     add("--cpus", type=int, help="of each rank (default: one, and one for each data worker)")
     add("--time", default="1-00:00:00", help="limit, as SLURM writes it (default: %(default)s)")
@@ -148,9 +117,9 @@ def parse_submit(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--every", default="", metavar="TIME", help="and again that long after each start, as in 24hours")
     add("--singleton", action="store_true", help="not while another job of this run is queued or runs")
     add("--array", type=Path, metavar="FILE", help="a sweep: one line of key=value words for each job")
-    add("--array-limit", type=int, default=0, metavar="K", help="at most K of them at once")
+    add("--array-limit", type=int, default=0, metavar="K", help="at most K of them at once; default 0: all")
     add("--max-requeues", type=int, default=20, metavar="N", help="of a stopped run (default: 20)")
-    add("--deepspeed", type=Path, default=Path("ds_configs/zero2.json"), metavar="JSON")
+    add("--deepspeed", type=Path, default=Path("ds_configs/zero2.json"), metavar="JSON", help="its configuration")
     add("--dry-run", action="store_true", help="print the script instead")
     add("overrides", nargs="*", metavar="key=value", help="recipe values")
     return parser.parse_intermixed_args(argv)

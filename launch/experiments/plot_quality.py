@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from launch.common.cli import run_command
+from launch.common.command_help import command_parser
 from launch.experiments.quality_results import MEASURES, CurvePoint, Language, QualityRow, mean_over_seeds, read_quality
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draw the quality of students by the number of their steps.")
-    parser.add_argument("--data", type=Path, default=Path("docs/quality.json"), metavar="JSON")
-    parser.add_argument("--out", type=Path, default=Path("docs/quality.png"), metavar="PNG")
+    parser = command_parser(
+        "Draw the quality of students by the number of their steps.",
+        "python launch/experiments/plot_quality.py --set causes --out docs/quality_causes.png",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("docs/quality.json"), metavar="JSON", help="results of the sweep"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/quality.png"), metavar="PNG", help="the figure")
     parser.add_argument("--set", default="objectives", metavar="NAME", help="table to draw; default: %(default)s")
-    parser.add_argument("--language", choices=get_args(Language), default="all")
+    parser.add_argument("--language", choices=get_args(Language), default="all", help="of the lines")
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from distill.tracking.metric_names import LOSS, SPELLING, present_record
+
 Language = Literal["all", "latin", "chinese"]
 Interval = tuple[float, float]
 
@@ -154,10 +156,9 @@ def curve_points(metrics: Iterable[Mapping[str, Any]], model: str, seed: int) ->
 
     Of an update that was logged twice, by a run that was resumed, the last one counts.
     """
-    read = {row["step"]: row for row in metrics if "eval/exact_match" in row}
+    read = {row["step"]: row for row in map(present_record, metrics) if SPELLING in row}
     return [
-        CurvePoint(model, seed, step, row["loss"], row["eval/exact_match"], row["eval/ned"])
-        for step, row in sorted(read.items())
+        CurvePoint(model, seed, step, row[LOSS], row[SPELLING], row["eval/ned"]) for step, row in sorted(read.items())
     ]
 
 

@@ -24,7 +24,9 @@ from yaml import YAMLError
 
 from distill.config.recipes import load_recipe
 from distill.diffusion.samplers import SAMPLERS
+from distill.tracking.metric_names import read_metrics
 from launch.common.cli import require_at_least, run_command
+from launch.common.command_help import command_parser
 from launch.experiments.quality_page import require_marks, write_page
 from launch.experiments.quality_results import Quality, curve_points, quality_rows, read_quality
 
@@ -85,8 +87,13 @@ class RunResult:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and measure every variant of a plan.")
-    parser.add_argument("--plan", type=Path, default=Path("launch/experiments/quality.yaml"), metavar="YAML")
+    parser = command_parser(
+        "Train and measure every variant of a plan.",
+        "python launch/experiments/quality_sweep.py --only causes --jobs 1",
+    )
+    parser.add_argument(
+        "--plan", type=Path, default=Path("launch/experiments/quality.yaml"), metavar="YAML", help="what is compared"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), metavar="DIR", help="runs and measurements")
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR", help="of quality.json, QUALITY.md")
     parser.add_argument("--only", metavar="SET,SET", help="these sets of the plan; default: all")
@@ -181,8 +188,7 @@ class SweepRunner:
             run_python(folder / "train.log", threads, "launch/train.py", *recipe, *values, *where)
         few = ",".join(map(str, plan.steps))
         steps = ["--teacher-steps", plan.teacher_steps[0], "--undistilled-steps", "", "--student-steps", few]
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curve = [json.loads(line) for line in lines]
+        curve = list(read_metrics(folder))
         found = {}
         for one in runs:
             sampler = ["--student-sampler", one.sampler] if one.sampler else []

@@ -16,6 +16,7 @@ import torch
 
 from distill.checkpoint.formats import read_trainer_state
 from distill.checkpoint.store import find_checkpoint
+from distill.tracking.metric_names import LOSS, read_metrics
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.ports import free_port
 from tests.helpers.processes.ranks import CPU_ONLY
@@ -52,10 +53,10 @@ def test_the_launcher_trains_the_demo_under_zero2(device: torch.device, tmp_path
     quiet = ["log.every=1", "log.preview_every=0", "tracking.enabled=false", f"run_root={tmp_path}"]
     printed = run_python(device, *launcher, *command, *short, *quiet)
     assert ("DeepSpeed ZeRO-2: fp16, " if device.type == "cuda" else f", {ranks} rank") in printed
-    lines = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    lines = list(read_metrics(tmp_path / "demo"))
+    losses = [line[LOSS] for line in lines if LOSS in line]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
-    assert [line["skipped_updates"] for line in lines if "skipped_updates" in line] == [0.0, 0.0]
+    assert [line["health/skipped_updates"] for line in lines if "health/skipped_updates" in line] == [0.0, 0.0]
 
 
 LAST, OVERFLOW = 4, 1

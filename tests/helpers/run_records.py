@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distill.tracking import metric_names
 from distill.tracking.journal import Journal
 from distill.training.sample_log import NAME
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """All lines of metrics.jsonl, values as floats. A run that was killed and resumed has each step once."""
-    return [
-        {name: float(value) for name, value in record.items()} for record in Journal(run_dir / "metrics.jsonl").all()
-    ]
+    return [{name: float(value) for name, value in record.items()} for record in metric_names.read_metrics(run_dir)]
 
 
 def lineage(run_dir: Path) -> dict[int, list[tuple[int, int]]]:

@@ -156,12 +156,32 @@ def test_a_store_that_does_not_fit_prints_the_command_that_builds_the_one_wanted
     assert build_dataset(recipe, WORLD, model).cache is not None
 
 
+@pytest.mark.heavy
+def test_machines_build_a_part_each_and_a_run_uses_the_folder(
+    source: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(source), "--out", str(tmp_path / "features.lmdb"), "--workers", "0", *SMALL]
+    assert build_lmdb_cache.main([*command, "--shard", "1/2"]) == 0
+    recipe = recipe_of(source, tmp_path, "data.latents=encode")
+    with pytest.raises(ValueError, match="of data.json, these parts are not there: 2/2"):
+        build_dataset(recipe, WORLD)
+    assert build_lmdb_cache.main([*command, "--shard", "2/2"]) == 0
+    assert f"a run uses them with data.cache={tmp_path}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features-1of2.lmdb", "features-2of2.lmdb"]
+    parts = build_dataset(recipe, WORLD)
+    whole = build_dataset(recipe_of(source, store, "data.latents=encode"), WORLD)
+    assert parts.cache is not None and parts.cache.for_size((64, 64)) is not None
+    for index in range(6):
+        assert torch.equal(parts.sample(index, 1).glyph, whole.sample(index, 1).glyph)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--map-size", "0.00001"], "--map-size"),
         (["--workers", "-1"], "--workers -1"),
         (["colour_prob=1"], "colour_prob"),
+        (["--shard", "3/2"], "--shard 3/2"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(

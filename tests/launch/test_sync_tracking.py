@@ -24,7 +24,7 @@ def recorded(run_dir: Path, uri: str = "", enabled: bool = True, end: str = "FIN
     told = {"recipe": {"tracking": {"uri": uri, "experiment": "synced"}}}
     tracker = Tracker(run_dir, options, told, say=lambda line: None, timing=FAST)
     for step in (1, 2, 3):
-        tracker.log({"loss": 1.0 / step}, step)
+        tracker.log({"train/loss": 1.0 / step}, step)
     (run_dir / "audit.png").write_bytes(b"png")
     tracker.artifact(run_dir / "audit.png")
     tracker.finish(end or "KILLED", timeout=5)
@@ -38,7 +38,7 @@ def only_run(store: Path):  # type: ignore[no-untyped-def]
 
     client = MlflowClient(f"sqlite:///{store}")
     (run,) = client.search_runs([client.get_experiment_by_name("synced").experiment_id])
-    steps = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")]
+    steps = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     return run
 

@@ -122,7 +122,7 @@ def test_the_loss_curve_does_not_depend_on_the_world_size(runs: TrainingFolder, 
         largest = max(abs(other[step] / alone[step] - 1.0) for step in alone)
         print(f"loss over {curves.steps} updates, 1 rank against {world}: largest relative difference {largest:.1e}")
         assert largest < 1e-5
-        norms = runs.metrics(curves.name(1), "grad_norm"), runs.metrics(curves.name(world), "grad_norm")
+        norms = tuple(runs.metrics(curves.name(n), "train/grad_norm") for n in (1, world))
         assert list(norms[0].values()) == pytest.approx(list(norms[1].values()), rel=1e-3)
 
 
@@ -218,9 +218,9 @@ def test_an_overflow_advances_neither_schedule_nor_counter(runs: TrainingFolder,
         assert seen.rates == [(b, 2e-3 * min(1.0, (u + 1) / 4)) for b, u in enumerate([0, 1, 2, 2, 2, 3])]
         assert {n for n in seen.changed if ".lora_" not in n} == set()
     assert "DeepSpeed ZeRO-2: fp16" in results[0].stdout
-    scales = runs.metrics(name, "loss_scale")
+    scales = runs.metrics(name, "health/loss_scale")
     assert list(scales) == [1, 2, 3, 4] and scales[3] == scales[2] / 2 == 2.0**15
-    assert list(runs.metrics(name, "skipped_updates").values()) == [0, 0, 2, 2]
+    assert list(runs.metrics(name, "health/skipped_updates").values()) == [0, 0, 2, 2]
     state = read_trainer_state(find_checkpoint(runs.run_dir(name)))
     assert (state.step, state.batches, state.skipped_steps) == (4, 6, 2)
     assert state.loss_scaler["cur_scale"] == 2.0**15
@@ -252,7 +252,13 @@ def test_the_launcher_runs_one_rank_on_a_machine_without_gpu(runs: TrainingFolde
     assert parameters["recipe.train.effective_batch"] == "8" and parameters["run.ranks"] == "1"
     assert parameters["recipe.objective.w_max"] == "4.0" and parameters["deepspeed.zero_optimization.stage"] == "2"
     logged = {key for (key,) in store.execute("select distinct key from metrics")}
-    assert {"loss", "learning_rate", "loss_scale", "grad_norm", "samples_per_second"} <= logged
+    assert {
+        "train/loss",
+        "train/learning_rate",
+        "health/loss_scale",
+        "train/grad_norm",
+        "speed/samples_per_second",
+    } <= logged
     assert [status for (status,) in store.execute("select status from runs")] == ["FINISHED"]
     store.close()
 

@@ -7,7 +7,6 @@ Where they cannot be made (not root), two loopback addresses stand in for them, 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.tracking.metric_names import LOSS, read_metrics
 from launch import train
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
@@ -103,8 +103,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def losses(argv: list[str], name: str) -> dict[int, float]:
     (root,) = [word.removeprefix("run_root=") for word in argv if word.startswith("run_root=")]
-    lines = (Path(root) / name / "metrics.jsonl").read_text().splitlines()
-    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+    return {record["step"]: record[LOSS] for record in read_metrics(Path(root) / name)}
 
 
 def test_two_hosts_have_the_loss_curve_of_one(argv: list[str], hosts: list[Host]) -> None:

@@ -80,14 +80,17 @@ def test_commands_of_the_documents_that_read_the_same_data_agree_on_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one command checks, shows or stores is what a run with the same recipe is given."""
-    (tmp_path / "runs" / "drawn").mkdir(parents=True)
-    (tmp_path / "runs" / "drawn" / "data.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
     found = re.findall(r"^\.venv/bin/python launch/(check_dataset|show_dataset|build_lmdb_cache)\.py (.*)$", text, re.M)
     assert {name for name, _ in found} == set(OF_DATA)
     for name, words in found:
         args = OF_DATA[name](shlex.split(words))
+        for item in args.items:
+            if item.endswith(".json"):
+                Path(item).parent.mkdir(parents=True, exist_ok=True)
+                Path(item).write_text("{}")
         recipe = resolve_data(args)[1]
-        assert recipe.data.options == resolve_recipe(args.config).data.options, words
-        assert args.config is not None or recipe.data.options == resolve_recipe(DEFAULT_RECIPE).data.options
+        options = [item for item in args.items if item.startswith("data.options.")]
+        assert recipe.data.options == resolve_recipe(args.config, options).data.options, words
+        assert args.config is not None or recipe.data.options == resolve_recipe(DEFAULT_RECIPE, options).data.options

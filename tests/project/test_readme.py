@@ -91,6 +91,7 @@ def test_the_readme_has_no_command_that_this_file_does_not_know() -> None:
         "build_lmdb_cache.py",
         "mlflow ui",
         "submit.py",
+        "status.py",
     )
     unknown = [c for c in commands() if not any(word in c for word in known)]
     assert not unknown

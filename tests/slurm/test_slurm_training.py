@@ -5,13 +5,13 @@ The two runs are the same recipe on two ranks of one node and on three nodes wit
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 
 import pytest
 
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
+from distill.tracking.metric_names import LOSS, read_metrics
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.processes.slurm_jobs import Place, ended, hurried, slurm, wait_for
 
@@ -48,9 +48,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Place, str
 
 def losses(place: Place) -> list[tuple[int, float]]:
     """(step, loss) of every line of the run's journal, in the order of writing."""
-    path = place.folder / "runs" / "curve" / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines) if "loss" in entry]
+    records = read_metrics(place.folder / "runs" / "curve")
+    return [(record["step"], record[LOSS]) for record in records if LOSS in record]
 
 
 def sent(place: Place) -> tuple[list[str], Counter[int]]:

@@ -27,6 +27,7 @@ from launch.bench.gpu.sections import Section, run_sections
 from launch.bench.gpu.step_sections import Peers, StepSections
 from launch.bench.gpu.steps import TINY, Plan
 from launch.common.cli import run_command
+from launch.common.command_help import command_parser
 
 FOLDER, REPORTS = Path("runs/bench"), Path("docs/benchmarks")
 SECONDS = 450.0
@@ -34,7 +35,10 @@ CAP_GIB = 22.5
 
 
 def main(argv: Sequence[str] | None = None, peers: Peers | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the official size on one GPU.")
+    parser = command_parser(
+        "Measure the official size on one GPU.",
+        "python -m tests.peers.bench_gpu --sections eager before --report gpu.md",
+    )
     add = parser.add_argument
     add("--tiny", "--dry-run", action="store_true", help="the tiny model, on the CPU where there is no GPU")
     add("--seconds", type=float, default=SECONDS, help="for all sections; default: %(default).0f")
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None, peers: Peers | None = None) -> int:
     add("--sections", nargs="+", default=[], metavar="NAME", help="only these, by their names in the output")
     add("--out", type=Path, default=FOLDER, metavar="DIR", help="for gpu.json; default: %(default)s")
     add("--report", type=Path, metavar="FILE", help=f"default: {REPORTS}/DATE-CARD.md, with --tiny DIR/gpu.md")
-    add("overrides", nargs="*", metavar="key=value")
+    add("overrides", nargs="*", metavar="key=value", help="recipe values")
     args = parser.parse_intermixed_args(argv)
     return run_command(lambda: bench(args, peers or {}))
 

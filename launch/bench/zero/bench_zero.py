@@ -30,6 +30,7 @@ from distill.runtime.world import World, all_gather_object, shutdown
 from distill.training.engine import init_world
 from launch.bench.zero.collectives import counted_collectives
 from launch.bench.zero.variants import Ddp, Layers, Unsharded, Variant, Zero, with_changes
+from launch.common.command_help import command_parser
 
 FOLDER = Path("runs/bench")
 WARM_UP = 2
@@ -38,8 +39,11 @@ TRAIN = TrainConfig(max_steps=1, learning_rate=1e-4, max_grad_norm=1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure ZeRO-2 against DDP and against no sharding.")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3], metavar="N")
+    parser = command_parser(
+        "Measure ZeRO-2 against DDP and against no sharding.",
+        "python launch/bench/zero/bench_zero.py --ranks 1 2 --rounds 5",
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="processes")
     parser.add_argument("--micro-steps", type=int, default=2, metavar="K", help="micro-batches of an update on a rank")
     parser.add_argument("--seconds", type=float, default=0.0, help="the frozen network's time in a micro-step")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="updates of each variant")
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--change", action="append", default=[], metavar="JSON",
         help="one more ZeRO-2 variant with these values in zero_optimization, as in '{\"overlap_comm\": false}'",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="for zero.json")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     args.shapes = official_shapes()

@@ -94,6 +94,7 @@ def test_every_field_of_the_header_is_checked_and_named(source: Path, store: Pat
         (replace(wanted, upright_degrees=20.0), "upright_degrees: the store has 10.0"),
         (replace(wanted, latents="abc"), "latents: the store has None, the run wants abc"),
         (replace(wanted, captions="abc"), "captions: the store has None, the run wants abc"),
+        (replace(wanted, shard="1/2"), "shard: the store has , the run wants 1/2"),
         (replace(wanted, buckets=["64"]), r"buckets: the store has \[\], the run wants \['64'\]"),
         (header_for(CONFIG, FONTS, [source], size=(64, 128)), "resolution: the store has 64, the run wants 128x64"),
         (

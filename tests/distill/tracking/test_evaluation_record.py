@@ -26,7 +26,7 @@ def run_dir(run_dir: Path) -> Path:
 
 def train(run_dir: Path, **options: Any) -> str:
     tracker = Tracker(run_dir, TrackingConfig(**options), {"lr": 1}, timing=FAST)
-    tracker.log({"loss": 0.5}, 3)
+    tracker.log({"train/loss": 0.5}, 3)
     tracker.finish()
     return tracker.run_id
 
@@ -38,7 +38,8 @@ def evaluate(run_dir: Path, exact: float, out: Path, say: Any = print, **options
         file.write_text(json.dumps({"exact": exact}), encoding="utf-8")
     metrics = {"student-4/exact_match": exact}
     params = {"evaluation": {"seed": 3}}
-    return record_evaluation(run_dir, TrackingConfig(**options), 3, metrics, params, files, say, FAST)
+    checkpoint = run_dir / "checkpoint-3"
+    return record_evaluation(run_dir, TrackingConfig(**options), checkpoint, 3, metrics, params, files, say, FAST)
 
 
 def stored(run_dir: Path, run_id: str) -> Any:
@@ -62,7 +63,7 @@ def test_two_evaluations_are_two_runs_below_the_training_s(run_dir: Path, tmp_pa
         assert sorted(path.name for path in artifacts.iterdir()) == ["grid.png", "sheet.png", "summary.json"]
         assert json.loads((artifacts / "summary.json").read_text())["exact"] == exact
     parent = stored(run_dir, training)
-    assert parent.data.metrics == {"loss": 0.5} and parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"train/loss": 0.5, "at a glance/loss": 0.5} and parent.info.status == "FINISHED"
     assert "mlflow.parentRunId" not in parent.data.tags
 
 

@@ -132,7 +132,7 @@ def test_memory_for_waiting_lines_is_bounded_and_what_is_lost_is_counted(
 def test_a_run_goes_on_in_a_folder_that_became_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     tracker = Tracker(tmp_path / "run", SimpleNamespace(enabled=False, uri="", experiment="e"), {}, say=said.append)
-    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"train/loss": 1.0}, 1)
     original = os.open
 
     def read_only(path: object, flags: int, *args: int) -> int:
@@ -142,12 +142,12 @@ def test_a_run_goes_on_in_a_folder_that_became_read_only(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", read_only)
-        tracker.log({"loss": 2.0}, 2)
-        tracker.log({"loss": 3.0}, 3)
+        tracker.log({"train/loss": 2.0}, 2)
+        tracker.log({"train/loss": 3.0}, 3)
     assert len(said) == 1 and "Read-only file system" in said[0]
     report = tracker.finish()
     assert "unwritten" not in report.counts
-    assert [record["loss"] for record in read_metrics(tmp_path / "run")] == [1.0, 2.0, 3.0]
+    assert [record["train/loss"] for record in read_metrics(tmp_path / "run")] == [1.0, 2.0, 3.0]
 
 
 def test_lines_that_never_found_room_are_counted_at_the_end(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_lines_that_never_found_room_are_counted_at_the_end(tmp_path: Path) -> N
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
     tracker = Tracker(tmp_path / "run", SimpleNamespace(enabled=False, uri="", experiment="e"), {}, say=said.append)
-    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"train/loss": 1.0}, 1)
     assert tracker.finish().counts["unwritten"] == 1 and "are lost" in said[-1]
 
 
@@ -163,16 +163,16 @@ def test_a_repeated_step_is_recorded_once_and_said_once(tmp_path: Path) -> None:
     options = SimpleNamespace(enabled=False, uri="", experiment="e")
     first = Tracker(tmp_path / "run", options, {})
     for step in (10, 20, 30):
-        first.log({"loss": float(step)}, step)
+        first.log({"train/loss": float(step)}, step)
     said: list[str] = []
     second = Tracker(tmp_path / "run", options, {}, say=said.append)
     for step in (20, 30, 40):
-        second.log({"loss": float(step), "new": 1.0}, step)
+        second.log({"train/loss": float(step), "new": 1.0}, step)
     report = second.finish()
     assert report.counts["repeated"] == 2
     assert len(said) == 1 and "steps up to 30" in said[0] and "not recorded again" in said[0]
-    steps = {name: [r["step"] for r in read_metrics(tmp_path / "run") if name in r] for name in ("loss", "new")}
-    assert steps == {"loss": [10, 20, 30, 40], "new": [20, 30, 40]}
+    steps = {name: [r["step"] for r in read_metrics(tmp_path / "run") if name in r] for name in ("train/loss", "new")}
+    assert steps == {"train/loss": [10, 20, 30, 40], "new": [20, 30, 40]}
     added = Tracker(tmp_path / "run", options, None)  # an evaluation, of an older checkpoint, twice
     added.log({"evaluation/ned": 0.5}, 20)
     added.log({"evaluation/ned": 0.6}, 20)

@@ -51,7 +51,7 @@ def options(uri: str = "", enabled: bool = True) -> SimpleNamespace:
     return SimpleNamespace(enabled=enabled, uri=uri, experiment="outages")
 
 
-def history(store: str, run_id: str, name: str = "loss") -> list[tuple[int, float]]:
+def history(store: str, run_id: str, name: str = "train/loss") -> list[tuple[int, float]]:
     from mlflow import MlflowClient
 
     return [(m.step, m.value) for m in MlflowClient(store).get_metric_history(run_id, name)]
@@ -74,7 +74,7 @@ def log_timed(tracker: Tracker, first: int, count: int, file: Path) -> float:
     """Logs steps, registers the file at each, and returns the median milliseconds of a call."""
     times = []
     for step in range(first, first + count):
-        for call in (lambda s=step: tracker.log({"loss": float(s)}, s), lambda: tracker.artifact(file)):
+        for call in (lambda s=step: tracker.log({"train/loss": float(s)}, s), lambda: tracker.artifact(file)):
             began = time.perf_counter()
             call()
             times.append(time.perf_counter() - began)
@@ -112,7 +112,7 @@ def test_a_run_that_begins_without_a_server_finds_it_later(server: FaultyMlflow,
     said: list[str] = []
     tracker = Tracker(tmp_path / "run", options(server.uri), {"lr": 1}, say=said.append, timing=FAST)
     assert tracker.run_id == "" and "does not answer" in said[0]
-    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"train/loss": 1.0}, 1)
     server.set("ok")
     tracker._uploader._next_try = 0.0
     until(lambda: tracker.run_id != "")
@@ -127,7 +127,7 @@ def test_the_end_waits_no_longer_than_it_is_told_and_the_next_start_sends_the_re
     said: list[str] = []
     first = Tracker(tmp_path / "run", options(server.uri), {}, say=said.append, timing=FAST)
     server.set("hang")
-    first.log({"loss": 1.0}, 1)
+    first.log({"train/loss": 1.0}, 1)
     began = time.monotonic()
     report = first.finish("KILLED", timeout=1.0)
     assert time.monotonic() - began < 4.0 and report.unsent >= 1
@@ -136,7 +136,7 @@ def test_the_end_waits_no_longer_than_it_is_told_and_the_next_start_sends_the_re
     first._uploader._thread.join(60)
     server.set("ok")
     second = Tracker(tmp_path / "run", options(server.uri), {}, timing=FAST)
-    second.log({"loss": 2.0}, 2)
+    second.log({"train/loss": 2.0}, 2)
     assert second.finish().unsent == 0 and second.run_id == first.run_id
     assert history(store, first.run_id) == [(1, 1.0), (2, 2.0)]
     assert status(store, first.run_id) == "FINISHED"
@@ -150,10 +150,10 @@ def test_a_run_deleted_while_it_runs_is_sent_again_and_nothing_is_refused(
     said: list[str] = []
     tracker = Tracker(tmp_path / "run", options(server.uri), {}, say=said.append, timing=FAST)
     deleted = tracker.run_id
-    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"train/loss": 1.0}, 1)
     until(lambda: history(store, deleted) == [(1, 1.0)])
     MlflowClient(store).delete_run(deleted)
-    tracker.log({"loss": 2.0}, 2)
+    tracker.log({"train/loss": 2.0}, 2)
     until(lambda: tracker.run_id not in ("", deleted))
     report = tracker.finish()
     assert "refused" not in report.counts and any(f"has no run {deleted}" in line for line in said)
@@ -196,7 +196,7 @@ def test_an_outage_costs_little_of_the_training(tmp_path: Path, server: FaultyMl
             time.sleep(0.05)
             if step % 10 == 0:
                 call = time.thread_time()
-                tracker.log({"loss": 1.0, "learning_rate": 1e-4, "grad_norm": 0.5}, step)
+                tracker.log({"train/loss": 1.0, "train/learning_rate": 1e-4, "train/grad_norm": 0.5}, step)
                 in_calls += time.thread_time() - call
         shares[mode] = in_calls / (time.monotonic() - began)
         report = tracker.finish("KILLED", timeout=0.1)
@@ -226,7 +226,7 @@ def train(run_dir: Path, dies_at: int) -> None:
     start = int(checkpoint.read_text()) if checkpoint.exists() else 0
     tracker = Tracker(run_dir, options(), {"lr": 1, "start": start}, timing=FAST)
     for step in range(start + 1, STEPS + 1):
-        tracker.log({"loss": value(step), "samples_per_second": time.time() % 7}, step)
+        tracker.log({"train/loss": value(step), "speed/samples_per_second": time.time() % 7}, step)
         time.sleep(0.02)
         if step == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -259,7 +259,7 @@ def test_a_run_killed_thrice_is_one_run_with_every_step_once(tmp_path: Path, emp
     run_dir = tmp_path / "run"
     (result,) = run_ranks(1, killed_lives, run_dir, (7, 18, 39))
     assert returned([result]) == [[-9, -9, -9, 0]], result.stderr
-    assert [(m["step"], m["loss"]) for m in read_metrics(run_dir)] == [(s, value(s)) for s in range(1, STEPS + 1)]
+    assert [(m["step"], m["train/loss"]) for m in read_metrics(run_dir)] == [(s, value(s)) for s in range(1, STEPS + 1)]
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     from mlflow import MlflowClient
 
@@ -267,7 +267,7 @@ def test_a_run_killed_thrice_is_one_run_with_every_step_once(tmp_path: Path, emp
     (run,) = client.search_runs([client.get_experiment_by_name("outages").experiment_id])
     assert run.info.status == "FINISHED" and run.data.tags["resumed.start"] == "30"
     assert history(uri, run.info.run_id) == [(s, value(s)) for s in range(1, STEPS + 1)]
-    speeds = history(uri, run.info.run_id, "samples_per_second")
+    speeds = history(uri, run.info.run_id, "speed/samples_per_second")
     assert [s for s, _ in speeds] == list(range(1, STEPS + 1))
     assert "repeated" in json.loads((run_dir / REPORT).read_text())["counts"]
 
@@ -278,13 +278,13 @@ def test_what_was_sent_and_not_noted_is_not_doubled(tmp_path: Path, empty_store:
     first = Tracker(tmp_path / "run", options(), {"lr": 1}, timing=FAST)
     values = [1.0, float("nan"), float("inf"), 0.1]
     for step, loss in enumerate(values):
-        first.log({"loss": loss}, step)
+        first.log({"train/loss": loss}, step)
     first.finish("KILLED")
     state = json.loads((tmp_path / "run" / "tracking.json").read_text())
     state["targets"][first.uri]["sent"] = {}
     (tmp_path / "run" / "tracking.json").write_text(json.dumps(state))
     second = Tracker(tmp_path / "run", options(), {"lr": 1}, timing=FAST)
-    second.log({"loss": 5.0}, 4)
+    second.log({"train/loss": 5.0}, 4)
     report = second.finish()
     assert second.run_id == first.run_id and report.counts["metrics"] == 5
     assert [step for step, _ in history(first.uri, first.run_id)] == [0, 1, 2, 3, 4]

@@ -125,10 +125,10 @@ def track(run_dir: Path, uri: str, experiment: str = "e") -> list[str]:
     began = time.monotonic()
     options = SimpleNamespace(enabled=True, uri=uri, experiment=experiment)
     tracker = Tracker(run_dir, options, {"lr": 1}, say=said.append, timing=FAST)
-    tracker.log({"loss": 1.0}, 1)
+    tracker.log({"train/loss": 1.0}, 1)
     report = tracker.finish("FINISHED", timeout=20)
     assert time.monotonic() - began < 20 and report.unsent == 4
-    assert [record["loss"] for record in read_metrics(run_dir)] == [1.0]
+    assert [record["train/loss"] for record in read_metrics(run_dir)] == [1.0]
     return said
 
 

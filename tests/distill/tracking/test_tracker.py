@@ -18,7 +18,8 @@ import pytest
 
 from distill.tracking import upload_state
 from distill.tracking.journal import Journal
-from distill.tracking.tracker import Tracker, duration, environment, flatten, git_revision, progress_line
+from distill.tracking.progress import duration, progress_line
+from distill.tracking.tracker import Tracker, environment, flatten, git_revision
 from distill.tracking.uploader import Timing
 from tests.helpers.run_records import read_metrics
 from tests.helpers.tracking import DEAD_SERVER, FAST
@@ -53,7 +54,7 @@ def test_everything_arrives_in_the_default_store(run_dir: Path) -> None:
     tracker = Tracker(run_dir, _options(), params, say=said.append, timing=FAST)
     assert tracker.run_id  # known at once, so that a summary can name it
     for step in range(1, 4):
-        tracker.log({"loss": 1.0 / step, "grad norm #1": float(step)}, step)
+        tracker.log({"train/loss": 1.0 / step, "grad norm #1": float(step)}, step)
     picture = run_dir / "preview.png"
     picture.write_bytes(b"png")
     (run_dir / "adapter").mkdir()
@@ -67,7 +68,7 @@ def test_everything_arrives_in_the_default_store(run_dir: Path) -> None:
     assert run.data.params["recipe.train.lr"] == "0.0001"
     assert run.data.params["deepspeed.zero_optimization.stage"] == "2"
     assert len(run.data.params["recipe.long"]) == 6000
-    assert _history(tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert _history(tracker, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert run.data.metrics["grad norm _1"] == 3.0  # a name that MLflow would refuse
     stored = run_dir.parent / "mlartifacts" / tracker.run_id / "artifacts"
     assert (stored / "previews" / "preview.png").read_bytes() == b"png"
@@ -79,16 +80,16 @@ def test_everything_arrives_in_the_default_store(run_dir: Path) -> None:
 
 def test_resume_continues_the_same_run(run_dir: Path) -> None:
     first = Tracker(run_dir, _options(), {"lr": 1, "seed": 5}, timing=FAST)
-    first.log({"loss": 1.0}, 1)
+    first.log({"train/loss": 1.0}, 1)
     first.finish("KILLED")
     assert _stored(first).info.status == "KILLED"
     second = Tracker(run_dir, _options(), {"lr": 2, "seed": 5, "new": 3}, timing=FAST)
-    second.log({"loss": 0.5}, 2)
+    second.log({"train/loss": 0.5}, 2)
     second.finish()
     assert second.run_id == first.run_id
     run = _stored(second)
     assert run.info.status == "FINISHED"
-    assert _history(second, "loss") == [(1, 1.0), (2, 0.5)]
+    assert _history(second, "train/loss") == [(1, 1.0), (2, 0.5)]
     assert run.data.params == {"lr": "1", "seed": "5", "new": "3"}
     assert run.data.tags["resumed.lr"] == "2" and "resumed.seed" not in run.data.tags
 
@@ -100,7 +101,7 @@ def test_parameters_are_those_of_the_attempt_that_trains(run_dir: Path) -> None:
         if logged:
             tracker.record_params()
         for step in logged:
-            tracker.log({"loss": 1.0}, step)
+            tracker.log({"train/loss": 1.0}, step)
         tracker.finish("FINISHED" if logged else "FAILED")
         return tracker
 
@@ -126,7 +127,7 @@ def test_another_folder_can_continue_a_run_by_its_id(run_dir: Path) -> None:
 
 def test_a_run_that_mlflow_lost_is_sent_again(run_dir: Path, empty_store: Path) -> None:
     first = Tracker(run_dir, _options(), {"lr": 1}, timing=FAST)
-    first.log({"loss": 1.0}, 1)
+    first.log({"train/loss": 1.0}, 1)
     first.finish()
     store = run_dir.parent / "other.db"
     shutil.copy(empty_store, store)
@@ -134,10 +135,10 @@ def test_a_run_that_mlflow_lost_is_sent_again(run_dir: Path, empty_store: Path) 
     (run_dir / "tracking.json").write_text(json.dumps({"targets": {f"sqlite:///{store}": state}}))
     said: list[str] = []
     second = Tracker(run_dir, _options(uri=f"sqlite:///{store}"), {"lr": 1}, say=said.append, timing=FAST)
-    second.log({"loss": 0.5}, 2)
+    second.log({"train/loss": 0.5}, 2)
     second.finish()
     assert second.run_id != first.run_id and len(said) == 1 and "has no run" in said[0]
-    assert _history(second, "loss") == [(1, 1.0), (2, 0.5)]
+    assert _history(second, "train/loss") == [(1, 1.0), (2, 0.5)]
 
 
 def test_dead_server_costs_one_line_and_no_data(run_dir: Path) -> None:
@@ -146,13 +147,13 @@ def test_dead_server_costs_one_line_and_no_data(run_dir: Path) -> None:
     tracker = Tracker(run_dir, _options(uri=DEAD_SERVER), {"lr": 1}, say=said.append, timing=FAST)
     logging_time = time.monotonic()
     for step in range(200):
-        tracker.log({"loss": float(step)}, step)
+        tracker.log({"train/loss": float(step)}, step)
     assert time.monotonic() - logging_time < 1.0  # nothing waits for the server
     report = tracker.finish("FAILED", timeout=20)
     assert time.monotonic() - began < 20
     assert tracker.run_id == "" and report.failures >= 2 and report.unsent == 203
     assert len(said) == 2 and "does not answer" in said[0] and "203 records did not reach" in said[1]
-    assert [m["loss"] for m in read_metrics(run_dir)] == [float(i) for i in range(200)]
+    assert [m["train/loss"] for m in read_metrics(run_dir)] == [float(i) for i in range(200)]
 
 
 def test_an_outage_in_the_middle_is_made_up_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,11 +170,11 @@ def test_an_outage_in_the_middle_is_made_up_for(run_dir: Path, monkeypatch: pyte
 
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
     tracker = Tracker(run_dir, _options(), {}, say=said.append, timing=FAST)
-    tracker.log({"loss": 0.0}, 0)
-    _until(lambda: _history(tracker, "loss") == [(0, 0.0)])
+    tracker.log({"train/loss": 0.0}, 0)
+    _until(lambda: _history(tracker, "train/loss") == [(0, 0.0)])
     down = True
     for step in range(1, 30):
-        tracker.log({"loss": float(step)}, step)
+        tracker.log({"train/loss": float(step)}, step)
     _until(lambda: len(said) == 1)
     assert "does not answer" in said[0] and said[0].endswith("no route to host")
     down = False
@@ -181,7 +182,7 @@ def test_an_outage_in_the_middle_is_made_up_for(run_dir: Path, monkeypatch: pyte
     assert said[1].endswith("answers again")
     report = tracker.finish()
     assert report.unsent == 0 and report.failures >= 1
-    assert _history(tracker, "loss") == [(step, float(step)) for step in range(30)]
+    assert _history(tracker, "train/loss") == [(step, float(step)) for step in range(30)]
 
 
 def test_one_refused_record_does_not_hold_up_the_others(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,11 +201,11 @@ def test_one_refused_record_does_not_hold_up_the_others(run_dir: Path, monkeypat
     said: list[str] = []
     tracker = Tracker(run_dir, _options(), {}, say=said.append, timing=FAST)
     for step in range(6):
-        tracker.log({"loss": float(step)}, step)
+        tracker.log({"train/loss": float(step)}, step)
     report = tracker.finish()
     assert report.counts["refused"] == 1 and report.unsent == 0
     assert len(said) == 1 and "refuses a record" in said[0] and "step three" in said[0]
-    assert [step for step, _ in _history(tracker, "loss")] == [0, 1, 2, 4, 5]
+    assert [step for step, _ in _history(tracker, "train/loss")] == [0, 1, 2, 4, 5]
     assert len(read_metrics(run_dir)) == 6
 
 
@@ -225,7 +226,7 @@ def test_a_folder_that_cannot_note_what_was_sent(run_dir: Path, monkeypatch: pyt
     said: list[str] = []
     tracker = Tracker(run_dir, _options(), {}, say=said.append, timing=FAST)
     for step in range(3):
-        tracker.log({"loss": 1.0}, step)
+        tracker.log({"train/loss": 1.0}, step)
         time.sleep(0.1)
     report = tracker.finish()
     assert report.failures == 0 and report.counts["metrics"] == 3 and report.unsent == 0
@@ -247,7 +248,7 @@ def test_a_note_that_cannot_be_read_is_said_and_everything_is_sent(run_dir: Path
 @pytest.mark.heavy
 def test_system_metrics_are_local_and_in_mlflow(run_dir: Path) -> None:
     tracker = Tracker(run_dir, _options(), {}, timing=Timing(send=0.05, system=0.05))
-    tracker.log({"loss": 1.0}, 7)
+    tracker.log({"train/loss": 1.0}, 7)
     _until(lambda: len(Journal(run_dir / "system.jsonl").read()[0]) >= 2)
     tracker.finish()
     names = set(_stored(tracker).data.metrics)
@@ -256,10 +257,10 @@ def test_system_metrics_are_local_and_in_mlflow(run_dir: Path) -> None:
 
 def test_switched_off_mlflow_leaves_the_local_files(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path / "run", _options(enabled=False), {"a": {"b": 1}})
-    tracker.log({"loss": 1.5}, 1)
+    tracker.log({"train/loss": 1.5}, 1)
     report = tracker.finish()
     assert (tracker.run_id, tracker.uri, report.unsent) == ("", "", 0)
-    assert read_metrics(tmp_path / "run")[0]["loss"] == 1.5
+    assert read_metrics(tmp_path / "run")[0]["train/loss"] == 1.5
     assert Journal(tmp_path / "run" / "params.jsonl").read()[0][0]["params"] == {"a.b": "1"}
     assert not (tmp_path / "mlflow.db").exists()
 

@@ -59,7 +59,7 @@ def test_a_run_with_dora_and_prodigy_goes_on_exactly(trained: TrainingFolder) ->
     assert {k: counted[k] for k in ("step", "batches", "skipped_steps", "loss_scaler")} == {
         k: wanted[k] for k in ("step", "batches", "skipped_steps", "loss_scaler")
     }
-    assert counted["skipped_steps"] == len(POISONED) and trained.metrics("resumed", "optimizer/d")[LAST] >= 1e-6
+    assert counted["skipped_steps"] == len(POISONED) and trained.metrics("resumed", "train/optimizer_d")[LAST] >= 1e-6
     lengths = [key for key in theirs if key.startswith("master/") and key.endswith(".lora_magnitude_vector")]
     matrices = [key for key in theirs if key.startswith("master/") and ".lora_A." in key]
     assert len(lengths) == len(matrices) > 10

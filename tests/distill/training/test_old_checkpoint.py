@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill.checkpoint.formats import read_trainer_state
+from distill.tracking.metric_names import present_record, read_metrics
 from launch import train
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.ranks import returned, run_ranks
@@ -28,12 +29,12 @@ def test_an_old_run_goes_on_as_it_would_have_then(tmp_path: Path) -> None:
     assert "resuming from" in results[0].stdout and "at update 6" in results[0].stdout
     assert "objective.lcm_step is now objective.teacher_interval" in results[0].stderr
 
-    expected = {row["step"]: row for row in json.loads((OLD / "curve.json").read_text())}
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    expected = {row["step"]: present_record(row) for row in json.loads((OLD / "curve.json").read_text())}
+    lines = list(read_metrics(run_dir))
     assert [line["step"] for line in lines] == list(range(1, 13))
     for line in lines:
         found = {name: line[name] for name in expected[line["step"]]}
-        norms = found.pop("grad_norm"), expected[line["step"]].pop("grad_norm")
+        norms = found.pop("train/grad_norm"), expected[line["step"]].pop("train/grad_norm")
         assert found == pytest.approx(expected[line["step"]], rel=1e-5), line["step"]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # then gradients were summed over the ranks first
     state = read_trainer_state(run_dir / "checkpoint-12")

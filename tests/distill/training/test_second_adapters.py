@@ -62,7 +62,7 @@ def test_both_losses_have_curves_of_their_own(runs: TrainingFolder) -> None:
     name = "fake_curves"
     returned(run_ranks(1, train_with_overflows, runs.argv(name, *settings("fake")), (), 0))
     text = (runs.run_dir(name) / "metrics.jsonl").read_text().splitlines()
-    found = [{key for key in ("loss_fake", "loss_student") if f'"{key}"' in line} for line in text]
+    found = [{key for key in ("loss_fake", "loss_student") if f'"train/{key}"' in line} for line in text]
     assert found == [{"loss_fake"}, {"loss_student"}] * 2 + [{"loss_fake"}]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.config.recipes import load_recipe
 from distill.runtime.world import World
+from distill.tracking.metric_names import LOSS, read_metrics
 from distill.training.build import make_trainer
 from distill.training.trainer import Trainer
 from launch import build_lmdb_cache, train
@@ -133,7 +133,7 @@ def test_the_audit_sees_the_edits_of_stored_latents(folder: Path) -> None:
 
 
 def _losses(run_dir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [record[LOSS] for record in read_metrics(run_dir)]
 
 
 @pytest.mark.process

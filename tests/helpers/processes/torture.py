@@ -26,6 +26,7 @@ import torch
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter
 from distill.checkpoint.store import find_checkpoint
+from distill.tracking.metric_names import LOSS, is_varying, read_metrics
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
 from tests.helpers.processes.attempts import Attempt, Launched, Start, notes_its_launcher
@@ -47,8 +48,6 @@ train: {{effective_batch: {BATCH}, micro_batch: 1, learning_rate: 2.0e-3, warmup
 checkpoint: {{save_steps: 2, keep: 2}}
 log: {{every: 1, samples: true, preview_every: {EVALUATE}, preview_samples: 2, preview_steps: 2}}
 """
-NOT_COMPARED = {"time", "step", "samples_per_second", "host_memory_gib", "host_memory_available_gib", "tree_rss_gib"}
-NOT_COMPARED |= {"disk_free_gib", "checkpoint_failures"}
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ class Run:
         self._attempts = 0
 
     def records(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list(read_metrics(self.folder))
 
     def update(self) -> int:
         """The newest logged update."""
@@ -260,12 +258,12 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
 
 
 def _curve(run: Run) -> dict[int, dict[str, float]]:
-    return {r["step"]: {k: v for k, v in r.items() if k not in NOT_COMPARED} for r in run.records()}
+    return {r["step"]: {k: v for k, v in r.items() if not is_varying(k)} for r in run.records()}
 
 
 def _distances(curve: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> list[float]:
     assert curve.keys() == other.keys()
-    pairs = [(curve[step][name], other[step][name]) for step in curve for name in ("loss", "learning_rate")]
+    pairs = [(curve[step][name], other[step][name]) for step in curve for name in (LOSS, "train/learning_rate")]
     return [abs(a - b) / max(abs(b), 1e-12) for a, b in pairs]
 
 
@@ -276,7 +274,7 @@ def _in_mlflow(run: Run, updates: int) -> tuple[int, int]:
     client = MlflowClient(f"sqlite:///{run.folder.parent / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'anytext2-distill'")
     found = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run.folder.name}'")
-    steps = Counter(metric.step for one in found for metric in client.get_metric_history(one.info.run_id, "loss"))
+    steps = Counter(metric.step for one in found for metric in client.get_metric_history(one.info.run_id, LOSS))
     missing = sum(step not in steps for step in range(1, updates + 1))
     return missing, sum(count - 1 for count in steps.values()) + (len(found) - 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from anytext2.synthetic.dataset import SyntheticConfig, write_dataset
 from distill.checkpoint.formats import read_adapter, read_optimizer
 from distill.checkpoint.store import find_checkpoint
+from distill.tracking.metric_names import LOSS, read_metrics
 from launch import train
 from tests.helpers.models.mini_model import write_mini
 from tests.helpers.paths import ROOT
@@ -63,10 +63,9 @@ class TrainingFolder:
     def run_dir(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def metrics(self, name: str, key: str = "loss") -> dict[int, float]:
+    def metrics(self, name: str, key: str = LOSS) -> dict[int, float]:
         """Step -> value, from the run's own journal, of the lines that have it."""
-        lines = (self.run_dir(name) / "metrics.jsonl").read_text().splitlines()
-        return {entry["step"]: entry[key] for entry in map(json.loads, lines) if key in entry}
+        return {record["step"]: record[key] for record in read_metrics(self.run_dir(name)) if key in record}
 
     def damaged_data(self, name: str, every: int) -> str:
         """An override that chooses the same pictures, of which every `every`-th is missing or truncated."""

@@ -69,6 +69,7 @@ def finished(tmp_path: Path, updates: int, **changes: Any) -> Trainer:
         "validation": SimpleNamespace(is_out_of_patience=lambda progress: progress.evaluations_since_best >= 2),
         "checkpoints": SimpleNamespace(finish=lambda: None, deliverables=lambda progress: {}),
         "tracker": NullTracker(),
+        "facts": {},
     }
     return Trainer(**(parts | known))
 
