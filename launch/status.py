@@ -7,6 +7,8 @@ what the next signal would do. Under SLURM it also asks `squeue` about the job. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from launch.common.cli import is_command, run_command
 from launch.common.tool_parsers import parse_status as parse
@@ -19,7 +21,12 @@ from distill.tracking.standing import read_standing, standing_lines
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return max(run_command(lambda run=run: print("\n".join(standing_lines(read_standing(run))))) for run in args.runs)
+    return max(run_command(partial(say, run)) for run in args.runs)
+
+
+def say(run_dir: Path) -> None:
+    """Prints how one run stands. Raises ValueError for a folder that is no run's."""
+    print("\n".join(standing_lines(read_standing(run_dir))))
 
 
 if __name__ == "__main__":

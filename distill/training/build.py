@@ -252,8 +252,8 @@ def _assemble(
         parameters = mlflow_parameters(recipe, engine.ds_config, network.info)
         sources = [Path(source) for source in recipe.data.sources] or [recipe.run_dir / DRAWN / "data.json"]
         notes = partial(first_notes, recipe, network.info, sources, len(dataset))
-        more = {"notes": notes, "notifier": Notifier(recipe.tracking.notify, recipe.run_dir)}
-        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, restored.tracking_run_id, **more)
+        told, before = Notifier(recipe.tracking.notify, recipe.run_dir), restored.tracking_run_id
+        tracker = Tracker(recipe.run_dir, recipe.tracking, parameters, before, notes=notes, notifier=told)
         main_writer = CheckpointWriter(recipe.run_dir, recipe.checkpoint.keep, progress.checkpoint_failures)
         writer, gauges = main_writer, [lambda: {"checkpoint_failures": float(main_writer.failures)}, watchdog.metrics]
         if recipe.log.preview_every:

@@ -160,7 +160,7 @@ class MetricsLog:
             metrics |= gauge()
         if math.isfinite(result.grad_norm):
             metrics["grad_norm"] = result.grad_norm
-        metrics |= scores | self._occasions.metrics()
+        metrics |= {**scores, **self._occasions.metrics()}
         self._tracker.log(sectioned(metrics), progress.updates)
         if self._engine.world.is_main:
             self._print(progress.updates, metrics, speed, scores)
