@@ -17,7 +17,7 @@ if is_command(__name__):
 
 from anytext2.core.files import whole_file
 from distill.evaluation.score_table import align_columns
-from distill.tracking.comparison import different_settings, draw_comparison, read_runs, results
+from distill.tracking.reports.comparison import different_settings, draw_comparison, read_runs, results
 
 
 def compare(args: argparse.Namespace) -> None:

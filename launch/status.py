@@ -16,7 +16,7 @@ from launch.common.tool_parsers import parse_status as parse
 if is_command(__name__):
     parse(None)  # answers --help and a wrong command line before the imports below, which take seconds
 
-from distill.tracking.standing import read_standing, standing_lines
+from distill.tracking.reports.standing import read_standing, standing_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

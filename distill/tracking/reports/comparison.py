@@ -14,7 +14,7 @@ from distill.config.differences import recipe_values
 from distill.config.recipes import load_recipe
 from distill.tracking.metric_names import LOSS, SPEED, SPELLING, read_metrics
 from distill.tracking.progress import duration
-from distill.tracking.standing import require_run
+from distill.tracking.reports.standing import require_run
 from distill.viz.curves import Curve, draw_curves
 
 NOT_COMPARED = ("name", "run_root")
