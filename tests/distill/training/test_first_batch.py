@@ -62,7 +62,7 @@ class Parts:
 
     @property
     def tracker(self) -> Any:
-        return SimpleNamespace(artifact=lambda path, folder="": self.drawn.append(path))
+        return SimpleNamespace(artifact=lambda path, *shown: self.drawn.append(path))
 
     def check(self) -> None:
         sampler = ShuffledBatchSampler(len(self.dataset), self.recipe.seed)
@@ -107,7 +107,8 @@ def test_a_sound_batch_passes_and_is_drawn(parts: Parts, capsys: pytest.CaptureF
         assert picture.width > 500 and picture.height > 500
     with Image.open(parts.recipe.run_dir / SAMPLES_PICTURE) as picture:
         assert picture.width > 1500 and picture.height > 500  # the 8 samples of the data, four a row
-    assert parts.drawn == [parts.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE)]
+    # The samples are recorded twice: as a file, and as the first picture of the previews' slider.
+    assert parts.drawn == [parts.recipe.run_dir / n for n in (AUDIT_PICTURE, SAMPLES_PICTURE, SAMPLES_PICTURE)]
     assert all(torch.equal(before[name], value) for name, value in parts.roles.wrapped.state_dict().items())
 
 
