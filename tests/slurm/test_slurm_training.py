@@ -56,7 +56,7 @@ def sent(place: Place) -> tuple[list[str], Counter[int]]:
     """The states of MLflow's runs, and how often it has the loss of each step."""
     store = sqlite3.connect(place.folder / "runs" / "mlflow.db")
     states = [state for (state,) in store.execute("select status from runs")]
-    steps = Counter(step for (step,) in store.execute("select step from metrics where key = 'loss'"))
+    steps = Counter(step for (step,) in store.execute("select step from metrics where key = ?", (LOSS,)))
     store.close()
     return states, steps
 
