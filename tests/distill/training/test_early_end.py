@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,10 +197,14 @@ def read_until(started: subprocess.Popen[str], words: str) -> str:
 
 
 def ranks_of(started: subprocess.Popen[str]) -> list[psutil.Process]:
-    """In order of rank."""
-    found = [p for p in psutil.Process(started.pid).children(recursive=True) if "RANK" in p.environ()]
-    found = [p for p in found if p.ppid() not in {other.pid for other in found}]  # not the loaders' workers
-    return sorted(found, key=lambda process: int(process.environ()["RANK"]))
+    """In order of rank. A short command that a rank has started may end in between."""
+    ranks: dict[psutil.Process, int] = {}
+    for process in psutil.Process(started.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie's error, too
+            rank = process.environ().get("RANK")
+            if rank is not None and process.ppid() not in {other.pid for other in ranks}:  # not the loaders' workers
+                ranks[process] = int(rank)
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def end_of(started: subprocess.Popen[str]) -> tuple[int, list[str], float]:
