@@ -57,7 +57,7 @@ screenshots: setup
 	$(BIN)/python -m tests.browser.screenshots
 
 # What one runs before every commit. Types and imports are checked beside the tests: both take about as long.
-QUICK := not process and not heavy and not slow and not official and not slurm and not gpu and not browser
+QUICK := not process and not heavy and not slow and not official and not slurm and not gpu and not browser and not torchao
 
 check: setup
 	$(BIN)/ruff check .
@@ -100,9 +100,13 @@ test-gpu: $(GPU_SETUP)
 test-slurm: setup
 	tests/slurm/cluster.sh with $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
-# Adapters of trainings, read by the oldest PEFT, one in between and the newest, each in an environment of its own.
+# Adapters of trainings, read by the oldest PEFT, one in between and the newest, each in an environment of its own; and
+# 8-bit activations with torchao, in a folder of its own: wherever it is installed, PEFT imports it.
+TORCHAO := build/compat/torchao
 test-compat: setup
 	$(BIN)/python -m tests.compat.peft_releases
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(TORCHAO) 'torchao>=0.18,<0.19'
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -n 0 -m torchao tests/distill/quantization
 
 # The page in Debian's Chromium, which is installed where it is missing (root).
 test-browser: setup
