@@ -91,7 +91,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test-official: setup
-	$(BIN)/python -m pytest -m official tests/official
+	$(BIN)/python -m pytest -n 2 -m official tests/official
 
 # One NVIDIA GPU, and two where there are; fails where there is none.
 test-gpu: $(GPU_SETUP)
