@@ -5,11 +5,12 @@ Nobody outside holds a buffer, so that the next replay overwrites nothing that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from distill.compilation.capture import Capture
@@ -39,16 +40,25 @@ class TrainingCall:
     """
 
     def __init__(
-        self, capture: Capture, call: Call, inputs: Sequence[Tensor], parameters: Sequence[Tensor], pool: Any
+        self,
+        capture: Capture,
+        call: Call,
+        inputs: Sequence[Tensor],
+        network: nn.Module,
+        trained: Sequence[nn.Parameter],
+        pool: Any,
     ) -> None:
-        """parameters: what the call's weights get gradients for. pool: of this call alone."""
+        """trained: the network's parameters that get gradients. pool: of this call alone."""
         self.is_pending = False
-        self._parameters = list(parameters)
+        self._network, self._parameters = network, list(trained)
+        # Autograd remembers on which stream a parameter was first used, for as long as any graph or hook uses it.
+        # Waiting for that stream ends a capture, so what is captured has leaves of its own in the same memory.
+        self._leaves = [p.detach().requires_grad_() for p in trained]
         self._inputs = [
             buffer.requires_grad_(given.requires_grad)
             for buffer, given in zip(static_copies(inputs), inputs, strict=True)
         ]
-        self._sources = [t for t in (*self._inputs, *parameters) if t.requires_grad]
+        self._sources = [t for t in (*self._inputs, *self._leaves) if t.requires_grad]
         self._is_used: list[bool] = []
         self._call = call
         self._alive: list[Tensor] = []
@@ -77,7 +87,8 @@ class TrainingCall:
         return [next(found) if t.requires_grad and next(is_used) else None for t in (*self._inputs, *self._parameters)]
 
     def _run_forward(self) -> list[Tensor]:
-        with torch.enable_grad():
+        self._alive = []  # the graph of the run before
+        with torch.enable_grad(), parameters_replaced(self._network, self._parameters, self._leaves):
             self._alive = list(self._call(self._inputs))
         return [output.detach() for output in self._alive]
 
@@ -104,6 +115,27 @@ class _Replayed(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.call.backward(gradients)
+
+
+@contextmanager
+def parameters_replaced(
+    network: nn.Module, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]
+) -> Iterator[None]:
+    """The network with these tensors in place of its parameters, inside."""
+    given: dict[Tensor | None, Tensor] = dict(zip(parameters, tensors, strict=True))
+    places = [
+        (module._parameters, name, p)
+        for module in network.modules()
+        for name, p in module._parameters.items()
+        if p in given
+    ]
+    try:
+        for own, name, p in places:
+            own[name] = given[p]  # type: ignore[assignment]
+        yield
+    finally:
+        for own, name, p in places:
+            own[name] = p
 
 
 def static_copies(tensors: Sequence[Tensor]) -> list[Tensor]:

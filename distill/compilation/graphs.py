@@ -120,6 +120,6 @@ class GraphedCalls(Switch):
     def _make(self, network: nn.Module, call: Call, tensors: list[Tensor], trains: bool) -> ForwardCall | TrainingCall:
         if trains:
             trained = self._trained.get(network, [])
-            return TrainingCall(self._capture, call, tensors, trained, self._capture.new_pool())
+            return TrainingCall(self._capture, call, tensors, network, trained, self._capture.new_pool())
         self._pool = self._pool or self._capture.new_pool()
         return ForwardCall(self._capture, call, tensors, self._pool)

@@ -128,6 +128,21 @@ def test_each_shape_mode_and_adapter_has_its_own_graph() -> None:
     assert calls.count == 4
 
 
+def test_a_capture_leaves_parameters_and_their_hooks_alone() -> None:
+    """Another graph or a hook ties a parameter to its stream, for which a capture must not wait."""
+    net, plain = nets()
+    calls, _, _ = captured(net)
+    parameters, found = dict(net.named_parameters()), []
+    for name, p in parameters.items():
+        if not name.startswith("unused"):
+            p.register_hook(lambda gradient, name=name: found.append(name))  # type: ignore[misc]
+    with calls.active():
+        assert_same(step(net, 1), step(plain, 1), 1e-12)
+    assert sorted(found) == ["first.bias", "first.weight", "last.bias", "last.weight"]
+    assert {name: id(p) for name, p in net.named_parameters()} == {name: id(p) for name, p in parameters.items()}
+    assert_same(gradients(net), gradients(plain), 1e-12)
+
+
 def test_without_training_only_calls_without_gradients_are_captured() -> None:
     net, plain = nets()
     calls, _, _ = captured(net, captures_training=False)
