@@ -19,7 +19,11 @@ _SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def intercept(module: nn.Module, run: Callable[..., Any]) -> None:
-    """From now on a call of `module` is ``run(forward, module, *args, **kwargs)`` with the forward of its class."""
+    """From now on a call of `module` is ``run(forward, module, *args, **kwargs)`` with the forward of its class.
+
+    A module is intercepted once; see `release`.
+    """
+    assert _RUN not in module.__dict__, f"{type(module).__name__} is intercepted already"
     module.__class__ = _intercepted(type(module))
     module.__dict__[_RUN] = run
 

@@ -37,7 +37,7 @@ def record_kernels(call: Callable[[], object], device: torch.device) -> list[Ker
     """The kernels of one call, the longest first. Empty on a CPU."""
     if device.type != "cuda":
         return []
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         call()
         torch.cuda.synchronize(device)
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)

@@ -40,6 +40,7 @@ def measure_sampling(steps: Steps, rows: dict[str, Any]) -> None:
                 found = captured_rows(plain) if captured else plain
                 timings = bench_sampling.time_rows(found, batch, schedule, recipe, steps.plan.repeats)
                 rows.setdefault(str(size), {}).update({timing.row: asdict(timing) for timing in timings})
+                release_rows(plain)
     finally:
         release_rows(plain)
         for p in trained:
