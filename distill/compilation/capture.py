@@ -30,8 +30,8 @@ class Capture(Protocol):
     def new_pool(self) -> Any:
         """Memory for graphs whose intermediate values may overwrite each other's."""
 
-    def warm_up(self, run: Run) -> None:
-        """Calls `run` as a capture needs it."""
+    def warm_up(self, run: Run) -> list[Tensor]:
+        """Calls `run` as often as a capture needs it; returns what its last call gave."""
 
     def record(self, run: Run, pool: Any) -> Captured:
         """Records one call of `run`; its memory comes from the pool."""
@@ -43,13 +43,15 @@ class CudaCapture:
     def new_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
-    def warm_up(self, run: Run) -> None:
+    def warm_up(self, run: Run) -> list[Tensor]:
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
+        outputs: list[Tensor] = []
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                run()
+                outputs = list(run())
         current.wait_stream(stream)
+        return outputs
 
     def record(self, run: Run, pool: Any) -> Captured:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()

@@ -15,6 +15,13 @@ from torch.autograd.function import once_differentiable
 
 from distill.compilation.capture import Capture
 
+TOLERANCE = 0.02
+"""How far a replay may be from the call that was captured, relative to the largest value. The same kernels run in both;
+only sums whose order is not fixed, rounded to half precision, differ."""
+
+GRADIENT = 1e-3
+"""The gradient of the outputs in the runs before a capture; of an ordinary size, for values to compare."""
+
 Call = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """A network's call with everything but its tensors filled in."""
 
@@ -23,9 +30,12 @@ class ForwardCall:
     """A call without gradients."""
 
     def __init__(self, capture: Capture, call: Call, inputs: Sequence[Tensor], pool: Any) -> None:
+        """Raises RuntimeError where the call cannot be captured, or a replay gives something else."""
         buffers = self._inputs = static_copies(inputs)
-        capture.warm_up(lambda: call(buffers))
+        expected = capture.warm_up(lambda: call(buffers))
         self._captured = capture.record(lambda: call(buffers), pool)
+        self._captured.replay()
+        require_same(self._captured.outputs, expected)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         _copy_all(self._inputs, inputs)
@@ -48,12 +58,12 @@ class TrainingCall:
         trained: Sequence[nn.Parameter],
         pool: Any,
     ) -> None:
-        """trained: the network's parameters that get gradients. pool: of this call alone."""
+        """trained: the network's parameters that get gradients. pool: of this call alone. Raises as `ForwardCall`."""
         self.is_pending = False
         self._network, self._parameters = network, list(trained)
         # Autograd remembers on which stream a parameter was first used, for as long as any graph or hook uses it.
         # Waiting for that stream ends a capture, so what is captured has leaves of its own in the same memory.
-        self._leaves = [p.detach().requires_grad_() for p in trained]
+        self._leaves = [nn.Parameter(p.detach()) for p in trained]
         self._inputs = [
             buffer.requires_grad_(given.requires_grad)
             for buffer, given in zip(static_copies(inputs), inputs, strict=True)
@@ -63,10 +73,13 @@ class TrainingCall:
         self._call = call
         self._alive: list[Tensor] = []
         self._gradients_in: list[Tensor] = []
-        capture.warm_up(self._both)
+        expected = capture.warm_up(self._both)
         self._forward = capture.record(self._run_forward, pool)
         self._backward = capture.record(self._run_backward, pool)
         self._alive = []
+        self._forward.replay()
+        self._backward.replay()
+        require_same([*self._forward.outputs, *self._backward.outputs], expected)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         self.is_pending = True
@@ -99,8 +112,8 @@ class TrainingCall:
 
     def _both(self) -> list[Tensor]:
         outputs = self._run_forward()
-        self._gradients_in = self._gradients_in or [torch.zeros_like(output) for output in outputs]
-        return self._run_backward()
+        self._gradients_in = self._gradients_in or [torch.full_like(output, GRADIENT) for output in outputs]
+        return [*outputs, *self._run_backward()]
 
 
 class _Replayed(torch.autograd.Function):
@@ -136,6 +149,21 @@ def parameters_replaced(
     finally:
         for own, name, p in places:
             own[name] = p
+
+
+@torch.no_grad()
+def require_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raises RuntimeError where a replay gave other values than the call that was captured."""
+    distances = [_distance(one, other) for one, other in zip(found, expected, strict=True) if one.numel()]
+    worst = float(torch.stack(distances).max()) if distances else 0.0
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"its replay is {worst:.1%} away from the call that was captured")
+
+
+def _distance(found: Tensor, expected: Tensor) -> Tensor:
+    """The largest difference, relative to the largest value; numbers that are not finite count as equal among them."""
+    one, other = (torch.nan_to_num(t.float(), 0.0, 0.0, 0.0) for t in (found, expected))
+    return (one - other).abs().max() / other.abs().max().clamp_min(1e-12)
 
 
 def static_copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -65,6 +65,20 @@ class Switch:
             self.is_on = False
 
 
+class Both(Switch):
+    """Two fast paths, one inside the other: compiled blocks within a captured network."""
+
+    def __init__(self, outer: Switch, inner: Switch) -> None:
+        super().__init__()
+        self.outer, self.inner = outer, inner
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """As `Switch.active`."""
+        with super().active(), self.outer.active(), self.inner.active():
+            yield
+
+
 @dataclass(frozen=True)
 class Layout:
     """The arguments of a call without its tensors."""

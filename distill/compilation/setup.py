@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from distill.adapters.roles import AdapterRoles
-from distill.compilation.blocks import BlockPrograms
+from distill.compilation.blocks import BlockPrograms, Say
 from distill.compilation.capture import CudaCapture
 from distill.compilation.graphs import GraphedCalls
-from distill.compilation.intercept import Switch
+from distill.compilation.intercept import Both, Switch, release
 from distill.config.schema import Recipe
 from distill.losses.terms import terms_with_attention
 from distill.objectives.distillation_loss import DistillationLossConfig
@@ -22,6 +24,8 @@ def make_compilation(recipe: Recipe, roles: AdapterRoles, world: World) -> Switc
     the rank that has them.
     """
     mode, config = recipe.train.compile, recipe.objective_config
+    if mode == "none":
+        return Switch()
 
     def say(line: str) -> None:
         print(line if world.is_main else f"rank {world.rank}: {line}", flush=True)
@@ -30,28 +34,45 @@ def make_compilation(recipe: Recipe, roles: AdapterRoles, world: World) -> Switc
         if world.is_main:
             print(f"train.compile={mode}: {line}", flush=True)
 
-    if mode == "none":
-        return Switch()
-    if recipe.lora.dropout and mode == "blocks":
-        decide(f"lora.dropout={recipe.lora.dropout} draws other numbers in compiled code; training runs eagerly")
-        return Switch()
-    if mode == "graphs" and world.device.type != "cuda":
-        decide(f"there are no CUDA graphs on a {world.device.type}; training runs eagerly")
-        return Switch()
     records = isinstance(config, DistillationLossConfig) and bool(terms_with_attention(config.terms))
-    if records:
-        decide("the WriteNet runs eagerly, because a loss term records its attention")
     networks = step_networks(roles, records)
-    if mode == "blocks":
-        programs = BlockPrograms(say)
-        programs.compile(networks)
-        return programs
+    graphs = _graphs(recipe, roles, world, networks, say, decide) if "graphs" in mode else None
+    blocks = _blocks(recipe, networks, say, decide) if "blocks" in mode else None
+    if records and (graphs or blocks):
+        decide("the WriteNet runs eagerly, because a loss term records its attention")
+    if graphs and blocks:
+        return Both(graphs, blocks)
+    return graphs or blocks or Switch()
+
+
+def _graphs(
+    recipe: Recipe, roles: AdapterRoles, world: World, networks: Sequence[nn.Module], say: Say, decide: Say
+) -> GraphedCalls | None:
+    if world.device.type != "cuda":
+        decide(f"there are no CUDA graphs on a {world.device.type}; networks run eagerly")
+        return None
     reasons = {"lora.dropout": recipe.lora.dropout, "model.activation_checkpointing": recomputes(recipe)}
     if found := [name for name, value in reasons.items() if value]:
-        decide(f"the student runs eagerly with {' and '.join(found)}; the teacher is captured")
+        decide(f"the student is not captured with {' and '.join(found)}; the teacher is")
     calls = GraphedCalls(CudaCapture(), say, lambda: roles.active, captures_training=not found)
     calls.capture([*networks, roles.model.cond_stage_model.tower.transformer])
     return calls
+
+
+def _blocks(recipe: Recipe, networks: Sequence[nn.Module], say: Say, decide: Say) -> BlockPrograms | None:
+    if recipe.lora.dropout:
+        decide(f"lora.dropout={recipe.lora.dropout} draws other numbers in compiled code; blocks run eagerly")
+        return None
+    programs = BlockPrograms(say)
+    programs.compile(networks)
+    return programs
+
+
+def release_networks(roles: AdapterRoles) -> None:
+    """Student and teacher run as written again."""
+    with roles.teacher() as teacher:
+        for model in (roles.model, teacher):
+            release(model)
 
 
 def step_networks(roles: AdapterRoles, records: bool = False) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from launch.bench.gpu.card import GIB, describe_card, measure_rates
 from launch.bench.gpu.other_sections import measure_accumulation, measure_sampling, project
 from launch.bench.gpu.report import format_report
 from launch.bench.gpu.sections import Section, run_sections
-from launch.bench.gpu.step_sections import Peers, StepSections
+from launch.bench.gpu.step_sections import BOTH, Peers, StepSections
 from launch.bench.gpu.steps import TINY, Plan
 from launch.common.cli import run_command
 from launch.common.command_help import command_parser
@@ -63,12 +63,14 @@ def bench(args: argparse.Namespace, peers: Peers) -> None:
     plan = replace(plan, overrides=(*plan.overrides, *args.overrides))
     card = describe_card(device)
     results: dict[str, Any] = {"card": card, "cap_gib": cap, "tiny": args.tiny, "batch": plan.batch}
-    sections = make_sections(plan, args.out, device, peers)
+    rates: dict[str, Any] = {}
+    steps = StepSections(plan, args.out, device, peers, rates)
+    sections = make_sections(steps, rates, device)
     if unknown := set(args.sections) - {section.name for section in sections}:
         names = ", ".join(section.name for section in sections)
         raise ValueError(f"--sections {' '.join(sorted(unknown))}: one of {names}")
     chosen = [section for section in sections if not args.sections or section.name in args.sections]
-    run_sections(chosen, results, args.out / "gpu.json", args.seconds, device)
+    run_sections(chosen, results, args.out / "gpu.json", args.seconds, device, steps.reset)
     text = format_report(results)
     path = args.report or (args.out / "gpu.md" if args.tiny else REPORTS / report_name(card))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +89,11 @@ def limit_memory(device: torch.device, cap_gib: float) -> float | None:
     return cap_gib
 
 
-def make_sections(plan: Plan, folder: Path, device: torch.device, peers: Peers) -> list[Section]:
-    """All sections, those first that matter most."""
-    rates: dict[str, Any] = {}
+def make_sections(steps: StepSections, rates: dict[str, Any], device: torch.device) -> list[Section]:
+    """All sections, those first that matter most. rates: filled by the first one."""
+    plan = steps.plan
     measured: dict[str, Any] = {}
-    steps = StepSections(plan, folder, device, peers, rates)
+    peers: dict[str, Any] = {}
 
     def card(values: dict[str, Any]) -> None:
         measure_rates(device, plan.side, plan.repeats, rates)
@@ -107,16 +109,21 @@ def make_sections(plan: Plan, folder: Path, device: torch.device, peers: Peers) 
 
     def blocks(values: dict[str, Any]) -> None:
         steps.blocks(values)
-        measured["blocks"] = values[f"blocks, {plan.batch}"]
+        measured.update({mode: values[f"{mode}, {plan.batch}"] for mode in ("blocks", BOTH)})
+
+    def public_recipe(values: dict[str, Any]) -> None:
+        steps.peers(values)
+        peers.update(values)
 
     return [
         Section("card", 30, card),
         Section("eager", 150, eager),
         Section("graphs", 90, graphs, needs_cuda=True),
         Section("before", 40, steps.before),
-        Section("public recipe", 90, steps.peers),
+        Section("public recipe", 90, public_recipe),
         Section("sampling", 70, lambda values: measure_sampling(steps.steps(), values)),
         Section("blocks", 180, blocks, needs_cuda=True),
+        Section("compiled consistency", 120, lambda values: steps.compiled_peers(values, peers), needs_cuda=True),
         Section("recomputation", 40, steps.recomputation),
         Section("kernels", 10, steps.kernels, needs_cuda=True),
         Section("accumulation", 15, lambda values: measure_accumulation(steps.steps(), values), needs_cuda=True),

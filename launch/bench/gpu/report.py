@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ Rows = Mapping[str, Any]
 STEP_TABLES = {
     "eager": "As written, by micro-batch",
     "graphs": "CUDA graphs",
-    "blocks": "Compiled blocks",
-    "more blocks": "Compiled blocks, other micro-batches",
+    "blocks": "Compiled blocks, alone and inside CUDA graphs",
+    "more blocks": "Compiled blocks inside CUDA graphs, other micro-batches",
     "recomputation": "Recomputed activations",
     "before": "Beside the code of before (its savings off, plain memory format, no search of cuDNN)",
     "public recipe": "`consistency` beside the public recipe",
+    "compiled consistency": "`consistency` with compiled blocks inside CUDA graphs",
     "bfloat16": "bfloat16",
 }
 
@@ -72,19 +73,19 @@ def bars(results: Row) -> list[Bar]:
     """What the benchmark is to show, at the micro-batch of the comparisons, with the best `train.compile`."""
     batch = results["batch"]
     values = {name: section["values"] for name, section in results["sections"].items()}
-    found = {
-        name: values.get(name, {}) for name in ("eager", "graphs", "blocks", "before", "public recipe", "sampling")
-    }
-    ours = [found["eager"].get(f"none, {batch}"), *(found[n].get(f"{n}, {batch}") for n in ("graphs", "blocks"))]
-    best: Row = max(ours, key=lambda row: _get(row, "samples_per_second") or 0.0) or {}
-    peer = {kind: _fastest(found["public recipe"], kind, batch) for kind in ("cached", "online", "public recipe")}
-    peer["public recipe"] = found["public recipe"].get(f"public recipe, contiguous, {batch}", {})
-    sampling = found["sampling"].get("1", {})
+    steps = _rows(values, "eager", "graphs", "blocks")
+    best = _fastest(steps.get(f"{mode}, {batch}") for mode in ("none", "graphs", "blocks", "blocks+graphs"))
+    before = values.get("before", {}).get("before")
+    peers = _rows(values, "public recipe", "compiled consistency")
+    ways = (f"{batch}", f"graphs, {batch}", f"blocks+graphs, {batch}")
+    peer = {kind: _fastest(peers.get(f"{kind}, {way}") for way in ways) for kind in ("cached", "online")}
+    peer["public recipe"] = peers.get(f"public recipe, contiguous, {batch}", {})
+    sampling = values.get("sampling", {}).get("1", {})
     student, teacher = (_shortest(sampling, name) for name in ("student 4", "teacher"))
     rate, peak = "samples_per_second", "peak_gib"
     faster = teacher / student if student and teacher else None
     return [
-        Bar("samples/s to the code of before", 3.0, _ratio(best, found["before"].get("before"), rate)),
+        Bar("samples/s to the code of before", 3.0, _ratio(best, before, rate)),
         Bar("utilisation of the measured matrix rate", 0.4, _get(best, "utilisation")),
         Bar("share of the step in which the GPU is busy", 0.95, _get(best, "busy")),
         Bar("samples/s to the public recipe, cached", 3.0, _ratio(peer["cached"], peer["public recipe"], rate)),
@@ -159,9 +160,14 @@ def _ratio(row: Row | None, other: Row | None, key: str) -> float | None:
     return value / base if value and base else None
 
 
-def _fastest(rows: Rows, kind: str, batch: int) -> Row:
-    found = [rows.get(f"{kind}, {batch}") or {}, rows.get(f"{kind}, graphs, {batch}") or {}]
-    return max(found, key=lambda row: _get(row, "samples_per_second") or 0.0)
+def _rows(values: Row, *sections: str) -> Rows:
+    """The rows of several sections."""
+    return {name: row for section in sections for name, row in values.get(section, {}).items()}
+
+
+def _fastest(rows: Iterable[Row | None]) -> Row:
+    """The one with the most samples a second; those that were not measured have none."""
+    return max((row or {} for row in rows), key=lambda row: _get(row, "samples_per_second") or 0.0)
 
 
 def _shortest(rows: Rows, name: str) -> float | None:

@@ -38,11 +38,17 @@ class Section:
 
 
 def run_sections(
-    sections: Sequence[Section], results: Values, path: Path, total_seconds: float, device: torch.device
+    sections: Sequence[Section],
+    results: Values,
+    path: Path,
+    total_seconds: float,
+    device: torch.device,
+    after_error: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs the sections in order, and writes `results` to `path` after each.
 
-    results["sections"][name]: seconds, error (empty where there was none), values.
+    results["sections"][name]: seconds, error (empty where there was none), values. after_error: called after a section
+    that did not end, which may have left anything behind.
     """
     end = time.monotonic() + total_seconds
     results["sections"] = {}
@@ -55,6 +61,8 @@ def run_sections(
             error = f"left out: the {total_seconds:.0f} s of all sections were used up"
         else:
             error = _attempt(section, values, limit)
+            if error:
+                after_error()
             _free(device)
         seconds = round(time.monotonic() - began, 2)
         results["sections"][section.name] = {"seconds": seconds, "error": error, "values": values}

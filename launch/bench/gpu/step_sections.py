@@ -31,6 +31,7 @@ BEFORE = (
     *("both captions in one call", "negative prompt once a run"),
 )
 """The savings that the code of before lacked, in an order in which they can be switched off together."""
+BOTH = "blocks+graphs"
 TEN = 10
 
 
@@ -41,6 +42,10 @@ class StepSections:
         self.plan, self._folder, self._device, self._peers, self._rates = plan, folder, device, peers, rates
         self._steps: Steps | None = None
         self._kernels: dict[str, list[Kernel]] = {}
+
+    def reset(self) -> None:
+        """After an error: the next section has a model of its own."""
+        self._steps = None
 
     def steps(self, dtype: torch.dtype = torch.float16) -> Steps:
         """The model in that dtype (float32 on a CPU, which is slow in others); one is kept at a time."""
@@ -59,16 +64,18 @@ class StepSections:
         self._compiled("graphs", rows, self.plan.batches)
 
     def blocks(self, rows: Rows) -> None:
-        """The micro-batch of the comparisons with compiled blocks."""
-        self._compiled("blocks", rows, (self.plan.batch,))
+        """The micro-batch of the comparisons with compiled blocks, alone and inside CUDA graphs."""
+        for mode in ("blocks", BOTH):
+            self._compiled(mode, rows, (self.plan.batch,))
 
     def more_blocks(self, rows: Rows) -> None:
-        """The other micro-batches with compiled blocks, as far as the time goes."""
-        self._compiled("blocks", rows, tuple(batch for batch in self.plan.batches if batch != self.plan.batch))
+        """The other micro-batches with compiled blocks inside CUDA graphs, the largest first, as far as time goes."""
+        others = sorted((batch for batch in self.plan.batches if batch != self.plan.batch), reverse=True)
+        self._compiled(BOTH, rows, tuple(others))
 
     def bfloat16(self, rows: Rows) -> None:
         """The micro-batch of the comparisons in the other half precision."""
-        for mode in ("none", "graphs") if self._device.type == "cuda" else ("none",):
+        for mode in ("none", "graphs", BOTH) if self._device.type == "cuda" else ("none",):
             self._compiled(mode, rows, (self.plan.batch,), torch.bfloat16)
 
     def recomputation(self, rows: Rows) -> None:
@@ -96,7 +103,11 @@ class StepSections:
         for batch in self.plan.peer_batches:
             self._take_turns(rows, batch)
             if self._device.type == "cuda":
-                self._consistency_as_graphs(rows, batch)
+                self._fast_consistency("graphs", rows, batch, rows)
+
+    def compiled_peers(self, rows: Rows, plain: Rows) -> None:
+        """`consistency` with compiled blocks inside CUDA graphs. plain: the rows of `peers`."""
+        self._fast_consistency(BOTH, rows, self.plan.batch, plain)
 
     def _consistency(self, batch: int) -> tuple[Recipe, dict[str, MicroStep]]:
         recipe = self.plan.recipe(*CONSISTENCY)
@@ -120,14 +131,14 @@ class StepSections:
                 add_row(rows, f"{name}, contiguous, {batch}", partial(self._measure, steps, step, 0))
             step.clear()
 
-    def _consistency_as_graphs(self, rows: Rows, batch: int) -> None:
+    def _fast_consistency(self, mode: str, rows: Rows, batch: int, plain: Rows) -> None:
         steps = self.steps()
         recipe, ours = self._consistency(batch)
         for name, step in ours.items():
-            flops = int((rows[f"{name}, {batch}"].get("tflop_a_sample") or 0) * 1e12)
-            with steps.fast_path("graphs", recipe) as path:
+            flops = int((plain.get(f"{name}, {batch}", {}).get("tflop_a_sample") or 0) * 1e12)
+            with steps.fast_path(mode, recipe) as path:
                 step = replace(step, context=_both(step.context, path.active))
-                add_row(rows, f"{name}, graphs, {batch}", partial(self._measure, steps, step, flops, True))
+                add_row(rows, f"{name}, {mode}, {batch}", partial(self._measure, steps, step, flops, True))
 
     def kernels(self, rows: Rows) -> None:
         """The largest kernels of the production step, of the rows that were measured: name, calls, seconds."""
@@ -139,7 +150,7 @@ class StepSections:
         for batch in batches:
             with steps.fast_path(mode) as path:
                 step = replace(steps.workload(batch).micro_step(), context=path.active)
-                measure = partial(self._measure, steps, step, captures=mode == "graphs")
+                measure = partial(self._measure, steps, step, captures="graphs" in mode)
                 kernels = add_row(rows, f"{mode}, {batch}", measure)
             if batch == self.plan.batch and dtype == torch.float16:
                 self._kernels[mode] = kernels

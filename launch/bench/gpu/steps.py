@@ -19,8 +19,8 @@ from torch import nn
 
 from anytext2.model.anytext2 import AnyText2, build_model, load_model_config
 from anytext2.model.memory_format import use_gpu_format
-from distill.compilation.intercept import Switch, release
-from distill.compilation.setup import make_compilation
+from distill.compilation.intercept import Switch
+from distill.compilation.setup import make_compilation, release_networks
 from distill.config.recipes import find_recipe, load_recipe
 from distill.config.schema import Recipe
 from distill.inference.model import make_model, make_schedule
@@ -104,9 +104,7 @@ class Steps:
         try:
             yield make_compilation(recipe, self.roles, World(0, 0, 1, self.device))
         finally:
-            with self.roles.teacher() as teacher:
-                for model in (self.roles.model, teacher):
-                    release(model)
+            release_networks(self.roles)
 
 
 def _make_model(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> AnyText2:

@@ -12,7 +12,8 @@ from distill.adapters.roles import AdapterRoles
 from distill.compilation import setup
 from distill.compilation.blocks import BlockPrograms
 from distill.compilation.graphs import GraphedCalls
-from distill.compilation.setup import make_compilation
+from distill.compilation.intercept import Both
+from distill.compilation.setup import make_compilation, release_networks
 from distill.config.schema import ModelConfig, Recipe, TrainConfig
 from distill.runtime.world import World
 from tests.helpers.models.mini_model import mini_model
@@ -42,7 +43,7 @@ ATTENTION = {"terms": {"attention_mass": {"weight": 0.1}}}
     ("given", "device", "kind", "line"),
     [
         (recipe("none"), GPU, setup.Switch, ""),
-        (recipe("graphs"), CPU, setup.Switch, "train.compile=graphs: there are no CUDA graphs on a cpu; training runs"),
+        (recipe("graphs"), CPU, setup.Switch, "train.compile=graphs: there are no CUDA graphs on a cpu; networks run"),
         (
             recipe("blocks", dropout=0.1),
             CPU,
@@ -52,11 +53,19 @@ ATTENTION = {"terms": {"attention_mass": {"weight": 0.1}}}
         (recipe("blocks", recompute="all"), CPU, BlockPrograms, ""),
         (recipe("blocks", **ATTENTION), CPU, BlockPrograms, "train.compile=blocks: the WriteNet runs eagerly, because"),
         (recipe("graphs"), GPU, GraphedCalls, ""),
+        (recipe("blocks+graphs"), GPU, Both, ""),
+        (recipe("blocks+graphs"), CPU, BlockPrograms, "train.compile=blocks+graphs: there are no CUDA graphs on a cpu"),
+        (
+            recipe("blocks+graphs", dropout=0.1),
+            CPU,
+            setup.Switch,
+            "train.compile=blocks+graphs: there are no|train.compile=blocks+graphs: lora.dropout=0.1",
+        ),
         (
             recipe("graphs", dropout=0.1, recompute="all"),
             GPU,
             GraphedCalls,
-            "train.compile=graphs: the student runs eagerly with lora.dropout and model.activation_checkpointing; the",
+            "train.compile=graphs: the student is not captured with lora.dropout and model.activation_checkpointing",
         ),
     ],
 )
@@ -70,10 +79,14 @@ def test_what_a_run_gets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(setup, "CudaCapture", Rerun)
-    assert type(make_compilation(given, AdapterRoles(student), World(0, 0, 2, device))) is kind
+    roles = AdapterRoles(student)
+    assert type(make_compilation(given, roles, World(0, 0, 2, device))) is kind
+    release_networks(roles)
     lines = capsys.readouterr().out.splitlines()
-    assert [found[: len(line)] for found in lines] == ([line] if line else [])
-    make_compilation(given, AdapterRoles(student), World(1, 1, 2, device))
+    expected = [part for part in line.split("|") if part]
+    assert [found[: len(start)] for found, start in zip(lines, expected, strict=True)] == expected
+    make_compilation(given, roles, World(1, 1, 2, device))
+    release_networks(roles)
     assert not capsys.readouterr().out
 
 
@@ -85,5 +98,5 @@ def test_the_writenet_is_left_alone_where_its_attention_is_recorded(student: Any
 
 
 def test_an_unknown_value_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train.compile='fast': one of none, blocks, graphs"):
+    with pytest.raises(ValueError, match=r"train.compile='fast': one of none, blocks, graphs, blocks\+graphs"):
         TrainConfig(compile="fast")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.compilation.capture import Captured, Run
 
@@ -19,8 +20,8 @@ class Rerun:
         self.pools += 1
         return self.pools
 
-    def warm_up(self, run: Run) -> None:
-        run()
+    def warm_up(self, run: Run) -> list[Tensor]:
+        return list(run())
 
     def record(self, run: Run, pool: Any) -> Captured:
         self.records += 1
