@@ -68,6 +68,7 @@ class GraphedCalls(Switch):
         places = [p.data_ptr() for parameters in self._networks.values() for p in parameters]
         if places != self._places:
             self._calls.clear()
+            self._pool = None  # a pool ends with its last graph
             self._places = places
         for call, _ in self._calls.values():
             if isinstance(call, TrainingCall):
@@ -113,6 +114,8 @@ class GraphedCalls(Switch):
             reason = str(error).strip().splitlines()[0][:200]
             self._say(f"train.compile=graphs: {type(network).__name__} cannot be captured ({reason}) and runs eagerly")
             self._refused.add(network)
+            if not any(isinstance(call, ForwardCall) for call, _ in self._calls.values()):
+                self._pool = None
             return False
         self._calls[key] = captured, structures[0]
         return True

@@ -134,9 +134,9 @@ class StepSections:
     def _fast_consistency(self, mode: str, rows: Rows, batch: int, plain: Rows) -> None:
         steps = self.steps()
         recipe, ours = self._consistency(batch)
-        for name, step in ours.items():
-            flops = int((plain.get(f"{name}, {batch}", {}).get("tflop_a_sample") or 0) * 1e12)
-            with steps.fast_path(mode, recipe) as path:
+        with steps.fast_path(mode, recipe) as path:
+            for name, step in ours.items():
+                flops = int((plain.get(f"{name}, {batch}", {}).get("tflop_a_sample") or 0) * 1e12)
                 step = replace(step, context=_both(step.context, path.active))
                 add_row(rows, f"{name}, {mode}, {batch}", partial(self._measure, steps, step, flops, True))
 

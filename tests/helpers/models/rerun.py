@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,10 +13,14 @@ from distill.compilation.capture import Captured, Run
 
 
 class Rerun:
-    """Records nothing: a replay calls the function again and writes its results into the first ones."""
+    """Records nothing: a replay calls the function again and writes its results into the first ones.
+
+    As with CUDA, a pool ends with the last of its graphs.
+    """
 
     def __init__(self) -> None:
         self.records = self.pools = 0
+        self._graphs: Counter[int] = Counter()
 
     def new_pool(self) -> int:
         self.pools += 1
@@ -24,6 +30,8 @@ class Rerun:
         return list(run())
 
     def record(self, run: Run, pool: Any) -> Captured:
+        if pool in self._graphs and not self._graphs[pool]:
+            raise RuntimeError(f"pool {pool} has ended")
         self.records += 1
         outputs = list(run())
 
@@ -32,4 +40,7 @@ class Rerun:
             for output, value in zip(outputs, run(), strict=True):
                 output.copy_(value)
 
-        return Captured(replay, outputs)
+        captured = Captured(replay, outputs)
+        self._graphs[pool] += 1
+        weakref.finalize(captured, self._graphs.subtract, [pool])
+        return captured
