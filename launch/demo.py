@@ -24,6 +24,7 @@ from distill.inference.pipeline import AnyText2Pipeline
 from distill.inference.prompt_file import Judge
 from distill.inference.translate import make_translator
 from launch.common.data_options import recipe_line
+from launch.common.model_variants import with_variants
 from launch.common.prompt_drawing import make_judge
 
 HOST = "127.0.0.1"
@@ -80,6 +81,7 @@ def make_pipeline(args: argparse.Namespace) -> AnyText2Pipeline:
     model = load_sampling_model(
         checkpoint, args.config, args.overrides, args.precision, args.device, merge=args.merge, keep_teacher=True
     )
+    model = with_variants(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     translate = None if args.translate is None else make_translator(args.translate)
     return AnyText2Pipeline(model, translate=translate)

@@ -63,7 +63,7 @@ from launch.common.evaluation_options import (
     make_config,
     make_prompt_config,
 )
-from launch.common.quantized_options import with_quantized
+from launch.common.model_variants import with_variants
 
 DEFAULT_COUNT = 128
 BENCHMARK_METRICS = ("sen_acc", "ned", "clip_score", "fid", "kid")
@@ -295,7 +295,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_sampling_model(
         args.checkpoint, args.config, args.overrides, args.precision, args.device, steps, sampler, args.merge
     )
-    model = with_quantized(args, model)
+    model = with_variants(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     if args.prompts is not None:
         return evaluate_free_prompts(args, model)

@@ -28,8 +28,8 @@ from distill.inference.variants.added import add_adapters
 from distill.viz.grids import SampleImages, hint_to_image, sample_grid, to_uint8, to_unit_range
 from launch.common.added_drawing import draw_scales, requested_adapters
 from launch.common.data_options import recipe_line
+from launch.common.model_variants import with_variants
 from launch.common.prompt_drawing import draw_prompts
-from launch.common.quantized_options import with_quantized
 
 
 def sampling_specs(args: argparse.Namespace, model: SamplingModel) -> tuple[SamplingSpec, ...]:
@@ -65,7 +65,7 @@ def infer(args: argparse.Namespace) -> int:
     if added:
         model = add_adapters(model, added, args.merge, args.teacher)
         print(*(model.added.report() if model.added else ()), sep="\n", flush=True)
-    model = with_quantized(args, model)
+    model = with_variants(args, model)
     print(recipe_line(model.recipe, model.recipe_file), flush=True)
     if scales:
         draw_scales(args, model, scales)

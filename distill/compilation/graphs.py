@@ -26,7 +26,7 @@ class GraphedCalls(Switch):
     """The captured calls of a run.
 
     adapter: names the adapter that computes. captures_training: also calls with gradients; such a call may neither draw
-    random numbers nor recompute activations.
+    random numbers nor recompute activations. setting: what asked for graphs, for `say`.
     """
 
     def __init__(
@@ -36,10 +36,11 @@ class GraphedCalls(Switch):
         adapter: Callable[[], Hashable] = lambda: None,
         captures_training: bool = True,
         limit: int = CAPTURE_LIMIT,
+        setting: str = "train.compile=graphs",
     ) -> None:
         super().__init__()
         self._capture, self._say, self._adapter, self._limit = capture, say, adapter, limit
-        self._captures_training = captures_training
+        self._captures_training, self._setting = captures_training, setting
         self._networks: dict[nn.Module, list[nn.Parameter]] = {}
         self._trained: dict[nn.Module, list[nn.Parameter]] = {}
         self._refused: set[nn.Module] = set()
@@ -67,14 +68,22 @@ class GraphedCalls(Switch):
         """A graph holds the addresses of the weights: where they have moved, all graphs are captured anew."""
         places = [p.data_ptr() for parameters in self._networks.values() for p in parameters]
         if places != self._places:
-            self._calls.clear()
-            self._pool = None  # a pool ends with its last graph
+            self.forget()
             self._places = places
         for call, _ in self._calls.values():
             if isinstance(call, TrainingCall):
                 call.is_pending = False  # of a micro-step that ended without its backward pass
         with super().active():
             yield
+
+    def keep_on(self) -> None:
+        """From now on calls are captured outside of `active`, too. Whoever moves weights calls `forget`."""
+        self.is_on = True
+
+    def forget(self) -> None:
+        """Drops all graphs. They hold the addresses of the weights."""
+        self._calls.clear()
+        self._pool = None  # a pool ends with its last graph
 
     def _run(self, forward: Forward, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.is_on or network in self._refused:
@@ -97,7 +106,7 @@ class GraphedCalls(Switch):
         """Captures a call. False where it stays eager: with too many shapes, or where CUDA refuses."""
         if len(self._calls) >= self._limit:
             if not self._is_full:
-                self._say(f"train.compile=graphs: {self._limit} sets of shapes are captured, more run eagerly")
+                self._say(f"{self._setting}: {self._limit} sets of shapes are captured, more run eagerly")
             self._is_full = True
             return False
         structures: list[Any] = []
@@ -112,7 +121,7 @@ class GraphedCalls(Switch):
             captured = self._make(network, call, tensors, trains)
         except RuntimeError as error:  # CUDA's errors, of memory too
             reason = str(error).strip().splitlines()[0][:200]
-            self._say(f"train.compile=graphs: {type(network).__name__} cannot be captured ({reason}) and runs eagerly")
+            self._say(f"{self._setting}: {type(network).__name__} cannot be captured ({reason}) and runs eagerly")
             self._refused.add(network)
             if not any(isinstance(call, ForwardCall) for call, _ in self._calls.values()):
                 self._pool = None

@@ -31,6 +31,7 @@ from distill.adapters.roles import AdapterRoles, SamplingRoles
 from distill.checkpoint.formats import ADAPTER_CONFIG, MODEL_WEIGHTS, TRAINER_STATE, read_adapter, read_trainer_state
 from distill.checkpoint.run_folder import RECIPE, RUN_INFO, recipe_of
 from distill.checkpoint.store import MANIFEST, find_checkpoint
+from distill.compilation.graphs import GraphedCalls
 from distill.config.differences import require_same_student
 from distill.config.recipes import DEFAULT_RECIPE, load_recipe
 from distill.config.schema import Recipe
@@ -53,7 +54,8 @@ class SamplingModel:
     checkpoint: None for the recipe's own weights. has_student: False where there is no adapter (teacher only).
     run_dir: the folder of the run that the checkpoint belongs to, None where there is none. recipe_file: what the
     overrides were laid over. added: what lies beside the student's own adapter.
-    variant: tells a student with other layers (8-bit ones) from the checkpoint's own.
+    variant: tells a student with other layers (8-bit ones) from the checkpoint's own. graphs: the networks' captured
+    calls, None where they run as written.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class SamplingModel:
     recipe_file: Path
     added: AddedAdapters | None = None
     variant: str = ""
+    graphs: GraphedCalls | None = None
 
     @property
     def sampler_options(self) -> SamplerOptions:
@@ -163,6 +166,8 @@ def move_model(model: SamplingModel, device: torch.device, precision: str = "") 
     for network in model.roles.networks:
         network.to(device=device, dtype=PRECISIONS[precision]).eval()
     use_gpu_format(model.roles.model)
+    if model.graphs is not None:
+        model.graphs.forget()
     return replace(model, device=device, precision=precision)
 
 

@@ -217,6 +217,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_config(parser, f"the one beside the checkpoint, else the embedded {EMBEDDED_RECIPE.name}")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the student's weights: faster")
+    parser.add_argument("--graphs", action="store_true", help="run the networks as CUDA graphs: for many pictures")
     parser.add_argument("--quantized", type=Path, metavar="FILE", help="8-bit weights, of launch/quantize.py")
     parser.add_argument("--quantize-activations", action="store_true", help="with --quantized: needs torchao")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: fp16 on a GPU, else fp32")

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 RTX4090 = {"float16": 165e12, "copy": 1.008e12}
 """By the maker: fp16 matrix products with fp32 accumulation, FLOPs a second; bytes a second."""
 GPUS, SAMPLES = 3, 48
+CAPTURES = 64
+"""Sets of all rows: two networks of three models, and a decoder, for each batch."""
 
 
 def measure_sampling(steps: Steps, rows: dict[str, Any]) -> None:
-    """Seconds a picture of each way to sample, and on a GPU the same with captured calls, which no command offers yet.
+    """Seconds a picture of each way to sample, and on a GPU the same with captured networks (`--graphs`).
 
     rows: batch -> label -> seconds of the conditions and of everything.
     """
@@ -48,10 +50,10 @@ def measure_sampling(steps: Steps, rows: dict[str, Any]) -> None:
 
 
 def captured_rows(rows: list[bench_sampling.Row]) -> list[bench_sampling.Row]:
-    """The same rows with UNet and WriteNet as CUDA graphs."""
-    calls = GraphedCalls(CudaCapture(), lambda line: print(f"  {line}", flush=True))
+    """The same rows with UNet, WriteNet and decoder as CUDA graphs."""
+    calls = GraphedCalls(CudaCapture(), lambda line: print(f"  {line}", flush=True), limit=CAPTURES)
     for model in _models(rows):
-        calls.capture([model.model.diffusion_model, model.control_model])
+        calls.capture([model.model.diffusion_model, model.control_model, model.first_stage_model.decoder])
     return [replace(row, label=f"{row.label}, captured", context=calls.active) for row in rows]
 
 
