@@ -15,7 +15,7 @@ from torch import nn
 from anytext2.model.memory_format import use_gpu_format
 from distill.config.schema import Recipe
 from launch.bench.gpu.kernels import Kernel
-from launch.bench.gpu.steps import Plan, Steps, add_row, measure_step
+from launch.bench.gpu.steps import Plan, Steps, add_row, measure_step, memory_in_use
 from launch.bench.measure import count_flops, median_seconds
 from launch.bench.saved_memory import plain_convolutions
 from launch.bench.savings import SAVINGS, pictures_encoded
@@ -134,11 +134,13 @@ class StepSections:
     def _fast_consistency(self, mode: str, rows: Rows, batch: int, plain: Rows) -> None:
         steps = self.steps()
         recipe, ours = self._consistency(batch)
+        before = memory_in_use(steps.device)
         with steps.fast_path(mode, recipe) as path:
             for name, step in ours.items():
                 flops = int((plain.get(f"{name}, {batch}", {}).get("tflop_a_sample") or 0) * 1e12)
                 step = replace(step, context=_both(step.context, path.active))
-                add_row(rows, f"{name}, {mode}, {batch}", partial(self._measure, steps, step, flops, True))
+                measure = partial(self._measure, steps, step, flops, True, before)
+                add_row(rows, f"{name}, {mode}, {batch}", measure)
 
     def kernels(self, rows: Rows) -> None:
         """The largest kernels of the production step, of the rows that were measured: name, calls, seconds."""
@@ -156,11 +158,16 @@ class StepSections:
                 self._kernels[mode] = kernels
 
     def _measure(
-        self, steps: Steps, step: MicroStep, flops: int | None = None, captures: bool = False
+        self,
+        steps: Steps,
+        step: MicroStep,
+        flops: int | None = None,
+        captures: bool = False,
+        before: int | None = None,
     ) -> tuple[Rows, list[Kernel]]:
         """`measure_step`; flops: by default the production step's."""
         flops = steps.production_flops if flops is None else flops
-        row, kernels = measure_step(step, self.plan.repeats, flops, self._rate(), captures)
+        row, kernels = measure_step(step, self.plan.repeats, flops, self._rate(), captures, before)
         return row | {"dtype": str(steps.dtype).removeprefix("torch.")}, kernels
 
     def _measure_counted(self, steps: Steps, step: MicroStep) -> tuple[Rows, list[Kernel]]:

@@ -127,16 +127,22 @@ def _draw(model: nn.Module) -> None:
 
 
 def measure_step(
-    step: MicroStep, repeats: int, flops: int = 0, rate: float = 0.0, captures: bool = False
+    step: MicroStep,
+    repeats: int,
+    flops: int = 0,
+    rate: float = 0.0,
+    captures: bool = False,
+    before: int | None = None,
 ) -> tuple[dict[str, Any], list[Kernel]]:
     """What a micro-step costs, and its kernels.
 
     flops: of a sample; rate: FLOPs a second of the card's matrix products. captures: the first steps allocate memory
-    that stays in use (CUDA graphs), so the peak counts from before them. Memory and kernels are measured on a GPU only.
+    that stays in use (CUDA graphs), so the peak counts from before them; before: what was in use then, in bytes, where
+    another step has captured already. Memory and kernels are measured on a GPU only.
     """
     device = step.device
     lines = io.StringIO()
-    with contextlib.redirect_stdout(lines), _Peak(step) as peak:
+    with contextlib.redirect_stdout(lines), _Peak(step, before) as peak:
         began = time.perf_counter()
         _timed(step)
         first = time.perf_counter() - began
@@ -181,14 +187,12 @@ def _timed(step: MicroStep) -> tuple[float, float]:
 class _Peak(AbstractContextManager["_Peak"]):
     """The most memory of a step in GiB, as if the weights of its network were all that there is beside it."""
 
-    def __init__(self, step: MicroStep) -> None:
+    def __init__(self, step: MicroStep, before: int | None) -> None:
         self._device, self._weights = step.device, weight_bytes(step.network)
         step.clear()
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            self._before = torch.cuda.memory_allocated(self._device)
-            self.start()
+        used = memory_in_use(self._device)
+        self._before = used if before is None else before
+        self.start()
 
     def start(self) -> None:
         if self._device.type == "cuda":
@@ -204,6 +208,15 @@ class _Peak(AbstractContextManager["_Peak"]):
 
     def __exit__(self, *error: object) -> None:
         return None
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes of tensors on a GPU, after what can be freed is freed; 0 on a CPU."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
 
 
 def add_row(
