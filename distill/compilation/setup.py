@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from torch import nn
@@ -24,6 +25,8 @@ def make_compilation(recipe: Recipe, roles: AdapterRoles, world: World) -> Switc
     the rank that has them.
     """
     mode, config = recipe.train.compile, recipe.objective_config
+    if mode == "auto":
+        mode = "blocks" if world.device.type == "cuda" else "none"
     if mode == "none":
         return Switch()
 
@@ -37,7 +40,7 @@ def make_compilation(recipe: Recipe, roles: AdapterRoles, world: World) -> Switc
     records = isinstance(config, DistillationLossConfig) and bool(terms_with_attention(config.terms))
     networks = step_networks(roles, records)
     graphs = _graphs(recipe, roles, world, networks, say, decide) if "graphs" in mode else None
-    blocks = _blocks(recipe, networks, say, decide) if "blocks" in mode else None
+    blocks = _blocks(recipe, networks, world, say, decide) if "blocks" in mode else None
     if records and (graphs or blocks):
         decide("the WriteNet runs eagerly, because a loss term records its attention")
     if graphs and blocks:
@@ -59,13 +62,22 @@ def _graphs(
     return calls
 
 
-def _blocks(recipe: Recipe, networks: Sequence[nn.Module], say: Say, decide: Say) -> BlockPrograms | None:
+def _blocks(recipe: Recipe, networks: Sequence[nn.Module], world: World, say: Say, decide: Say) -> BlockPrograms | None:
     if recipe.lora.dropout:
         decide(f"lora.dropout={recipe.lora.dropout} draws other numbers in compiled code; blocks run eagerly")
         return None
+    _share_cores(world)
     programs = BlockPrograms(say)
     programs.compile(networks)
     return programs
+
+
+def _share_cores(world: World) -> None:
+    """Each rank compiles in processes of its own: by default one for each core, of some 0.4 GB each."""
+    import torch._inductor.config as inductor  # takes a second, and only compilation needs it
+
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    inductor.compile_threads = max(1, min(inductor.compile_threads, (os.cpu_count() or 1) // ranks))
 
 
 def release_networks(roles: AdapterRoles) -> None:
