@@ -76,8 +76,8 @@ def _share_cores(world: World) -> None:
     """Each rank compiles in processes of its own: by default one for each core, of some 0.4 GB each."""
     import torch._inductor.config as inductor  # takes a second, and only compilation needs it
 
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    inductor.compile_threads = max(1, min(inductor.compile_threads, (os.cpu_count() or 1) // ranks))
+    cores, ranks = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    inductor.compile_threads = max(1, min(32, cores // ranks))
 
 
 def release_networks(roles: AdapterRoles) -> None:
