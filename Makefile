@@ -17,7 +17,7 @@ GPU_SETUP := $(if $(filter $(BIN)/python,$(PY)),setup)
 DATA ?=
 
 .PHONY: setup lock demo page screenshots check test test-slow lint test-official test-slurm test-compat test-browser smoke-official torture clean
-.PHONY: bench bench-step bench-memory bench-data bench-zero bench-soak
+.PHONY: rehearse-gpu bench bench-step bench-memory bench-data bench-zero bench-soak
 .DEFAULT_GOAL := setup
 
 setup: .venv/.complete
@@ -126,6 +126,19 @@ bench: setup
 
 bench-gpu: $(GPU_SETUP)
 	PYTHONPATH=$$PWD:$(PYTHONPATH) $(PY) -m tests.peers.bench_gpu
+
+# bench-gpu on a CPU: PyTorch's CUDA build on a CUDA whose kernels do nothing. The environment takes 6 GB.
+NULL_CUDA := build/null_cuda
+rehearse-gpu: $(NULL_CUDA)/.complete
+	PYTHONPATH=$$PWD $(NULL_CUDA)/venv/bin/python -m tests.null_cuda.rehearse
+
+$(NULL_CUDA)/.complete: requirements.lock
+	$(PYTHON) -m venv $(NULL_CUDA)/venv
+	$(NULL_CUDA)/venv/bin/pip install --quiet torch==2.11.0 torchvision==0.26.0
+	sed '/^torch/d' requirements.lock > $(NULL_CUDA)/requirements.txt
+	$(NULL_CUDA)/venv/bin/pip install --quiet --no-deps -r $(NULL_CUDA)/requirements.txt
+	$(NULL_CUDA)/venv/bin/pip install --quiet --no-deps --target $(NULL_CUDA)/headers nvidia-cuda-crt==13.0.88
+	@touch $@
 
 bench-step: setup
 	$(BIN)/python launch/bench/bench_step.py

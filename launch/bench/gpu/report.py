@@ -111,7 +111,7 @@ _COLUMNS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("reserved_gib", "{:.2f}".format),
     ("first_seconds", "{:.1f}".format),
 )
-SAMPLING_HEAD = ("", "batch", "conditions", "all", "times the teacher's speed")
+SAMPLING_HEAD = ("", "batch", "conditions", "all", "times the fastest teacher's speed")
 MODEL_HEAD = ("", "matrix ms", "other kernels ms", "host ms", "communication ms", "update s", "samples/s")
 
 
