@@ -1,7 +1,7 @@
 """Builds the CUDA without a GPU for the PyTorch of this interpreter, which must be a CUDA build.
 
-`runtime.cpp` and `streams.cpp` stand for the CUDA runtime, `libraries.cpp` for cuBLAS, cuDNN, NCCL and the driver. Everything else that
-PyTorch asks of them is made here as a function that answers 0.
+`runtime.cpp` and `streams.cpp` stand for the CUDA runtime, `libraries.cpp` for cuBLAS, cuDNN, NCCL and the driver.
+Everything else that PyTorch asks of them is made here as a function that answers 0.
 """
 
 from __future__ import annotations
