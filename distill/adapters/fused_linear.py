@@ -27,7 +27,7 @@ class _LoraLinear(torch.autograd.Function):
         hidden_NR = torch.mm(x_ND, a_RD.t())
         weight_DE = weight_ED.t()
         y_NE = torch.mm(x_ND, weight_DE) if bias_E is None else torch.addmm(bias_E, x_ND, weight_DE)
-        y_NE.addmm_(hidden_NR, b_ER.t(), alpha=scale)
+        y_NE = _plus_product(y_NE, hidden_NR, b_ER.t(), scale)
         ctx.save_for_backward(x_ND, hidden_NR, weight_ED, a_RD, b_ER)
         ctx.scale, ctx.shape = scale, x.shape
         return y_NE if x.dim() == 2 else y_NE.view(*x.shape[:-1], -1)
@@ -42,10 +42,10 @@ class _LoraLinear(torch.autograd.Function):
         hidden_gradient_NR = torch.mm(gradient_NE, b_ER)
         for_b = hidden_NR
         if ctx.scale != 1.0:
-            hidden_gradient_NR, for_b = hidden_gradient_NR.mul_(ctx.scale), hidden_NR * ctx.scale
+            hidden_gradient_NR, for_b = hidden_gradient_NR * ctx.scale, hidden_NR * ctx.scale
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = torch.mm(gradient_NE, weight_ED).addmm_(hidden_gradient_NR, a_RD)
+            x_gradient = _plus_product(torch.mm(gradient_NE, weight_ED), hidden_gradient_NR, a_RD)
             x_gradient = x_gradient if is_flat else x_gradient.view(ctx.shape)
         return (
             x_gradient,
@@ -55,6 +55,16 @@ class _LoraLinear(torch.autograd.Function):
             torch.mm(gradient_NE.t(), for_b) if ctx.needs_input_grad[4] else None,
             None,
         )
+
+
+def _plus_product(y: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """y + scale * left @ right, in the memory of y.
+
+    Not in place in compiled code: there torch 2.11 loses the gradient of an output that a Function has changed.
+    """
+    if torch.compiler.is_compiling():
+        return torch.addmm(y, left, right, alpha=scale)
+    return y.addmm_(left, right, alpha=scale)
 
 
 class FusedLinear(PeftLinear):
