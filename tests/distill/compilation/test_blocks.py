@@ -123,10 +123,20 @@ def broken(module: Any, example: Any) -> Any:
     raise RuntimeError("no C compiler\nand more")
 
 
+def without_gradient(module: Any, example: Any) -> Any:
+    return lambda *tensors: [y.detach() for y in module(*tensors)]
+
+
+def with_other_values(module: Any, example: Any) -> Any:
+    return lambda *tensors: [y + y.abs().max() for y in module(*tensors)]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "line"),
     [
+        ({"backend": without_gradient}, r"ResBlock does not compile \(its gradients are 100% away from .*"),
+        ({"backend": with_other_values}, r"ResBlock does not compile \(its values are \d+% away from .*"),
         ({"backend": broken}, r"ResBlock does not compile \(.*no C compiler.*\); what is not compiled yet"),
         ({"backend": "eager", "limit": 1}, "1 programs are compiled, more shapes of blocks"),
     ],
@@ -142,7 +152,7 @@ def test_what_is_not_compiled_runs_eagerly_and_is_said_once(options: dict[str, A
             with programs.active():
                 assert_same(gradients([run_block(block, recompute, *tensors)], list(block.parameters())), wanted, 1e-12)
     assert len(lines) == 1 and re.fullmatch(f"train.compile=blocks: {line} runs eagerly", lines[0]), lines
-    assert programs.count == 1
+    assert programs.count <= 1
 
 
 def test_nothing_is_compiled_outside_of_a_micro_step() -> None:

@@ -206,7 +206,7 @@ def test_moved_weights_are_captured_anew() -> None:
         ),
         (
             {"capture": Wrong()},
-            "train.compile=graphs: Net cannot be captured (its replay is * away from the call that was captured) and "
+            "train.compile=graphs: Net cannot be captured (its * are * away from those of the call as written) and "
             "runs eagerly",
         ),
     ],
