@@ -14,6 +14,8 @@ MATRIX = ("gemm", "conv", "cutlass", "xmma", "nvjet", "wgrad", "dgrad", "flash",
 """In the names of kernels whose time is that of matrix products; the others read and write memory."""
 
 GENERATED = ("triton_poi", "triton_red", "triton_per")
+"""Beginnings of names that a compiler makes of all operations that it has fused, convolutions before and after, too."""
+
 NO_KERNELS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 """What the profiler puts on a GPU's line beside kernels and copies: spans in which somebody waits."""
 
@@ -31,7 +33,6 @@ class Kernel:
 
     @property
     def is_matrix(self) -> bool:
-        # A generated kernel is named after all that is fused in it; `triton_tem` are the matrix products among them.
         return not self.name.startswith(GENERATED) and any(word in self.name.lower() for word in MATRIX)
 
 

@@ -37,6 +37,11 @@ def row(rate: float, **others: Any) -> dict[str, Any]:
     return {**usual, "busy": 0.97, "utilisation": 0.41, "peak_gib": 8.0, "notes": "", **others}
 
 
+def test_a_generated_kernel_is_no_matrix_product_by_its_name() -> None:
+    names = ("triton_poi_fused_convolution_silu_4", "sm90_xmma_fprop_implicit_gemm", "vectorized_elementwise_kernel")
+    assert [Kernel(name, ()).is_matrix for name in names] == [False, True, False]
+
+
 def test_the_model_of_three_cards() -> None:
     """Matrix kernels four times and the others twice as long; the host as fast: 16 samples are two micro-steps of 8."""
     rates = {"float16": 4 * RTX4090["float16"], "copy": 2 * RTX4090["copy"]}
