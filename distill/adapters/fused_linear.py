@@ -60,10 +60,11 @@ class _LoraLinear(torch.autograd.Function):
 def _plus_product(y: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """y + scale * left @ right, in the memory of y.
 
-    Not in place in compiled code: there torch 2.11 loses the gradient of an output that a Function has changed.
+    Not in place in compiled code: there torch 2.11 loses the gradient of an output that a Function has changed. Its sum
+    is fused with what follows.
     """
     if torch.compiler.is_compiling():
-        return torch.addmm(y, left, right, alpha=scale)
+        return torch.add(y, torch.mm(left, right), alpha=scale)
     return y.addmm_(left, right, alpha=scale)
 
 

@@ -25,8 +25,6 @@ def make_compilation(recipe: Recipe, roles: AdapterRoles, world: World) -> Switc
     the rank that has them.
     """
     mode, config = recipe.train.compile, recipe.objective_config
-    if mode == "auto":
-        mode = "blocks" if world.device.type == "cuda" else "none"
     if mode == "none":
         return Switch()
 

@@ -132,7 +132,7 @@ _CHOICES = {
 }
 
 
-COMPILE_MODES = ("none", "auto", "blocks", "graphs", "blocks+graphs")
+COMPILE_MODES = ("none", "blocks", "graphs", "blocks+graphs")
 
 
 @dataclass
@@ -158,8 +158,8 @@ class TrainConfig:
     threads: int = 0
     # Accumulate the teacher's fp16 matrix products in fp16: faster on GeForce cards, and less exact.
     teacher_fp16_accumulation: bool = False
-    # How a micro-step runs: as written (`none`), with compiled `blocks`, as CUDA `graphs`, or `blocks+graphs`. `auto`:
-    # `blocks` on a GPU, else `none`. See distill/compilation.
+    # How a micro-step runs: as written (`none`), with compiled `blocks`, as CUDA `graphs`, or `blocks+graphs`;
+    # distill/compilation.
     compile: str = "none"
     # Run the fp16 section of the DeepSpeed configuration on a CPU too: slow, for testing the production precision.
     fp16_on_cpu: bool = False

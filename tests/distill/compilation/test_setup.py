@@ -43,8 +43,6 @@ ATTENTION = {"terms": {"attention_mass": {"weight": 0.1}}}
     ("given", "device", "kind", "line"),
     [
         (recipe("none"), GPU, setup.Switch, ""),
-        (recipe("auto"), CPU, setup.Switch, ""),
-        (recipe("auto"), GPU, BlockPrograms, ""),
         (recipe("graphs"), CPU, setup.Switch, "train.compile=graphs: there are no CUDA graphs on a cpu; networks run"),
         (
             recipe("blocks", dropout=0.1),
@@ -100,5 +98,5 @@ def test_the_writenet_is_left_alone_where_its_attention_is_recorded(student: Any
 
 
 def test_an_unknown_value_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train.compile='fast': one of none, auto, blocks, graphs, blocks\+graphs"):
+    with pytest.raises(ValueError, match=r"train.compile='fast': one of none, blocks, graphs, blocks\+graphs"):
         TrainConfig(compile="fast")
