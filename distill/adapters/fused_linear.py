@@ -60,11 +60,11 @@ class _LoraLinear(torch.autograd.Function):
 def _plus_product(y: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """y + scale * left @ right, in the memory of y.
 
-    Not in place in compiled code: there torch 2.11 loses the gradient of an output that a Function has changed. Its sum
-    is fused with what follows.
+    Not in place in compiled code: there torch 2.11 loses the gradient of an output that a Function has changed. And not
+    as a sum, of which torch 2.13 generates wrong code for CPUs.
     """
     if torch.compiler.is_compiling():
-        return torch.add(y, torch.mm(left, right), alpha=scale)
+        return torch.addmm(y, left, right, alpha=scale)
     return y.addmm_(left, right, alpha=scale)
 
 
