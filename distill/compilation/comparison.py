@@ -45,5 +45,6 @@ def _ratio(found: Tensor | None, expected: Tensor | None) -> Tensor | None:
         torch.zeros_like(like).float() if t is None else torch.nan_to_num(t.float(), 0.0, 0.0, 0.0)
         for t in (found, expected)
     )
+    # Below this a norm of half precision is made of the few steps between its smallest numbers.
     noise = 256 * torch.finfo(like.dtype).smallest_normal if like.dtype == torch.float16 else 1e-30
     return (one - other).norm() / other.norm().clamp_min(noise)

@@ -45,19 +45,20 @@ def with_graphs(
         captures_training=False,
         setting="--graphs",
     )
-    calls.capture(_networks(roles))
+    calls.capture([network for loaded in _models(roles) for network in sampled_networks(loaded)])
     calls.keep_on()
     return replace(model, graphs=calls)
 
 
-def _networks(roles: SamplingRoles) -> list[nn.Module]:
-    """Each once: student and teacher share all that has no adapter."""
-    models: list[AnyText2] = [roles.model]
+def sampled_networks(model: AnyText2) -> list[nn.Module]:
+    """What is captured of a model: all that is called between its conditions and its pictures."""
+    return [model.model.diffusion_model, model.control_model, model.first_stage_model.decoder]
+
+
+def _models(roles: SamplingRoles) -> list[AnyText2]:
+    """The student, and the teacher where it is loaded. They share what has no adapter."""
+    models = [roles.model]
     if not isinstance(roles, StudentRoles):  # its teacher is another file, which is read only when it is asked for
         with suppress(ValueError), roles.teacher() as teacher:
             models.append(teacher)
-    found: dict[int, nn.Module] = {}
-    for model in models:
-        for network in (model.model.diffusion_model, model.control_model, model.first_stage_model.decoder):
-            found[id(network)] = network
-    return list(found.values())
+    return models

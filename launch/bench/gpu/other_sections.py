@@ -11,6 +11,7 @@ from distill.compilation.capture import CudaCapture
 from distill.compilation.graphs import GraphedCalls
 from distill.compilation.intercept import release
 from distill.inference.model import make_schedule
+from distill.inference.variants.captured import sampled_networks
 from distill.runtime.device_settings import require_fp16_accumulation
 from launch.bench import bench_sampling
 from launch.bench.gpu.steps import Steps
@@ -36,13 +37,12 @@ def measure_sampling(steps: Steps, rows: dict[str, Any]) -> None:
     plain = bench_sampling.rows_of(wrapped, recipe, steps.device, steps.dtype)
     schedule = make_schedule(steps.roles.model.cfg)
     try:
-        for size in steps.plan.sampling_batches:
-            batch = replace(steps.workload(size).loaded.batch, posterior=None, masked_latent=None)
-            for captured in (False, True) if steps.device.type == "cuda" else (False,):
-                found = captured_rows(plain) if captured else plain
+        for captured in (False, True) if steps.device.type == "cuda" else (False,):
+            found = captured_rows(plain) if captured else plain
+            for size in steps.plan.sampling_batches:
+                batch = replace(steps.workload(size).loaded.batch, posterior=None, masked_latent=None)
                 timings = bench_sampling.time_rows(found, batch, schedule, recipe, steps.plan.repeats)
                 rows.setdefault(str(size), {}).update({timing.row: asdict(timing) for timing in timings})
-                release_rows(plain)
     finally:
         release_rows(plain)
         for p in trained:
@@ -53,7 +53,7 @@ def captured_rows(rows: list[bench_sampling.Row]) -> list[bench_sampling.Row]:
     """The same rows with UNet, WriteNet and decoder as CUDA graphs."""
     calls = GraphedCalls(CudaCapture(), lambda line: print(f"  {line}", flush=True), limit=CAPTURES)
     for model in _models(rows):
-        calls.capture([model.model.diffusion_model, model.control_model, model.first_stage_model.decoder])
+        calls.capture(sampled_networks(model))
     return [replace(row, label=f"{row.label}, captured", context=calls.active) for row in rows]
 
 

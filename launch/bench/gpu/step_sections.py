@@ -75,7 +75,7 @@ class StepSections:
 
     def bfloat16(self, rows: Rows) -> None:
         """The micro-batch of the comparisons in the other half precision."""
-        for mode in ("none", "graphs", BOTH) if self._device.type == "cuda" else ("none",):
+        for mode in ("none", "graphs") if self._device.type == "cuda" else ("none",):
             self._compiled(mode, rows, (self.plan.batch,), torch.bfloat16)
 
     def recomputation(self, rows: Rows) -> None:
